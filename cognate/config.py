@@ -1,0 +1,263 @@
+"""What a run is told: RunConfig, its parts, and the four presets.
+
+Every parameter is declared here once. The REST API, the launch form, the command line and
+the documentation are drawn from these fields; nothing about a parameter is written elsewhere.
+`resolve(preset, overrides)` is the one way in. Imports no torch: the server reads this file too.
+
+Source of the values: MODEL.md's tables ("report" numbers).
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any, Final, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+SCHEMA_VERSION: Final = 1
+
+Precision = Literal["auto", "fp32", "bf16"]
+Bptt = Literal["full", "last"]
+DatasetName = Literal[
+    "gsm8k", "svamp", "asdiv", "mbpp", "codexglue", "arc_easy", "arc_challenge",
+    "hotpotqa", "drop", "strategyqa", "piqa", "hellaswag", "boolq", "wikitext",
+]  # fmt: skip
+SIX_DATASETS: tuple[DatasetName, ...] = ("gsm8k", "svamp", "mbpp", "arc_easy", "arc_challenge", "hellaswag")
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be run; `problems` says where and why, in words for a person."""
+
+    def __init__(self, problems: list[dict[str, str]]) -> None:
+        self.problems = problems
+        super().__init__("; ".join(f"{problem['field']}: {problem['message']}" for problem in problems))
+
+
+class UnknownPreset(ConfigError):
+    def __init__(self, name: str) -> None:
+        message = f"no preset {name!r}; have {', '.join(PRESETS)}" + _suggest(name, PRESETS)
+        super().__init__([{"field": "preset", "message": message}])
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, strict=True)
+
+
+class ModelConfig(_Section):
+    """Cognate's shape (MODEL.md section 1). The defaults give exactly 26,974,561 parameters."""
+
+    vocab_size: int = Field(32768, ge=258, le=65536, description="Size of the byte-level BPE vocabulary.")
+    d_model: int = Field(320, ge=16, le=4096, description="Width of the residual stream.")
+    n_layers: int = Field(8, ge=1, le=64, description="Titans-MAG blocks in the backbone.")
+    n_heads: int = Field(5, ge=1, le=64, description="Attention heads; must divide d_model into even parts.")
+    d_ff: int = Field(2048, ge=16, le=16384, description="Hidden width of the squared-ReLU MLP of a block.")
+    window: int = Field(256, ge=1, le=8192, description="Attention window in tokens; a query sees its last `window` keys.")
+    rope_base: float = Field(10_000.0, gt=1, le=1e8, description="Base of the rotary position frequencies.")
+    ltm: bool = Field(True, description="Long-term memory and its gate (Titans MAG); off leaves plain attention.")
+    memory_heads: int = Field(2, ge=1, le=32, description="Heads of the long-term memory.")
+    memory_key_dim: int = Field(32, ge=4, le=256, description="Key width of a memory head.")
+    memory_value_dim: int = Field(64, ge=4, le=256, description="Value width of a memory head.")
+    memory_chunk: int = Field(64, ge=1, le=1024, description="Tokens handled at once by the parallel memory; changes speed, not results.")
+    memory_capacity: int = Field(4096, ge=1, le=1_000_000, description="Longest horizon of the memory in tokens: the floor on its decay.")
+    surprise_threshold: float = Field(
+        0.7, ge=0, le=10, description="A token counts as a surprise when the memory misses more than this share of its value."
+    )
+    trm: bool = Field(True, description="Tiny recursion after the backbone; off emits the backbone's features.")
+    recursions: int = Field(3, ge=1, le=16, description="Recursions of the shared net in training, and the cap when halting adaptively.")
+    micro_steps: int = Field(2, ge=1, le=16, description="Updates of the latent z before each update of the answer y.")
+    trm_d_ff: int = Field(2048, ge=16, le=16384, description="Hidden width of the recursion's MLP.")
+    bptt: Bptt = Field("full", description="Gradient through the whole recursion, or through the last one only (less memory).")
+    supervision_weights: tuple[float, ...] = Field(
+        (0.05, 0.1, 1.0), min_length=1, description="Loss weight of each recursion; the last ones apply when there are fewer."
+    )
+    supervised_fraction: float = Field(
+        0.25, gt=0, le=1, description="Share of tokens, drawn anew each step, on which early recursions are scored."
+    )
+    act: bool = Field(True, description="Train the halting head (adaptive computation time).")
+    act_threshold: float = Field(0.95, gt=0, lt=1, description="A token halts once its halting probability reaches this.")
+    act_delta: float = Field(0.0, ge=0, le=10, description="Nats that further thinking must save for a token not to halt.")
+    gate_entropy: float = Field(0.001, ge=0, le=1, description="Weight of the reward for undecided memory gates (loss_gate).")
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> ModelConfig:
+        if self.d_model % self.n_heads or (self.d_model // self.n_heads) % 2:
+            raise ValueError(f"n_heads: {self.n_heads} heads do not divide d_model {self.d_model} into even widths")
+        return self
+
+
+class OptimizerConfig(_Section):
+    """MuGrokfast (MODEL.md section 2): Grokfast filter, momentum, orthogonalised update."""
+
+    muon_lr: float = Field(1e-3, gt=0, le=1, description="Learning rate of the matrices.")
+    embedding_lr: float = Field(1e-3, gt=0, le=1, description="Learning rate of the embedding, which is also the output head.")
+    adamw_lr: float = Field(1e-3, gt=0, le=1, description="Learning rate of vectors and tiny tensors (AdamW).")
+    momentum: float = Field(0.95, ge=0, lt=1, description="Nesterov momentum of the matrices.")
+    weight_decay: float = Field(0.01, ge=0, le=1, description="Decoupled decay of matrices, where it agrees with the update.")
+    grokfast_alpha: float = Field(0.98, ge=0, lt=1, description="Memory of the slow-gradient filter.")
+    grokfast_lambda: float = Field(0.3, ge=0, le=10, description="How much of the slow gradient is added; 0 turns the filter off.")
+    grokfast_ramp_steps: int = Field(100, ge=0, le=1_000_000, description="Steps over which the filter's weight rises from 0.")
+    qk_clip: float = Field(30.0, gt=0, le=10_000, description="Largest attention logit a head's gains may produce.")
+
+
+class DataConfig(_Section):
+    """What is trained on (MODEL.md section 3)."""
+
+    datasets: tuple[DatasetName, ...] | None = Field(None, min_length=1, description="Datasets to use; empty means every available one.")
+    source: Literal["auto", "real", "synthetic"] = Field(
+        "auto", description="Real data, built-in generated problems, or real data where a data folder is given."
+    )
+    synthetic_problems: int = Field(20_000, ge=100, le=1_000_000, description="Problems to generate when the source is synthetic.")
+    validation_batches: int = Field(8, ge=1, le=10_000, description="Batches of held-out text scored for val_loss.")
+
+
+class TrainingConfig(_Section):
+    """How long, how large, how fast, how often."""
+
+    batch_size: int = Field(16, ge=1, le=4096, description="Packed rows in a batch.")
+    sequence_length: int = Field(512, ge=16, le=16384, description="Tokens in a packed row.")
+    gradient_accumulation: int = Field(1, ge=1, le=1024, description="Batches whose gradients are averaged into one step.")
+    epochs: int = Field(10, ge=1, le=10_000, description="Passes over the curriculum.")
+    max_steps: int | None = Field(None, ge=1, le=10_000_000, description="Stop after this many steps; empty means the whole curriculum.")
+    warmup_steps: int = Field(100, ge=0, le=1_000_000, description="Steps of linear warm-up; at most 5 % of the run.")
+    decay_fraction: float = Field(0.5, ge=0, le=1, description="Share of the run, at its end, over which the rate falls linearly.")
+    final_lr_fraction: float = Field(0.1, ge=0, le=1, description="Learning rate at the end, as a share of its peak.")
+    gradient_clip: float = Field(1.0, gt=0, le=1e6, description="Largest global gradient norm.")
+    log_every_steps: int = Field(50, ge=1, le=1_000_000, description="Steps between two rows of metrics.")
+    checkpoint_every_steps: int = Field(500, ge=1, le=1_000_000, description="Steps between two checkpoints.")
+    keep_checkpoints: int = Field(3, ge=1, le=1000, description="Newest checkpoints kept; older ones are deleted.")
+    precision: Precision = Field("auto", description="Width of activations; auto takes bf16 where the device computes it natively.")
+    device: str = Field(
+        "auto", pattern=r"^(auto|cpu|cuda(:\d{1,2})?)$", description="auto, cpu, cuda or cuda:N; auto takes a GPU when there is one."
+    )
+
+
+class RunConfig(_Section):
+    """The whole of a run's configuration; immutable once the run exists."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    preset: str = Field("reasoning", description="The preset this configuration started from.")
+    seed: int = Field(42, ge=0, lt=2**31, description="Seed of weights, data order and sampling.")
+    model: ModelConfig = ModelConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    data: DataConfig = DataConfig()
+    training: TrainingConfig = TrainingConfig()
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "reasoning": {
+        "seed": 42,
+        "model": {"memory_capacity": 4096, "surprise_threshold": 0.7, "act_threshold": 0.95, "act_delta": 0.0},
+    },
+    "memory": {
+        "seed": 1337,
+        "model": {"memory_capacity": 8192, "surprise_threshold": 0.5, "act_threshold": 0.90, "act_delta": 0.05},
+    },
+    "speed": {
+        "seed": 2023,
+        "model": {"memory_capacity": 2048, "surprise_threshold": 0.3, "act_threshold": 0.99, "act_delta": 0.5, "recursions": 2},
+    },
+    # Small enough that two CPU cores see it learn within two minutes; the numbers were found by trying.
+    "quickstart": {
+        "seed": 7,
+        "model": {"vocab_size": 2048, "d_model": 128, "n_layers": 2, "n_heads": 2, "d_ff": 512, "trm_d_ff": 512, "window": 64},
+        "optimizer": {"muon_lr": 1e-2, "embedding_lr": 1e-2, "adamw_lr": 3e-3},
+        "data": {"source": "auto", "synthetic_problems": 4000},
+        "training": {
+            "batch_size": 8, "sequence_length": 128, "epochs": 3, "max_steps": 300, "log_every_steps": 1, "checkpoint_every_steps": 100,
+        },
+    },
+}  # fmt: skip
+SPECIALISTS: tuple[str, ...] = ("reasoning", "memory", "speed")
+
+
+def resolve(preset: str, overrides: Mapping[str, Any] | None = None) -> RunConfig:
+    """The configuration of `preset` with `overrides` laid over it, section by section.
+
+    Raises UnknownPreset, or ConfigError naming every field that is unknown, of the wrong type or out of range.
+    """
+    if preset not in PRESETS:
+        raise UnknownPreset(preset)
+    merged = _merge({"preset": preset, **PRESETS[preset]}, overrides or {})
+    if merged["preset"] != preset:
+        raise ConfigError([{"field": "preset", "message": f"the preset is {preset!r}; it cannot be overridden"}])
+    return parse(merged)
+
+
+def parse(tree: Mapping[str, Any]) -> RunConfig:
+    """A RunConfig from plain JSON values; raises ConfigError."""
+    try:
+        return RunConfig.model_validate_json(_to_json(tree))
+    except ValidationError as error:
+        raise ConfigError([_explain(problem) for problem in error.errors(include_url=False)]) from error
+
+
+def set_path(tree: dict[str, Any], path: str, value: Any) -> None:
+    """Put `value` at a dotted path such as "training.batch_size", making the sections on the way."""
+    *names, leaf = path.split(".")
+    for name in names:
+        tree = tree.setdefault(name, {})
+        if not isinstance(tree, dict):
+            raise ConfigError([{"field": path, "message": f"{name!r} is a value, not a section"}])
+    tree[leaf] = value
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON Schema of RunConfig: what the form and other clients are drawn from."""
+    return RunConfig.model_json_schema()
+
+
+def _to_json(tree: Mapping[str, Any]) -> str:
+    # Strict mode tells 1.5 from "1.5" and 1 from true; going through JSON also lets a list be a tuple.
+    try:
+        return json.dumps(tree, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ConfigError([{"field": "config", "message": f"not plain JSON: {error}"}]) from error
+
+
+def _merge(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in overrides.items():
+        below = merged.get(key)
+        if isinstance(value, Mapping) and (isinstance(below, Mapping) or below is None):
+            merged[key] = _merge(below or {}, value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def _explain(problem: Any) -> dict[str, str]:
+    """One pydantic error in our words, without echoing what was sent."""
+    path = [str(part) for part in problem["loc"]]
+    message = problem["msg"]
+    if problem["type"] == "extra_forbidden":
+        message = f"unknown key {path[-1]!r}" + _suggest(path[-1], _keys_at(path[:-1]))
+    elif problem["type"] == "literal_error":
+        message = f"must be {problem['ctx']['expected']}" + _suggest(str(problem["input"]), get_args(DatasetName))
+    elif problem["type"] == "value_error":
+        field, _, rest = str(problem["ctx"]["error"]).partition(": ")
+        return {"field": ".".join([*path, field]), "message": rest}
+    return {"field": ".".join(path) or "config", "message": message}
+
+
+def _keys_at(path: list[str]) -> Iterable[str]:
+    section: Any = RunConfig
+    for part in path:
+        section = section.model_fields[part].annotation
+    keys = list(section.model_fields)
+    if section is RunConfig:  # "batch_size" at the top is most often a forgotten "training."
+        keys += [f"{name}.{key}" for name in sections() for key in sections()[name].model_fields]
+    return keys
+
+
+def sections() -> dict[str, type[_Section]]:
+    """The sections of a RunConfig by name, in the order they are shown."""
+    return {"model": ModelConfig, "optimizer": OptimizerConfig, "data": DataConfig, "training": TrainingConfig}
+
+
+def _suggest(wrong: str, candidates: Iterable[str]) -> str:
+    candidates = list(candidates)
+    inside = [name for name in candidates if name.rpartition(".")[2] == wrong]
+    near = inside or difflib.get_close_matches(wrong, candidates, n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""

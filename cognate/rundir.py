@@ -1,0 +1,276 @@
+"""A run is a directory: the names in it, and how each file is read and written.
+
+    config.json                     what was asked for; never changes
+    attempts/0001/                  one process life
+        control.json                what the server wants now; replaced whole
+        events.jsonl                what happened; only ever appended to
+        started.json, exit.json     who the process was, how it ended
+        lease                       locked for as long as any process of the attempt lives
+        worker.log                  what it printed
+    checkpoints/step_000500/        complete once it has this name
+
+The worker writes facts here and the server intent; neither knows more of the other than this file. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from cognate.config import RunConfig, parse
+from cognate.events import Event, Kind, MalformedLine, decode, encode
+
+Command = Literal["run", "pause", "stop", "checkpoint"]
+_STEP_NAME = re.compile(r"step_(\d{6,})")
+
+
+@dataclass(frozen=True)
+class Control:
+    """What the server wants of a worker. A new `serial` makes a command new; the worker names it in its answer."""
+
+    command: Command = "run"
+    serial: int = 0
+
+
+@dataclass(frozen=True)
+class AttemptDir:
+    path: Path
+
+    @property
+    def number(self) -> int:
+        return int(self.path.name)
+
+    @property
+    def run(self) -> RunDir:
+        return RunDir(self.path.parent.parent)
+
+    @property
+    def control(self) -> Path:
+        return self.path / "control.json"
+
+    @property
+    def journal(self) -> Path:
+        return self.path / "events.jsonl"
+
+    @property
+    def log(self) -> Path:
+        return self.path / "worker.log"
+
+    @property
+    def started(self) -> Path:
+        return self.path / "started.json"
+
+    @property
+    def exit(self) -> Path:
+        return self.path / "exit.json"
+
+    @property
+    def lease(self) -> Path:
+        return self.path / "lease"
+
+    def create(self) -> None:
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_control(self, Control())
+
+
+@dataclass(frozen=True)
+class RunDir:
+    path: Path
+
+    @property
+    def config_file(self) -> Path:
+        return self.path / "config.json"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    def attempt(self, number: int) -> AttemptDir:
+        return AttemptDir(self.path / "attempts" / f"{number:04d}")
+
+    def checkpoint(self, step: int) -> Path:
+        return self.checkpoints / f"step_{step:06d}"
+
+    def create(self, config: RunConfig) -> None:
+        """Make the directory and its immutable configuration; raises FileExistsError when there is one."""
+        self.path.mkdir(parents=True)
+        self.checkpoints.mkdir()
+        write_json(self.config_file, config.model_dump(mode="json"))
+
+    def config(self) -> RunConfig:
+        return parse(read_json(self.config_file))
+
+    def complete_checkpoints(self) -> list[tuple[int, Path]]:
+        """(step, directory) of every checkpoint that reached its name, oldest first."""
+        if not self.checkpoints.is_dir():
+            return []
+        found = ((_STEP_NAME.fullmatch(path.name), path) for path in self.checkpoints.iterdir())
+        return sorted((int(match[1]), path) for match, path in found if match)
+
+
+# --- small JSON files -------------------------------------------------------------------------------------
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_bytes())
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Replace `path` by `value`, whole or not at all, and on disk when this returns."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(json.dumps(value, allow_nan=False, indent=1).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.rename(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_directory(path.parent)
+
+
+def sync_directory(path: Path) -> None:
+    """Make the names in a directory durable."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_control(attempt: AttemptDir, control: Control) -> None:
+    write_json(attempt.control, asdict(control))
+
+
+def read_control(attempt: AttemptDir) -> Control:
+    """The command in force; none yet means run."""
+    try:
+        return Control(**read_json(attempt.control))
+    except FileNotFoundError:
+        return Control()
+
+
+# --- the journal ------------------------------------------------------------------------------------------
+
+
+class Journal:
+    """Appends events to an attempt's journal. One writer, one attempt; a line is written whole or taken back."""
+
+    def __init__(self, attempt: AttemptDir) -> None:
+        self._file = os.open(attempt.journal, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        self._end = os.lseek(self._file, 0, os.SEEK_END)
+        self._seq = 0
+
+    def append(self, kind: Kind, **data: Any) -> Event:
+        event = Event(self._seq + 1, time.time(), kind, data)
+        line = encode(event)
+        written = 0
+        try:
+            while written < len(line):
+                written += os.write(self._file, line[written:])
+        except OSError:
+            os.ftruncate(self._file, self._end)  # a full disk must not leave half a line before the next one
+            raise
+        self._end += len(line)
+        self._seq += 1
+        return event
+
+    def sync(self) -> None:
+        """On disk when this returns; used before a checkpoint that the lines lead up to."""
+        os.fsync(self._file)
+
+    def close(self) -> None:
+        os.close(self._file)
+
+
+def read_journal(path: Path, offset: int = 0, limit: int = 1 << 20) -> Iterator[tuple[Event | MalformedLine, int]]:
+    """Events from `offset` on, each with the offset behind it; at most about `limit` bytes are read.
+
+    Only whole lines: a torn last line waits for its end. A whole line that is no event is yielded as the error.
+    """
+    try:
+        with path.open("rb") as file:
+            file.seek(offset)
+            block = file.read(limit)
+            if block and b"\n" not in block:
+                block += file.readline()
+    except FileNotFoundError:
+        return
+    for line in block.splitlines(keepends=True):
+        if not line.endswith(b"\n"):
+            return
+        offset += len(line)
+        try:
+            yield decode(line), offset
+        except MalformedLine as error:
+            yield error, offset
+
+
+# --- the lease --------------------------------------------------------------------------------------------
+
+
+def take_lease(attempt: AttemptDir) -> int | None:
+    """Lock the attempt's lease; the file descriptor to hand on, or None while a process holds it.
+
+    The lock belongs to the open file: it is inherited, and free once every process that inherited it is gone.
+    """
+    descriptor = os.open(attempt.lease, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(descriptor)
+        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+            return None
+        raise
+    return descriptor
+
+
+def lease_is_free(attempt: AttemptDir) -> bool:
+    """Whether no process of the attempt is left, however it ended."""
+    descriptor = take_lease(attempt)
+    if descriptor is None:
+        return False
+    os.close(descriptor)
+    return True
+
+
+# --- checkpoints as files ---------------------------------------------------------------------------------
+
+MANIFEST = "manifest.json"
+
+
+class CorruptCheckpoint(RuntimeError):
+    """A checkpoint whose files are not those its manifest describes."""
+
+
+def file_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def verify_checkpoint(path: Path) -> dict[str, Any]:
+    """The manifest of a checkpoint whose every file has the recorded size and sha-256; raises CorruptCheckpoint.
+
+    Weight files load without complaint after a bit flip, so the digests are the only witness.
+    """
+    try:
+        manifest: dict[str, Any] = read_json(path / MANIFEST)
+        files: dict[str, dict[str, Any]] = manifest["files"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CorruptCheckpoint(f"{path.name}: no readable manifest ({error})") from error
+    for name, expected in files.items():
+        file = path / name
+        if not file.is_file() or file.stat().st_size != expected["bytes"]:
+            raise CorruptCheckpoint(f"{path.name}: {name} is missing or not {expected['bytes']} bytes long")
+        if file_digest(file) != expected["sha256"]:
+            raise CorruptCheckpoint(f"{path.name}: {name} does not have the digest in its manifest")
+    return manifest
