@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -210,10 +211,21 @@ def json_schema() -> dict[str, Any]:
 
 def _to_json(tree: Mapping[str, Any]) -> str:
     # Strict mode tells 1.5 from "1.5" and 1 from true; going through JSON also lets a list be a tuple.
+    if wild := list(_nonfinite(tree)):
+        raise ConfigError([{"field": path, "message": "must be a finite number"} for path in wild])
     try:
-        return json.dumps(tree, allow_nan=False)
-    except (TypeError, ValueError) as error:
+        return json.dumps(tree)
+    except (TypeError, ValueError, RecursionError) as error:
         raise ConfigError([{"field": "config", "message": f"not plain JSON: {error}"}]) from error
+
+
+def _nonfinite(tree: Any, path: str = "") -> Iterator[str]:
+    """Paths of the numbers in `tree` that are NaN or infinite; JSON has none, but Python's parser lets them in."""
+    if isinstance(tree, Mapping):
+        for key, value in tree.items():
+            yield from _nonfinite(value, f"{path}.{key}" if path else str(key))
+    elif isinstance(tree, float) and not math.isfinite(tree):
+        yield path
 
 
 def _merge(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:

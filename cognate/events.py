@@ -32,6 +32,17 @@ class Kind(StrEnum):
     FAILED = "failed"
 
 
+class Failure(StrEnum):
+    """Why a worker gave up; the `reason` of a `failed` event."""
+
+    NONFINITE_LOSS = "nonfinite_loss"
+    OOM_CUDA = "oom_cuda"
+    OOM_HOST = "oom_host"
+    DISK_FULL = "disk_full"
+    DATA_MISSING = "data_missing"
+    ERROR = "worker_error"
+
+
 ENDINGS = frozenset({Kind.PAUSED, Kind.STOPPED, Kind.FINISHED, Kind.FAILED})
 
 _NAMES = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
@@ -62,10 +73,10 @@ def decode(line: bytes) -> Event:
     try:
         record = json.loads(line)
         event = Event(int(record.pop("seq")), float(record.pop("at")), Kind(record.pop("kind")), record)
+        if event.kind is Kind.METRICS:
+            event.data["values"] = {key: number(value) for key, value in event.data["values"].items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise MalformedLine(f"not an event ({error}): {line[:80]!r}") from error
-    if event.kind is Kind.METRICS:
-        event.data["values"] = {key: number(value) for key, value in event.data["values"].items()}
     return event
 
 

@@ -1,0 +1,1 @@
+"""HTTP and websockets: parse, call a service, shape the answer. No decisions are made here."""

@@ -1,0 +1,98 @@
+"""Every answer that is not 2xx is RFC 9457 problem+json, made here.
+
+A problem's `type` is a path of this service that explains it: /v1/problems/{name}.
+"""
+
+from __future__ import annotations
+
+import logging
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from sqlalchemy.exc import OperationalError
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse
+
+from app.services.lifecycle import InvalidTransition, allowed_commands
+from app.services.runs import DuplicateExternalId
+from app.store.runs import NoSuchRun, StateChanged
+from cognate.config import ConfigError
+
+log = logging.getLogger(__name__)
+
+MEDIA_TYPE = "application/problem+json"
+
+PROBLEMS: dict[str, tuple[int, str]] = {
+    "invalid_request": (422, "The request does not have the form this endpoint takes; `errors` lists each fault."),
+    "invalid_config": (422, "The configuration cannot be run; `errors` lists each field at fault."),
+    "invalid_transition": (409, "The run's state does not allow this command; `allowed_commands` lists those it does."),
+    "duplicate_external_id": (409, "Another run already has this external_id; `run_id` names it."),
+    "state_changed": (409, "The run changed while the command was being carried out; look again and repeat it."),
+    "not_found": (404, "Nothing is known under this address."),
+    "method_not_allowed": (405, "This address exists, but not for this method."),
+    "unauthorized": (401, "A bearer token is required: `Authorization: Bearer <token>`."),
+    "forbidden_origin": (403, "A page of another origin asked for this."),
+    "misdirected": (421, "The Host header names no host this service answers to; see COGNATE_ALLOWED_HOSTS."),
+    "unsupported_media_type": (415, "A body must be application/json."),
+    "body_too_large": (413, "The body is larger than 64 KiB."),
+    "busy": (503, "The database is locked by another process; try again."),
+    "internal": (500, "Something is wrong here that is not the caller's fault; the server's log has the details."),
+}
+
+
+def problem(name: str, detail: str, headers: dict[str, str] | None = None, **more: Any) -> JSONResponse:
+    """The answer for one of PROBLEMS."""
+    status, _ = PROBLEMS[name]
+    body = {"type": f"/v1/problems/{name}", "title": HTTPStatus(status).phrase, "status": status, "detail": detail, **more}
+    return JSONResponse(body, status, headers, MEDIA_TYPE)
+
+
+class NoSuchThing(LookupError):
+    """A part of a run, a problem, a preset that is not there."""
+
+
+def install(app: FastAPI) -> None:
+    """Answer every failure of `app` with a problem."""
+    handlers: dict[Any, Any] = {
+        RequestValidationError: _invalid_request,
+        HTTPException: _http,
+        ConfigError: lambda _, error: problem("invalid_config", str(error), errors=error.problems),
+        InvalidTransition: lambda _, error: problem(
+            "invalid_transition", str(error), state=error.state, command=error.cause, allowed_commands=allowed_commands(error.state)
+        ),
+        DuplicateExternalId: lambda _, error: problem("duplicate_external_id", str(error), run_id=error.run_id),
+        StateChanged: lambda _, error: problem("state_changed", str(error)),
+        NoSuchRun: lambda _, error: problem("not_found", str(error)),
+        NoSuchThing: lambda _, error: problem("not_found", str(error)),
+        OperationalError: _database,
+        Exception: _internal,
+    }
+    for kind, handler in handlers.items():
+        app.add_exception_handler(kind, handler)
+
+
+def _invalid_request(_: Request, error: RequestValidationError) -> JSONResponse:
+    # Without `input` and `ctx`: what was sent is not echoed, and may not even be JSON (NaN).
+    errors = [{"field": ".".join(str(part) for part in fault["loc"]), "message": fault["msg"]} for fault in error.errors()]
+    detail = "; ".join(f"{fault['field']}: {fault['message']}" for fault in errors)
+    return problem("invalid_request", detail, errors=errors)
+
+
+def _http(_: Request, error: HTTPException) -> JSONResponse:
+    name = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}.get(error.status_code)
+    if name is None:  # the framework's own, such as a body that is not UTF-8
+        name = "invalid_request"
+    return problem(name, str(error.detail), dict(error.headers or {}))
+
+
+def _database(request: Request, error: OperationalError) -> JSONResponse:
+    if "locked" in str(error.orig):
+        return problem("busy", "the database is locked by another process", {"Retry-After": "2"})
+    return _internal(request, error)
+
+
+def _internal(request: Request, error: Exception) -> JSONResponse:
+    log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+    return problem("internal", "the request failed; see the server's log")

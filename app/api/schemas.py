@@ -1,0 +1,187 @@
+"""The shapes of requests and answers. Times are RFC 3339 UTC; numbers that are not finite are their names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Annotated, Any, Generic, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from app.services.lifecycle import State, allowed_commands
+from app.store.tables import Attempt, Checkpoint, Event, Run
+
+Item = TypeVar("Item")
+Value = float | Literal["NaN", "Infinity", "-Infinity"]
+Name = Annotated[str, Field(min_length=1, max_length=80, pattern=r"^[\w .()+\-]+$")]
+Tag = Annotated[str, Field(min_length=1, max_length=40, pattern=r"^[\w.:/\-]+$")]
+
+
+class _In(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class LaunchIn(_In):
+    """What to run: a preset, and what to change of it."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"preset": "reasoning", "config": {"training": {"batch_size": 4, "max_steps": 60}}}]}
+    )
+
+    preset: str = Field(description="One of GET /v1/presets.", max_length=40)
+    config: dict[str, Any] = Field({}, description="Overrides by section; see GET /v1/config/schema.")
+    name: Name | None = None
+    tags: list[Tag] = Field([], max_length=20)
+    seed: int | None = Field(None, ge=0, lt=2**31)
+    external_id: Annotated[str, Field(min_length=1, max_length=120, pattern=r"^[\w.:/\-]+$")] | None = Field(
+        None, description="A name of the caller's; a second run cannot have it."
+    )
+
+
+class StopIn(_In):
+    grace_s: float = Field(60.0, ge=0, le=3600, description="Seconds to save and leave before the worker is killed.")
+
+
+class Progress(BaseModel):
+    step: int
+    total_steps: int | None
+    epoch: float | None = None
+    percent: float | None = None
+    eta_s: float | None = None
+    tokens_per_s: float | None = None
+    step_time_s: float | None = None
+    skipped_steps: int | None = None
+
+
+class RunOut(BaseModel):
+    id: str
+    name: str
+    preset: str
+    tags: list[str]
+    external_id: str | None
+    state: State
+    state_reason: str | None
+    state_detail: str | None
+    phase: str | None
+    allowed_commands: list[str]
+    version: int
+    attempt: int
+    queue_position: int | None = Field(description="1 for the run that is launched next.")
+    created_at: datetime
+    updated_at: datetime
+    started_at: datetime | None
+    ended_at: datetime | None
+    progress: Progress | None
+    metrics: dict[str, Value] = Field(description="The newest value of each metric measured so far.")
+
+
+class LaunchOut(RunOut):
+    config: dict[str, Any]
+
+
+class DryRunOut(BaseModel):
+    dry_run: Literal[True] = True
+    config: dict[str, Any]
+
+
+class Page(BaseModel, Generic[Item]):
+    data: list[Item]
+    has_more: bool
+    next_cursor: str | None
+
+
+class EventOut(BaseModel):
+    seq: int
+    attempt: int
+    kind: str
+    at: datetime
+    step: int | None
+    data: dict[str, Any]
+
+
+class AttemptOut(BaseModel):
+    number: int
+    device: str
+    launched_at: datetime
+    ended_at: datetime | None
+    resumed_from_step: int | None
+    ending: str | None
+    exit_code: int | None
+    exit_signal: int | None
+
+
+class CheckpointOut(BaseModel):
+    id: str
+    attempt: int
+    step: int
+    name: str
+    bytes: int
+    files: dict[str, Any]
+    created_at: datetime
+    removed_at: datetime | None
+
+
+class LogOut(BaseModel):
+    attempt: int
+    text: str
+    next_offset: int
+    size: int
+
+
+class MetricsOut(BaseModel):
+    """Metric rows by column: `columns["loss"][i]` belongs to step `columns["step"][i]`; null was not measured."""
+
+    run_id: str
+    attempts: Literal["effective", "all"]
+    columns: dict[str, list[Value | int | None]]
+
+
+def run_out(run: Run, queue: Sequence[str] = ()) -> RunOut:
+    return RunOut(**_run_fields(run, queue))
+
+
+def launch_out(run: Run, queue: Sequence[str] = ()) -> LaunchOut:
+    return LaunchOut(**_run_fields(run, queue), config=run.config)
+
+
+def _run_fields(run: Run, queue: Sequence[str]) -> dict[str, Any]:
+    state = State(run.state)
+    return {
+        **{name: getattr(run, name) for name in ("id", "name", "preset", "tags", "external_id", "state_reason", "state_detail")},
+        **{name: getattr(run, name) for name in ("phase", "version", "attempt")},
+        **{name: instant(getattr(run, name)) for name in ("created_at", "updated_at", "started_at", "ended_at")},
+        "state": state,
+        "allowed_commands": allowed_commands(state),
+        "queue_position": queue.index(run.id) + 1 if run.id in queue else None,
+        "progress": _progress(run),
+        "metrics": run.latest or {},
+    }
+
+
+def _progress(run: Run) -> Progress | None:
+    if run.progress is None:
+        return Progress(step=0, total_steps=run.plan["total_steps"]) if run.plan else None
+    known = {name: run.progress[name] for name in Progress.model_fields if name in run.progress}
+    return Progress(**known, percent=100 * known["step"] / known["total_steps"])
+
+
+def event_out(event: Event) -> EventOut:
+    return EventOut(**_fields(event, EventOut))
+
+
+def attempt_out(attempt: Attempt) -> AttemptOut:
+    return AttemptOut(**_fields(attempt, AttemptOut))
+
+
+def checkpoint_out(checkpoint: Checkpoint) -> CheckpointOut:
+    return CheckpointOut(**_fields(checkpoint, CheckpointOut))
+
+
+def instant(seconds: float | None) -> datetime | None:
+    return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
+
+
+def _fields(row: object, shape: type[BaseModel]) -> dict[str, Any]:
+    """The attributes of `row` that `shape` has, with seconds turned into instants."""
+    values = {name: getattr(row, name) for name in shape.model_fields}
+    return {name: instant(value) if name == "at" or name.endswith("_at") else value for name, value in values.items()}

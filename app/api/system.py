@@ -1,0 +1,65 @@
+"""Whether the service is alive and ready, and what it is."""
+
+from __future__ import annotations
+
+import shutil
+from typing import Any
+
+from fastapi import APIRouter, Response
+from sqlalchemy.exc import SQLAlchemyError
+
+from app.api.deps import Service
+from app.api.security import BODY_LIMIT
+from app.store import runs
+from cognate import __version__
+
+router = APIRouter(tags=["system"])
+
+DISK_FLOOR_BYTES = 1 << 30
+
+
+@router.get("/healthz", summary="The process answers")
+def healthz() -> dict[str, str]:
+    return {"status": "alive"}
+
+
+@router.get("/readyz", summary="Database, disk and supervisor are fit to work")
+def readyz(service: Service, response: Response) -> dict[str, Any]:
+    checks = {"database": _database(service), "disk": _disk(service), "supervisor": _supervisor(service)}
+    ready = all(check["ok"] for check in checks.values())
+    response.status_code = 200 if ready else 503
+    return {"status": "ready" if ready else "not ready", "checks": checks}
+
+
+@router.get("/v1/info", summary="Version, limits, devices")
+def get_info(service: Service) -> dict[str, Any]:
+    with service.store.read() as session:
+        count = runs.count(session)
+    return {
+        "name": "cognate",
+        "version": __version__,
+        "cursor_epoch": service.store.epoch,
+        "slots": service.supervisor.slots(),
+        "data_dir": service.settings.data_dir is not None,
+        "runs": count,
+        "limits": {"body_bytes": BODY_LIMIT},
+        "authentication": service.gate.requires_token,
+    }
+
+
+def _database(service: Service) -> dict[str, Any]:
+    try:
+        service.store.check()
+    except SQLAlchemyError as error:
+        return {"ok": False, "detail": f"cannot write: {type(error).__name__}"}
+    return {"ok": True, "detail": "writable"}
+
+
+def _disk(service: Service) -> dict[str, Any]:
+    free = shutil.disk_usage(service.settings.home).free
+    return {"ok": free > DISK_FLOOR_BYTES, "free_bytes": free}
+
+
+def _supervisor(service: Service) -> dict[str, Any]:
+    alive = service.supervisor.is_alive
+    return {"ok": alive, "detail": "looking" if alive else "has not looked at the workers for ten seconds"}

@@ -1,0 +1,64 @@
+"""The console command `cognate`: serve here, and hand everything about models to `python -m cognate`.
+
+The hand-over is an exec, not an import: the server's process never loads torch.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+import uvicorn
+
+from app.main import create_app
+from app.settings import Settings
+
+app = typer.Typer(help="Train Cognate models, from the command line or through the service.", no_args_is_help=True, add_completion=False)
+HANDED_ON = {
+    "train": "Train a preset here, in this process, without the service.",
+    "data": "Show the datasets: what is present, and what the curriculum will be.",
+}
+
+
+@app.command()
+def serve(
+    quickstart: Annotated[bool, typer.Option(help="Launch a quickstart run if there has been none.")] = True,
+) -> None:
+    """Serve the API and the page (COGNATE_HOST, COGNATE_PORT, COGNATE_HOME, COGNATE_DATA_DIR, COGNATE_TOKEN)."""
+    settings = Settings()
+    print(
+        f"Cognate serves http://{settings.host}:{settings.port}  (state in {settings.home.resolve()}; Ctrl-C saves and stops)", flush=True
+    )
+    uvicorn.run(
+        create_app(settings, quickstart=quickstart),
+        host=settings.host,
+        port=settings.port,
+        ws="websockets-sansio",
+        ws_per_message_deflate=False,
+        ws_max_size=64 * 1024,
+        access_log=False,
+        server_header=False,
+        log_level="info",
+        timeout_graceful_shutdown=3,
+    )
+
+
+def serve_main() -> None:
+    typer.run(serve)
+
+
+def main() -> None:
+    """The console script."""
+    if len(sys.argv) > 1 and sys.argv[1] in HANDED_ON:
+        os.execv(sys.executable, [sys.executable, "-m", "cognate", *sys.argv[1:]])  # noqa: S606 - a fixed program
+    app()
+
+
+def _show_in_help(name: str, text: str) -> None:
+    app.command(name, help=text, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(lambda: None)
+
+
+for _name, _text in HANDED_ON.items():
+    _show_in_help(_name, _text)

@@ -1,0 +1,35 @@
+"""What the supervisor asks of whatever runs attempts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from cognate.rundir import AttemptDir
+
+
+@dataclass(frozen=True)
+class Exit:
+    """How a worker process ended: an exit code, or the signal that killed it; neither is known when nobody saw it."""
+
+    code: int | None = None
+    signal: int | None = None
+    rebooted: bool = False
+
+
+class LaunchError(RuntimeError):
+    """The executor could not start a process for an attempt."""
+
+
+class Executor(Protocol):
+    def slots(self) -> list[str]:
+        """Names of the devices, one for each run that may be in work at a time: "cuda:0", "cpu"."""
+
+    def launch(self, attempt: AttemptDir, device: str) -> None:
+        """Start a worker for a prepared attempt; raises LaunchError."""
+
+    def ended(self, attempt: AttemptDir) -> Exit | None:
+        """How the attempt ended once none of its processes is left, else None."""
+
+    def kill(self, attempt: AttemptDir) -> None:
+        """End every process of the attempt at once; no effect when there is none."""

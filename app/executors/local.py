@@ -1,0 +1,103 @@
+"""Attempts as processes of this machine, each under its own shim (cognate/shim.py).
+
+Everything needed to find a worker again is in its attempt directory, so nothing here is lost with the server:
+a held lease means some process of the attempt lives, started.json says which, exit.json how it ended.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from app.executors.base import Exit, LaunchError
+from app.executors.devices import gpu_count
+from cognate import rundir, shim
+from cognate.rundir import AttemptDir
+
+WORKER = (sys.executable, "-m", "cognate.worker")
+# A worker sees these of the server's environment and nothing else: no token, no keys.
+PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "CUDA_HOME", "OMP_NUM_THREADS", "NVIDIA_VISIBLE_DEVICES")
+
+
+class LocalExecutor:
+    def __init__(self, data_dir: Path | None, cache_dir: Path, cpu_slots: int, worker: Sequence[str] = WORKER) -> None:
+        self._data_dir = data_dir
+        self._cache_dir = cache_dir
+        self._worker = list(worker)
+        self._slots = [f"cuda:{index}" for index in range(gpu_count())] + ["cpu"] * cpu_slots
+        self._shims: list[subprocess.Popen[bytes]] = []
+
+    def slots(self) -> list[str]:
+        return self._slots
+
+    def launch(self, attempt: AttemptDir, device: str) -> None:
+        lease = rundir.take_lease(attempt)
+        if lease is None:
+            raise LaunchError(f"attempt {attempt.number} of {attempt.run.path.name} is already running")
+        command = [sys.executable, "-I", "-S", shim.__file__, str(attempt.path), str(lease), device, "--", *self._worker, str(attempt.path)]
+        try:
+            with attempt.log.open("ab") as log:
+                # No PDEATHSIG and a session of its own: the shim outlives this server.
+                process = subprocess.Popen(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    env=self._environment(device),
+                    start_new_session=True,
+                    pass_fds=(lease,),
+                )
+        except OSError as error:
+            raise LaunchError(f"cannot start a worker: {error}") from error
+        finally:
+            os.close(lease)  # the shim holds it now, or nobody
+        self._shims = [shim for shim in [*self._shims, process] if shim.poll() is None]  # poll() reaps the ended ones
+
+    def ended(self, attempt: AttemptDir) -> Exit | None:
+        if attempt.path.exists() and not rundir.lease_is_free(attempt):
+            return None
+        for process in self._shims:
+            process.poll()
+        try:
+            record = rundir.read_json(attempt.exit)
+        except (FileNotFoundError, ValueError):
+            return Exit(rebooted=_rebooted_since(attempt))
+        return Exit(record["code"], record["signal"])
+
+    def kill(self, attempt: AttemptDir) -> None:
+        try:
+            started = rundir.read_json(attempt.started)
+        except (FileNotFoundError, ValueError):
+            return  # not that far yet; the supervisor asks again until the lease is free
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            known = {key: started[key] for key in ("pid", "create_time", "boot_id")}
+            if shim.identity(started["pid"]) == known:  # the pid has not been given to somebody else
+                os.killpg(started["pid"], signal.SIGKILL)
+
+    def _environment(self, device: str) -> dict[str, str]:
+        environment = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+        environment |= {"COGNATE_CACHE_DIR": str(self._cache_dir.resolve()), "PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1"}
+        if self._data_dir is not None:
+            environment["COGNATE_DATA_DIR"] = str(self._data_dir.resolve())
+        return {**environment, **_device_environment(device)}
+
+
+def _rebooted_since(attempt: AttemptDir) -> bool:
+    try:
+        started = rundir.read_json(attempt.started)
+    except (FileNotFoundError, ValueError):
+        return False
+    return bool(started["boot_id"] != shim.boot_id())
+
+
+def _device_environment(device: str) -> Mapping[str, str]:
+    """One worker sees one GPU, which is its cuda:0, or none."""
+    kind, _, index = device.partition(":")
+    if kind == "cuda":
+        return {"CUDA_VISIBLE_DEVICES": index, "CUDA_DEVICE_ORDER": "PCI_BUS_ID", "COGNATE_DEVICE": "cuda:0"}
+    return {"CUDA_VISIBLE_DEVICES": "", "COGNATE_DEVICE": "cpu"}

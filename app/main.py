@@ -1,0 +1,122 @@
+"""Wiring and lifespan only: create_app(settings) puts the parts together, and takes them apart in order."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import logging
+import os
+import secrets
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+
+from fastapi import FastAPI
+from fastapi.responses import FileResponse
+from fastapi.staticfiles import StaticFiles
+
+from app.api import catalog, errors, metrics, runs, stream, system
+from app.api.deps import Parts
+from app.api.security import Gate, GateMiddleware, sha256
+from app.executors.base import Executor
+from app.executors.local import LocalExecutor
+from app.services.hub import Hub
+from app.services.runs import Request, RunService
+from app.services.supervisor import Supervisor
+from app.settings import Settings
+from app.store import runs as run_rows
+from app.store.engine import Store, migrate
+from cognate import __version__
+
+log = logging.getLogger(__name__)
+
+STATIC = Path(__file__).resolve().parents[1] / "static"
+
+
+class AlreadyServing(RuntimeError):
+    """Another server has this state folder: the database has one writer."""
+
+
+def create_app(settings: Settings | None = None, executor: Executor | None = None, *, quickstart: bool = False) -> FastAPI:
+    """The application. `executor` replaces the local one; `quickstart` launches that preset if it never ran."""
+    settings = settings or Settings()
+    gate = Gate(_token_sha256(settings))
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        with _only_server_of(settings.home):
+            migrate(settings.database)
+            hub = Hub()
+            hub.attach(asyncio.get_running_loop())
+            store = Store(settings.database, hub.publish)
+            chosen = executor or LocalExecutor(settings.data_dir, settings.cache, settings.cpu_slots)
+            supervisor = Supervisor(store, chosen, settings.runs)
+            service = RunService(store, supervisor, settings)
+            app.state.parts = Parts(settings, store, hub, supervisor, service, gate)
+            supervisor.start()
+            if quickstart:
+                _launch_quickstart(store, service)
+            try:
+                yield
+            finally:
+                await asyncio.to_thread(supervisor.stop, settings.shutdown_grace_s)
+                hub.attach(None)
+                store.close()
+
+    app = FastAPI(
+        title="Cognate",
+        version=__version__,
+        summary="Launch, pause, resume, stop and inspect training runs",
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    for module in (runs, metrics, catalog, system, stream):
+        app.include_router(module.router)
+    errors.install(app)
+    app.add_middleware(GateMiddleware, gate=gate, hosts=(settings.host, *settings.allowed_hosts))
+    app.mount("/static", StaticFiles(directory=STATIC), name="static")
+    app.add_api_route("/", lambda: FileResponse(STATIC / "index.html"), include_in_schema=False)
+    return app
+
+
+@contextmanager
+def _only_server_of(home: Path) -> Iterator[None]:
+    """Hold the state folder's lock; raises AlreadyServing. The lock goes with the process, however it ends."""
+    home.mkdir(parents=True, exist_ok=True)
+    lock = os.open(home / "server.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(lock)
+        raise AlreadyServing(f"another server is using {home}; stop it, or set COGNATE_HOME to another folder") from error
+    try:
+        yield
+    finally:
+        os.close(lock)
+
+
+def _token_sha256(settings: Settings) -> str | None:
+    """The digest of the token in force; made, kept hashed and shown once when the service is reachable without one."""
+    if settings.token is not None:
+        return sha256(settings.token.get_secret_value())
+    if settings.is_loopback:
+        return None
+    kept = settings.home / "token.sha256"
+    if kept.exists():
+        return kept.read_text().strip()
+    token = secrets.token_urlsafe(32)
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    with open(os.open(kept, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:  # noqa: PTH123 - born with mode 0600
+        file.write(sha256(token))
+    print(f"The token of this service, shown this once (delete {kept} for a new one):\n\n    {token}\n", flush=True)
+    return sha256(token)
+
+
+def _launch_quickstart(store: Store, service: RunService) -> None:
+    with store.read() as session:
+        if run_rows.page(session, 1, preset="quickstart"):
+            return
+    run = service.create(Request("quickstart", {}, name="quickstart"))
+    log.info("started a quickstart run: %s", run.id)

@@ -1,0 +1,43 @@
+"""What the service is told by its environment: COGNATE_HOME, COGNATE_PORT, and the rest of these fields."""
+
+from __future__ import annotations
+
+import ipaddress
+from pathlib import Path
+
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    model_config = SettingsConfigDict(env_prefix="COGNATE_", env_ignore_empty=True, frozen=True)
+
+    home: Path = Field(Path("var"), description="Folder of all state: database, runs, caches.")
+    data_dir: Path | None = Field(None, description="Folder of Parquet datasets; without it runs use generated problems.")
+    host: str = Field("127.0.0.1", description="Address to bind; any but loopback requires a token.")
+    port: int = Field(8000, ge=0, le=65535)
+    token: SecretStr | None = Field(None, description="Bearer token; on loopback the service is open when there is none.")
+    allowed_hosts: tuple[str, ...] = Field((), description="Further Host names to answer to, besides loopback and the bound address.")
+    cpu_slots: int = Field(1, ge=0, le=64, description="Runs at a time on the CPU.")
+    shutdown_grace_s: float = Field(60.0, ge=0, description="Seconds given to running workers to save before a shutdown kills them.")
+
+    @property
+    def database(self) -> Path:
+        return self.home / "cognate.db"
+
+    @property
+    def runs(self) -> Path:
+        return self.home / "runs"
+
+    @property
+    def cache(self) -> Path:
+        return self.home / "cache"
+
+    @property
+    def is_loopback(self) -> bool:
+        if self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False

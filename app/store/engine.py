@@ -1,0 +1,188 @@
+"""The database file: one writer, many readers, migrations before the first of them.
+
+A write is a transaction that also hands out sequence numbers and collects what to tell subscribers; they are told
+after the commit, in the order of the numbers. Readers see committed rows only and never wait for the writer (WAL).
+"""
+
+from __future__ import annotations
+
+import secrets
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, Engine, create_engine, event, text
+from sqlalchemy.pool import StaticPool
+from sqlmodel import Session
+
+MIGRATIONS = Path(__file__).resolve().parents[2] / "migrations"
+BUSY_MS = 2000
+
+
+class NewerSchema(RuntimeError):
+    """The database was written by a newer Cognate."""
+
+
+@dataclass(frozen=True)
+class Message:
+    """Something that was committed, for those who follow along. `seq` 0: a passing value that is not kept."""
+
+    seq: int
+    run_id: str
+    type: str
+    body: dict[str, Any]
+
+
+@dataclass
+class Write:
+    """An open write transaction."""
+
+    session: Session
+    _next: int
+    messages: list[Message] = field(default_factory=list)
+
+    def next_seq(self) -> int:
+        self._next += 1
+        return self._next
+
+    def tell(self, message: Message) -> None:
+        self.messages.append(message)
+
+
+class Store:
+    def __init__(self, path: Path, on_commit: Callable[[list[Message]], None] = lambda messages: None) -> None:
+        self.path = path
+        self._on_commit = on_commit
+        self._lock = threading.Lock()
+        self._writer = _writer_engine(path)
+        self._readers = _reader_engine(path)
+        self._connection = self._writer.connect()
+        self._raw = cast(sqlite3.Connection, self._connection.connection.dbapi_connection)
+        with self.read() as session:
+            self.epoch = str(session.execute(text("SELECT value FROM meta WHERE key = 'epoch'")).scalar_one())
+            heads = "SELECT max(coalesce((SELECT max(seq) FROM event), 0), coalesce((SELECT max(seq) FROM metric_row), 0))"
+            self._head = int(session.execute(text(heads)).scalar_one())
+
+    @property
+    def head(self) -> int:
+        """The newest committed sequence number."""
+        return self._head
+
+    @contextmanager
+    def write(self, *, durable: bool = True) -> Iterator[Write]:
+        """A transaction. Durable ones survive a power cut; journal rows need not, the journal is there to read again."""
+        with self._lock:
+            self._raw.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
+            with Session(self._connection, expire_on_commit=False) as session:
+                write = Write(session, self._head)
+                yield write
+                session.commit()
+            self._head = write._next
+            if write.messages:
+                self._on_commit(write.messages)
+
+    @contextmanager
+    def read(self) -> Iterator[Session]:
+        with Session(self._readers) as session:
+            yield session
+
+    def check(self) -> None:
+        """Raise unless the database can be read and written."""
+        with self.write(durable=False) as write:
+            write.session.execute(text("UPDATE meta SET value = value WHERE key = 'epoch'"))
+
+    def close(self) -> None:
+        with self._lock:
+            self._connection.close()
+            self._writer.dispose()
+            self._readers.dispose()
+
+
+def migrate(path: Path) -> None:
+    """Bring the database at `path` to this version's schema, after a backup beside it; raises NewerSchema."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    engine = _writer_engine(path)
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    script = ScriptDirectory.from_config(config)
+    try:
+        with engine.connect() as connection:
+            current = MigrationContext.configure(connection).get_current_revision()
+            if current is not None and current not in {revision.revision for revision in script.walk_revisions()}:
+                raise NewerSchema(f"{path} has schema {current}, which this version does not know; install the Cognate that wrote it")
+            connection.rollback()
+            if current == script.get_current_head():
+                return
+            if current is not None:
+                backup(path, path.with_name(f"{path.stem}-{current}-{int(time.time())}.db"))
+            with connection.begin():
+                config.attributes["connection"] = connection
+                command.upgrade(config, "head")
+                _draw_epoch(connection)
+    finally:
+        engine.dispose()
+
+
+def backup(source: Path, target: Path) -> None:
+    """A consistent copy of a live database."""
+    connection = sqlite3.connect(source)
+    try:
+        connection.execute("VACUUM INTO ?", (str(target),))
+    finally:
+        connection.close()
+
+
+def _draw_epoch(connection: Connection) -> None:
+    connection.execute(text("INSERT OR IGNORE INTO meta (key, value) VALUES ('epoch', :epoch)"), {"epoch": secrets.token_hex(4)})
+
+
+def _writer_engine(path: Path) -> Engine:
+    engine = create_engine(
+        f"sqlite:///{path}",
+        poolclass=StaticPool,  # one connection, handed from thread to thread under the store's lock
+        connect_args={"check_same_thread": False, "timeout": BUSY_MS / 1000},
+        hide_parameters=True,
+    )
+
+    @event.listens_for(engine, "connect")
+    def connect(connection: sqlite3.Connection, _: object) -> None:
+        connection.isolation_level = None  # transactions begin where we say so
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA foreign_keys = ON")
+        connection.execute("PRAGMA wal_autocheckpoint = 1000")
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: Connection) -> None:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    return engine
+
+
+def _reader_engine(path: Path) -> Engine:
+    engine = create_engine(
+        f"sqlite:///{path}",
+        pool_size=8,
+        max_overflow=8,
+        connect_args={"check_same_thread": False, "timeout": BUSY_MS / 1000},
+        hide_parameters=True,
+    )
+
+    @event.listens_for(engine, "connect")
+    def connect(connection: sqlite3.Connection, _: object) -> None:
+        connection.isolation_level = None
+        connection.execute("PRAGMA query_only = ON")
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: Connection) -> None:
+        connection.exec_driver_sql("BEGIN")
+
+    return engine

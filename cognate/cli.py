@@ -1,0 +1,162 @@
+"""`cognate train | data`: the same runs as the service's, in this process, with progress on the terminal.
+
+A run made here is a run directory like any other; Ctrl-C saves it, and --resume goes on with it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from cognate import worker
+from cognate.config import SIX_DATASETS, SPECIALISTS, ConfigError, RunConfig, resolve, set_path
+from cognate.data.report import describe_sources, stage_samples
+from cognate.events import Event, Kind
+from cognate.rundir import Control, RunDir, take_lease, write_control
+from cognate.training.loop import Places
+
+app = typer.Typer(no_args_is_help=True, add_completion=False)
+console = Console(highlight=False)
+
+DataOption = Annotated[
+    Path | None, typer.Option("--data", envvar="COGNATE_DATA_DIR", help="Folder of Parquet datasets; without it, generated problems.")
+]
+
+
+@app.command()
+def train(
+    preset: Annotated[str | None, typer.Argument(help="reasoning, memory, speed or quickstart.")] = None,
+    specialization: Annotated[str | None, typer.Option(help="The same as PRESET.")] = None,
+    every: Annotated[bool, typer.Option("--all", help="The three specialists, one after another.")] = False,
+    settings: Annotated[list[str], typer.Option("--set", help="A parameter, such as training.batch_size=8; may be repeated.")] = [],  # noqa: B006
+    batch_size: Annotated[int | None, typer.Option(help="The same as --set training.batch_size=N.")] = None,
+    mixed_precision: Annotated[bool, typer.Option("--mixed-precision", help="The same as --set training.precision=bf16.")] = False,
+    data: DataOption = None,
+    output: Annotated[Path, typer.Option(help="Folder for the run directories.")] = Path("var/cli"),
+    resume: Annotated[Path | None, typer.Option(help="Go on with this run directory.")] = None,
+) -> None:
+    """Train a preset here, in this process, without the service."""
+    places = Places(data, Path(os.environ.get("COGNATE_CACHE_DIR") or "var/cache"))
+    if resume is not None:
+        raise typer.Exit(_attempt(RunDir(resume), places))
+    presets = SPECIALISTS if every else tuple(name for name in (preset, specialization) if name is not None)
+    if len(presets) != (len(SPECIALISTS) if every else 1):
+        raise typer.BadParameter("name one preset, or --all")
+    shortcuts = [f"training.batch_size={batch_size}"] if batch_size is not None else []
+    shortcuts += ["training.precision=bf16"] if mixed_precision else []
+    try:
+        configs = [resolve(name, _overrides([*shortcuts, *settings])) for name in presets]
+    except ConfigError as error:
+        raise typer.BadParameter(str(error)) from error
+    for config in configs:
+        if code := _attempt(_new_run(output, config), places):
+            raise typer.Exit(code)
+
+
+@app.command("data")
+def show_data(data: DataOption = None) -> None:
+    """Show the datasets: what is present, and what the curriculum will be."""
+    if data is None:
+        raise typer.BadParameter("name the folder with --data or COGNATE_DATA_DIR; without one, runs use generated problems")
+    rows = describe_sources(data)
+    table = Table("dataset", "category", "from stage", "train", "validation", "test", "samples used", "")
+    for column in table.columns[2:7]:
+        column.justify = "right"
+    for row in rows:
+        counts = (f"{count:,}" if row.is_present else "-" for count in (row.train, row.validation, row.test, row.samples))
+        remark = "" if row.is_present else f"missing: {row.folder}/{', '.join(row.missing_files)}"
+        table.add_row(row.name, row.category, str(row.stage), *counts, remark)
+    console.print(table)
+    for title, chosen in (("all that is here", None), ("the six-dataset plan", SIX_DATASETS)):
+        sums = ", ".join(f"stage {stage}: {samples:,}" for stage, samples in stage_samples(rows, chosen).items())
+        console.print(f"{title}: {sums} samples")
+
+
+def main() -> None:
+    app(prog_name="cognate")
+
+
+def _overrides(settings: list[str]) -> dict[str, Any]:
+    """--set a.b=value: the value is JSON where it is JSON, else text."""
+    tree: dict[str, Any] = {}
+    for setting in settings:
+        path, equals, text = setting.partition("=")
+        if not equals:
+            raise typer.BadParameter(f"--set {setting}: write it as name=value")
+        try:
+            value = json.loads(text)
+        except ValueError:
+            value = text
+        set_path(tree, path, value)
+    return tree
+
+
+def _new_run(output: Path, config: RunConfig) -> RunDir:
+    run = RunDir(output / f"{config.preset}-{time.strftime('%Y%m%d-%H%M%S')}")
+    run.create(config)
+    return run
+
+
+def _attempt(run: RunDir, places: Places) -> int:
+    """Train one attempt of `run` here; the exit code."""
+    attempts = sorted(path.name for path in (run.path / "attempts").glob("*"))
+    attempt = run.attempt(int(attempts[-1]) + 1 if attempts else 1)
+    attempt.create()
+    lease = take_lease(attempt)
+    assert lease is not None, "a new attempt's lease is free"
+    console.print(f"[bold]{run.config().preset}[/bold] in {run.path}")
+    # Ctrl-C asks for a pause, the second one insists.
+    previous = signal.getsignal(signal.SIGINT)
+
+    def pause(*_: object) -> None:
+        console.print("pausing after this step; Ctrl-C again ends it at once")
+        signal.signal(signal.SIGINT, previous)
+        write_control(attempt, Control("pause", 1))
+
+    signal.signal(signal.SIGINT, pause)
+    try:
+        return worker.run_attempt(attempt, places, None, _Printer(run))
+    finally:
+        signal.signal(signal.SIGINT, previous)
+        os.close(lease)
+
+
+class _Printer:
+    """Says on the terminal what the journal is told."""
+
+    def __init__(self, run: RunDir) -> None:
+        self._run = run
+
+    def __call__(self, event: Event) -> None:
+        line = self._line(event.kind, event.data)
+        if line:
+            console.print(line)
+
+    def _line(self, kind: Kind, data: dict[str, Any]) -> str | None:
+        match kind:
+            case Kind.METRICS:
+                values, progress = data["values"], data["progress"]
+                shown = [f"{name} {values[name]:.4g}" for name in ("loss", "loss_ce", "val_loss", "grad_norm") if name in values]
+                pace = f"  {progress['tokens_per_s']:,.0f} tokens/s  {progress['eta_s']:,.0f} s to go" if progress else ""
+                return f"step {data['step']:>6}  " + "  ".join(shown) + pace
+            case Kind.PLAN:
+                return f"{data['total_params']:,} parameters, {data['total_steps']:,} steps"
+            case Kind.CHECKPOINT:
+                return f"saved {data['name']}"
+            case Kind.WARNING:
+                return f"[yellow]warning:[/yellow] {data['message']}"
+            case Kind.FAILED:
+                return f"[red]failed:[/red] {data['reason']}: {data['detail']}"
+            case Kind.PAUSED:
+                return f"paused at step {data['step']}; go on with: cognate train --resume {self._run.path}"
+            case Kind.FINISHED:
+                return f"finished at step {data['step']}: {self._run.path}"
+        return None

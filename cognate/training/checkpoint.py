@@ -1,0 +1,165 @@
+"""Checkpoints: everything a run needs to go on as if it had never stopped.
+
+    model.safetensors      parameters and persistent buffers, fp32
+    optimizer.safetensors  the optimizer's tensors
+    state.json             position, counters, and the optimizer's numbers
+    tokenizer.json, config.json
+    manifest.json          sha-256 and size of each of the above
+
+Written beside its place, synced, then renamed: a directory named step_NNNNNN is complete. Randomness needs no entry
+here, because every step seeds its own from (seed, step). No pickle anywhere.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from cognate import __version__
+from cognate.data.tokenizer import Tokenizer
+from cognate.rundir import MANIFEST, CorruptCheckpoint, RunDir, file_digest, read_json, sync_directory, verify_checkpoint, write_json
+
+
+@dataclass
+class Position:
+    """Where training is. `step` updates are done, `epoch_step` of them in `epoch` (counted from 1)."""
+
+    step: int = 0
+    epoch: int = 1
+    epoch_step: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    epoch_seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A verified checkpoint, read back."""
+
+    path: Path
+    position: Position
+    model: dict[str, Tensor]
+    optimizer: dict[str, Any]
+    tokenizer: Tokenizer
+    environment: dict[str, Any]
+
+
+def save(
+    run: RunDir,
+    position: Position,
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    tokenizer: Tokenizer,
+    environment: dict[str, Any],
+) -> tuple[Path, dict[str, Any]]:
+    """Write the checkpoint of `position`; its directory and manifest. Leaves nothing behind when it fails."""
+    target = run.checkpoint(position.step)
+    temporary = target.with_name(f".{target.name}.tmp")
+    discard_unfinished(run)
+    temporary.mkdir()
+    try:
+        numbers, tensors = _take_apart(optimizer.state_dict())
+        save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, temporary / "model.safetensors")
+        save_file(tensors, temporary / "optimizer.safetensors")
+        write_json(temporary / "state.json", {"position": asdict(position), "environment": environment, "optimizer": numbers})
+        tokenizer.save(temporary / "tokenizer.json")
+        shutil.copyfile(run.config_file, temporary / "config.json")
+        manifest = _write_manifest(temporary, position.step)
+        if target.exists():  # a step done twice after an older checkpoint was resumed; the newer writing is as good
+            shutil.rmtree(target)
+        temporary.rename(target)
+        sync_directory(run.checkpoints)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return target, manifest
+
+
+def load(path: Path) -> Saved:
+    """Read a checkpoint whose digests hold; raises CorruptCheckpoint."""
+    verify_checkpoint(path)
+    state = read_json(path / "state.json")
+    return Saved(
+        path,
+        Position(**state["position"]),
+        load_file(path / "model.safetensors"),
+        _put_together(state["optimizer"], load_file(path / "optimizer.safetensors")),
+        Tokenizer.load(path / "tokenizer.json"),
+        state["environment"],
+    )
+
+
+def newest(run: RunDir) -> tuple[Saved | None, list[str]]:
+    """The newest checkpoint that verifies, and a sentence for each newer one that did not."""
+    refused = []
+    for _, path in reversed(run.complete_checkpoints()):
+        try:
+            return load(path), refused
+        except CorruptCheckpoint as error:
+            refused.append(str(error))
+    return None, refused
+
+
+def discard_older(run: RunDir, keep: int) -> list[int]:
+    """Delete all but the newest `keep` checkpoints; the steps that went."""
+    old = run.complete_checkpoints()[:-keep]
+    for _, path in old:
+        doomed = path.with_name(f".{path.name}.tmp")  # renamed first: half-deleted must not look complete
+        path.rename(doomed)
+        shutil.rmtree(doomed)
+    return [step for step, _ in old]
+
+
+def discard_unfinished(run: RunDir) -> None:
+    """Remove what a killed worker was writing."""
+    for path in run.checkpoints.glob(".step_*.tmp"):
+        shutil.rmtree(path)
+
+
+def _write_manifest(directory: Path, step: int) -> dict[str, Any]:
+    files = {path.name: {"bytes": path.stat().st_size, "sha256": _synced_digest(path)} for path in sorted(directory.iterdir())}
+    versions = {"cognate": __version__, "torch": torch.__version__, "python": platform.python_version()}
+    manifest = {"step": step, "created_at": time.time(), "versions": versions, "files": files}
+    write_json(directory / MANIFEST, manifest)
+    return manifest
+
+
+def _synced_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+    return file_digest(path)
+
+
+def _take_apart(tree: Any) -> tuple[Any, dict[str, Tensor]]:
+    """A nested state as plain JSON, with every tensor replaced by its name in the returned dictionary."""
+    tensors: dict[str, Tensor] = {}
+
+    def walk(node: Any, path: str) -> Any:
+        if isinstance(node, Tensor):
+            tensors[path] = node.detach().contiguous()
+            return {"tensor": path}
+        if isinstance(node, dict):
+            return {"items": [[key, walk(value, f"{path}.{key}")] for key, value in node.items()]}  # JSON keys cannot be integers
+        if isinstance(node, list | tuple):
+            return [walk(value, f"{path}.{place}") for place, value in enumerate(node)]
+        return node
+
+    return walk(tree, "optimizer"), tensors
+
+
+def _put_together(node: Any, tensors: dict[str, Tensor]) -> Any:
+    if isinstance(node, dict):
+        if "tensor" in node:
+            return tensors[node["tensor"]]
+        return {key: _put_together(value, tensors) for key, value in node["items"]}
+    if isinstance(node, list):
+        return [_put_together(value, tensors) for value in node]
+    return node

@@ -1,0 +1,232 @@
+"""Training, top to bottom: load, restore, step, measure, listen, save, end.
+
+`train` is one attempt at a run. It reads the run's directory, reports facts, and returns how it ended. Whatever kills
+it, the next attempt goes on from the newest checkpoint, and every bit comes out as if nothing had happened: the data
+order is a function of (seed, epoch), the randomness of a step of (seed, step), and all else is in the checkpoint.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cognate.config import RunConfig
+from cognate.data.batches import TrainingBatches, validation_batches
+from cognate.data.corpus import load_corpus
+from cognate.data.curriculum import stage_for
+from cognate.events import Failure, Kind
+from cognate.model import Cognate, Loss
+from cognate.optimizer import MuGrokfast
+from cognate.rundir import Control, RunDir
+from cognate.training import checkpoint
+from cognate.training.checkpoint import Position
+from cognate.training.measure import step_values, validate
+from cognate.training.reporter import Reporter
+from cognate.training.schedule import lr_scale
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where an attempt finds and keeps what is not the run's own."""
+
+    data_dir: Path | None
+    cache_dir: Path | None
+
+
+def train(run: RunDir, reporter: Reporter, poll: Callable[[], Control | None], places: Places, device: torch.device) -> Kind:
+    """Train `run` until it is finished, told to end, or cannot go on; the kind of the last event reported."""
+    config = run.config()
+    training = config.training
+    environment = describe_environment(config, device)
+
+    saved, refused = checkpoint.newest(run)
+    for sentence in refused:
+        reporter.warning(f"{sentence}; falling back to an older checkpoint")
+    reporter.say(Kind.STARTED, **environment, resumed_from_step=saved.position.step if saved else None)
+    if saved and (changed := _changes(saved.environment, environment)):
+        reporter.warning(f"resumed under other conditions ({changed}); the result will be close, not bit-identical")
+
+    reporter.phase("loading_data")
+    corpus = load_corpus(config, places.data_dir, places.cache_dir, saved.tokenizer if saved else None)
+    for sentence in corpus.warnings:
+        reporter.warning(sentence)
+    batches = TrainingBatches(corpus, training, config.seed)
+    held_out = validation_batches(corpus, training, config.data.validation_batches)
+    steps_in = {epoch: max(1, batches.steps_in_epoch(epoch) // training.gradient_accumulation) for epoch in range(1, training.epochs + 1)}
+    total_steps = min(sum(steps_in.values()), training.max_steps or sum(steps_in.values()))
+
+    torch.manual_seed(config.seed)
+    model = Cognate(config.model).to(device)
+    model.compute_dtype = activation_dtype(config, device)
+    optimizer = build_optimizer(model, config)
+    peak_rates = [group["lr"] for group in optimizer.param_groups]
+    position = Position()
+    if saved:
+        model.load_state_dict(saved.model)
+        optimizer.load_state_dict(saved.optimizer)
+        position = saved.position
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    reporter.say(
+        Kind.PLAN,
+        total_steps=total_steps,
+        steps_per_epoch=list(steps_in.values()),
+        total_params=parameters,
+        tokenizer={"sha256": corpus.tokenizer.digest, "tokens": corpus.tokenizer.vocab_size},
+        curriculum=corpus.curriculum.describe(),
+        fill_ratio=batches.fill_ratio(position.epoch),
+    )
+
+    def save(serial: int | None = None) -> str:
+        reporter.phase("checkpointing")
+        reporter.sync()
+        path, manifest = checkpoint.save(run, position, model, optimizer, corpus.tokenizer, environment)
+        removed = checkpoint.discard_older(run, training.keep_checkpoints)
+        reporter.say(Kind.CHECKPOINT, step=position.step, name=path.name, files=manifest["files"], removed_steps=removed, serial=serial)
+        return path.name
+
+    model.train()
+    if position.step == 0:  # the untrained model's score: what all later ones are compared with
+        reporter.phase("evaluating")
+        reporter.metrics(0, 0.0, {"curriculum_stage": float(stage_for(1)), **validate(model, held_out, device)}, {})
+    reporter.phase("training")
+    saved_step = position.step if saved else None
+    pace = Pace()
+
+    while position.step < total_steps:
+        if (control := poll()) and control.command != "run":
+            if saved_step != position.step and position.step > 0:
+                save(control.serial)
+                saved_step = position.step
+            if control.command in ("pause", "stop"):
+                ending = Kind.PAUSED if control.command == "pause" else Kind.STOPPED
+                reporter.say(ending, step=position.step, serial=control.serial)
+                return ending
+            reporter.phase("training")
+
+        # --- one step ---------------------------------------------------------------------------------------
+        began = time.monotonic()
+        step = position.step + 1
+        ends_epoch = position.epoch_step + 1 == steps_in[position.epoch]
+        is_last = step == total_steps
+        is_logged = step == 1 or step % training.log_every_steps == 0 or ends_epoch or is_last
+        scale = lr_scale(step, total_steps, training)
+        for group, peak in zip(optimizer.param_groups, peak_rates, strict=True):
+            group["lr"] = peak * scale
+        torch.manual_seed(seed_of_step(config.seed, step))
+        optimizer.zero_grad(set_to_none=True)
+        losses = _backward(model, batches, config, position, device, measure=is_logged)
+        finite = all(bool(torch.isfinite(loss.loss)) for loss in losses)
+        if finite:
+            optimizer.step()
+        position.step, position.epoch_step = step, position.epoch_step + 1
+        position.tokens += training.batch_size * training.sequence_length * training.gradient_accumulation
+        pace.took(time.monotonic() - began)
+        position.seconds, position.epoch_seconds = position.seconds + pace.last, position.epoch_seconds + pace.last
+
+        # --- what it was like -------------------------------------------------------------------------------
+        epoch = position.epoch - 1 + position.epoch_step / steps_in[position.epoch]
+        progress = {
+            "step": step,
+            "total_steps": total_steps,
+            "epoch": epoch,
+            "step_time_s": pace.last,
+            "tokens_per_s": training.batch_size * training.sequence_length * training.gradient_accumulation / pace.mean,
+            "eta_s": (total_steps - step) * pace.mean,
+            "tokens": position.tokens,
+            "fill_ratio": batches.fill_ratio(position.epoch),
+            "skipped_steps": int(optimizer.skipped_steps),
+            "qk_clips": int(optimizer.qk_clips),
+        }
+        if is_logged or not finite:
+            values = step_values(losses, peak_rates[0] * scale, optimizer.grad_norm if finite else None, device)
+            if finite and (ends_epoch or is_last):
+                reporter.phase("evaluating")
+                values |= validate(model, held_out, device)
+                values["curriculum_stage"] = float(stage_for(position.epoch))
+            if ends_epoch:
+                values["epoch_time_minutes"] = position.epoch_seconds / 60
+            if is_last:
+                values |= {"total_params": float(parameters), "training_time_hours": position.seconds / 3600}
+            reporter.metrics(step, epoch, values, progress)
+        else:
+            reporter.progress(progress)
+        if not finite:
+            detail = f"the loss of step {step} is not a finite number; checkpoints up to step {saved_step or 0} are intact"
+            reporter.say(Kind.FAILED, step=step, reason=Failure.NONFINITE_LOSS, detail=detail)
+            return Kind.FAILED
+
+        # --- on to the next ---------------------------------------------------------------------------------
+        if ends_epoch and not is_last:
+            position.epoch, position.epoch_step, position.epoch_seconds = position.epoch + 1, 0, 0.0
+        if step % training.checkpoint_every_steps == 0 or is_last:
+            save()
+            saved_step = step
+        if ends_epoch or step % training.checkpoint_every_steps == 0:
+            reporter.phase("training" if not is_last else "finalizing")
+
+    reporter.say(Kind.FINISHED, step=position.step)
+    return Kind.FINISHED
+
+
+def build_optimizer(model: Cognate, config: RunConfig) -> MuGrokfast:
+    return MuGrokfast(model.named_parameters(), gradient_clip=config.training.gradient_clip, **config.optimizer.model_dump())
+
+
+def activation_dtype(config: RunConfig, device: torch.device) -> torch.dtype:
+    """bf16 where asked for, or where the device computes it natively; else fp32."""
+    if config.training.precision != "auto":
+        return torch.bfloat16 if config.training.precision == "bf16" else torch.float32
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float32
+    return torch.float32
+
+
+def seed_of_step(seed: int, step: int) -> int:
+    """The seed of everything random in one step; so a step is the same whatever came before it."""
+    return (seed * 0x9E3779B97F4A7C15 + step) % 2**63
+
+
+def describe_environment(config: RunConfig, device: torch.device) -> dict[str, Any]:
+    """What a bit-identical resume depends on besides the checkpoint."""
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "precision": str(activation_dtype(config, device)).removeprefix("torch."),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
+
+
+class Pace:
+    """Seconds a step takes: the last one, and a mean that follows."""
+
+    def __init__(self) -> None:
+        self.last = 0.0
+        self.mean = 0.0
+
+    def took(self, seconds: float) -> None:
+        self.mean = seconds if not self.mean else 0.9 * self.mean + 0.1 * seconds
+        self.last = seconds
+
+
+def _backward(
+    model: Cognate, batches: TrainingBatches, config: RunConfig, position: Position, device: torch.device, *, measure: bool
+) -> list[Loss]:
+    """Accumulate the gradient of the step at `position`; the loss of each of its batches."""
+    losses = []
+    accumulation = config.training.gradient_accumulation
+    for turn in range(accumulation):
+        batch = batches.batch(position.epoch, position.epoch_step * accumulation + turn)
+        tokens, targets, documents = (part.to(device, non_blocking=True) for part in (batch.tokens, batch.targets, batch.documents))
+        loss = model.loss(tokens, targets, documents, measure=measure and turn == accumulation - 1)
+        torch.autograd.backward(loss.loss / accumulation)
+        losses.append(loss)
+    return losses
+
+
+def _changes(before: dict[str, Any], now: dict[str, Any]) -> str:
+    return ", ".join(f"{key} {before.get(key)} -> {now[key]}" for key in now if before.get(key) != now[key])

@@ -1,0 +1,87 @@
+"""The far side of the boundary: `python -m cognate.worker ATTEMPT_DIR` trains one attempt and says how it ended.
+
+Told only by files (rundir.py) and three environment variables: COGNATE_DATA_DIR, COGNATE_CACHE_DIR, COGNATE_DEVICE.
+Whatever goes wrong becomes one `failed` event with a reason a person can act on; the traceback is in worker.log.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import traceback
+from pathlib import Path
+
+# Before torch loads. cuBLAS is deterministic only with a fixed workspace.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+# Threads that wait by spinning make a step ten times slower as soon as anything else wants one of the cores.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import torch
+
+from cognate.data.files import DataMissing
+from cognate.events import Failure, Kind
+from cognate.rundir import AttemptDir, Journal
+from cognate.training.control import ControlFile
+from cognate.training.loop import Places, train
+from cognate.training.reporter import Listener, Reporter
+
+EXIT_FAILED = 1
+
+
+def main(arguments: list[str] | None = None) -> int:
+    (attempt,) = arguments if arguments is not None else sys.argv[1:]
+    device = os.environ.get("COGNATE_DEVICE")
+    return run_attempt(AttemptDir(Path(attempt)), Places(_path("COGNATE_DATA_DIR"), _path("COGNATE_CACHE_DIR")), device)
+
+
+def run_attempt(attempt: AttemptDir, places: Places, device: str | None, *listeners: Listener) -> int:
+    """Train `attempt` in this process; the exit code."""
+    reporter = Reporter(Journal(attempt), *listeners)
+    try:
+        chosen = choose_device(attempt.run.config().training.device if device is None else device)
+        make_deterministic(chosen)
+        ending = train(attempt.run, reporter, ControlFile(attempt).poll, places, chosen)
+    except Exception as error:  # the edge of the process: everything is answered here, with a reason
+        traceback.print_exc()
+        reporter.say(Kind.FAILED, reason=explain(error), detail=f"{type(error).__name__}: {error}"[:2000])
+        return EXIT_FAILED
+    return EXIT_FAILED if ending is Kind.FAILED else 0
+
+
+def explain(error: BaseException) -> Failure:
+    """The reason of a failure, from its exception."""
+    match error:
+        case DataMissing():
+            return Failure.DATA_MISSING
+        case torch.OutOfMemoryError():
+            return Failure.OOM_CUDA
+        case MemoryError():
+            return Failure.OOM_HOST
+        case OSError(errno=errno.ENOSPC | errno.EDQUOT | errno.EFBIG):
+            return Failure.DISK_FULL
+    return Failure.ERROR
+
+
+def choose_device(wanted: str) -> torch.device:
+    """The device of a configuration's `device`; auto takes a GPU when there is one."""
+    if wanted == "auto":
+        wanted = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(wanted)
+
+
+def make_deterministic(device: torch.device) -> None:
+    """Same inputs, same bits, on the same machine; resume depends on it."""
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    # On CUDA an operation without a deterministic form warns instead of failing a night's run.
+    torch.use_deterministic_algorithms(True, warn_only=device.type == "cuda")
+    torch.backends.cudnn.benchmark = False
+
+
+def _path(variable: str) -> Path | None:
+    value = os.environ.get(variable)
+    return Path(value) if value else None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

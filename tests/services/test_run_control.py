@@ -1,0 +1,187 @@
+"""Runs through the whole service: REST, supervisor, shim, a worker process, its journal, the database.
+
+The worker is tests/fake_worker.py, so that each test is about control and takes about a second.
+"""
+
+import os
+from pathlib import Path
+
+import psutil
+import pytest
+
+from cognate.rundir import RunDir, lease_is_free, read_json
+from tests.service import launch, serving, steps_of, until, wait_for
+
+
+def test_a_run_trains_to_completed(tmp_path: Path) -> None:
+    with serving(tmp_path) as client:
+        run_id = launch(client, steps=20)
+        run = wait_for(client, run_id, "completed")
+        assert run["progress"]["step"] == run["progress"]["total_steps"] == 20
+        assert run["progress"]["percent"] == 100
+        assert run["metrics"]["loss"] == 0.5
+        assert run["allowed_commands"] == []
+        assert steps_of(client, run_id) == list(range(1, 21))
+        kinds = [event["kind"] for event in client.get(f"/v1/runs/{run_id}/events").json()["data"]]
+        assert kinds == ["state", "state", "started", "state", "plan", "phase", "checkpoint", "finished", "state"]
+
+
+def test_a_pause_ends_the_process_and_a_resume_goes_on_where_it_was(tmp_path: Path) -> None:
+    with serving(tmp_path, "--step-seconds", "0.02") as client:
+        run_id = launch(client, steps=60)
+        until(lambda: len(steps_of(client, run_id)) > 5)
+        attempt = RunDir(tmp_path / "runs" / run_id).attempt(1)
+        pid = read_json(attempt.started)["pid"]
+        assert client.post(f"/v1/runs/{run_id}/pause").status_code == 202
+        run = wait_for(client, run_id, "paused")
+        assert run["state_reason"] == "user_pause"
+        assert run["allowed_commands"] == ["resume", "stop"]
+        assert not psutil.pid_exists(pid)
+        assert lease_is_free(attempt)
+        (checkpoint,) = client.get(f"/v1/runs/{run_id}/checkpoints").json()["data"]
+        assert all(len(file["sha256"]) == 64 for file in checkpoint["files"].values())
+        assert client.post(f"/v1/runs/{run_id}/pause").status_code == 200  # already in effect
+        assert client.post(f"/v1/runs/{run_id}/resume").status_code == 202
+        wait_for(client, run_id, "completed")
+        assert steps_of(client, run_id, "all") == list(range(1, 61))
+        attempts = client.get(f"/v1/runs/{run_id}/attempts").json()["data"]
+        assert [attempt["ending"] for attempt in attempts] == ["paused", "finished"]
+        assert attempts[1]["resumed_from_step"] == checkpoint["step"]
+
+
+def test_a_stop_saves_and_is_final(tmp_path: Path) -> None:
+    with serving(tmp_path, "--step-seconds", "0.02") as client:
+        run_id = launch(client, steps=500)
+        until(lambda: steps_of(client, run_id))
+        client.post(f"/v1/runs/{run_id}/stop")
+        run = wait_for(client, run_id, "stopped")
+        assert (run["state_reason"], run["allowed_commands"]) == ("user_stop", [])
+        assert client.get(f"/v1/runs/{run_id}/checkpoints").json()["data"]
+        answer = client.post(f"/v1/runs/{run_id}/resume")
+        assert answer.status_code == 409
+        assert answer.headers["content-type"] == "application/problem+json"
+        assert answer.json()["state"] == "stopped"
+
+
+def test_a_worker_that_does_not_listen_is_killed_when_its_grace_is_over(tmp_path: Path) -> None:
+    """Stuck in `stopping` for an hour is what people complain about (PAINS 4)."""
+    with serving(tmp_path, "--fault", "hang@3") as client:
+        run_id = launch(client)
+        until(lambda: len(steps_of(client, run_id)) == 3)
+        client.post(f"/v1/runs/{run_id}/stop", json={"grace_s": 0.2})
+        assert wait_for(client, run_id, "stopped")["state_reason"] == "user_stop"
+
+
+def test_kill_ends_a_hanging_worker_at_once(tmp_path: Path) -> None:
+    with serving(tmp_path, "--fault", "hang@3") as client:
+        run_id = launch(client)
+        until(lambda: len(steps_of(client, run_id)) == 3)
+        client.post(f"/v1/runs/{run_id}/pause")
+        assert client.post(f"/v1/runs/{run_id}/kill").status_code == 202
+        assert wait_for(client, run_id, "stopped")["state_reason"] == "user_kill"
+
+
+def test_a_killed_worker_leaves_the_run_interrupted_and_resumable(tmp_path: Path) -> None:
+    with serving(tmp_path, "--step-seconds", "0.01") as client:
+        run_id = launch(client, steps=80)
+        until(lambda: len(steps_of(client, run_id)) > 5)
+        os.kill(read_json(RunDir(tmp_path / "runs" / run_id).attempt(1).started)["pid"], 9)
+        run = wait_for(client, run_id, "interrupted")
+        assert run["state_reason"] == "signal"
+        assert "signal 9" in run["state_detail"]
+        client.post(f"/v1/runs/{run_id}/resume")
+        wait_for(client, run_id, "completed")
+        assert steps_of(client, run_id) == list(range(1, 81))  # steps done twice are shown once, from the later attempt
+
+
+def test_a_killed_shim_takes_its_worker_with_it(tmp_path: Path) -> None:
+    with serving(tmp_path, "--step-seconds", "0.05") as client:
+        run_id = launch(client, steps=500)
+        until(lambda: steps_of(client, run_id))
+        started = read_json(RunDir(tmp_path / "runs" / run_id).attempt(1).started)
+        os.kill(started["shim_pid"], 9)
+        assert wait_for(client, run_id, "interrupted")["state_reason"] == "worker_lost"
+        assert not psutil.pid_exists(started["pid"]) or psutil.Process(started["pid"]).status() == psutil.STATUS_ZOMBIE
+
+
+def test_what_a_worker_leaves_behind_is_killed_with_it(tmp_path: Path) -> None:
+    """Grandchildren that keep the GPU are why a stop does not stop (PAINS 5)."""
+    with serving(tmp_path, "--fault", "child@3") as client:
+        before = {child.pid for child in psutil.Process().children(recursive=True)}
+        run_id = launch(client)
+        wait_for(client, run_id, "completed")
+        until(lambda: {child.pid for child in psutil.Process().children(recursive=True)} <= before)
+
+
+@pytest.mark.parametrize(
+    ("fault", "state", "reason"),
+    [("crash@3", "interrupted", "exit_nonzero"), ("error@3", "failed", "worker_error"), ("nan@3", "failed", "nonfinite_loss")],
+)
+def test_an_ending_has_its_reason(fault: str, state: str, reason: str, tmp_path: Path) -> None:
+    with serving(tmp_path, "--fault", fault) as client:
+        run = wait_for(client, launch(client), "interrupted", "failed", "completed")
+        assert (run["state"], run["state_reason"]) == (state, reason)
+        assert run["state_detail"]
+
+
+def test_nan_is_nan_everywhere_and_never_null(tmp_path: Path) -> None:
+    """SQLite turns NaN into NULL and browsers reject it bare (PAINS 23)."""
+    with serving(tmp_path, "--fault", "nan@3") as client:
+        run_id = launch(client)
+        assert wait_for(client, run_id, "failed")["metrics"]["loss"] == "NaN"
+        columns = client.get(f"/v1/runs/{run_id}/metrics", params={"keys": "loss,loss_ce,val_loss"}).json()["columns"]
+        assert columns["loss"] == [10.0, 5.0, "NaN"]
+        assert columns["loss_ce"] == [9.0, 4.5, 3.0]
+        assert columns["val_loss"] == [None, None, None]  # not measured
+
+
+def test_one_run_at_a_time_on_the_cpu_and_the_others_wait_in_order(tmp_path: Path) -> None:
+    with serving(tmp_path, "--step-seconds", "0.02") as client:
+        first, second, third = (launch(client, steps=10) for _ in range(3))
+        wait_for(client, first, "running")
+        assert client.get(f"/v1/runs/{second}").json()["queue_position"] == 1
+        assert client.get(f"/v1/runs/{third}").json()["queue_position"] == 2
+        wait_for(client, third, "completed")
+        ended = [client.get(f"/v1/runs/{run_id}").json()["ended_at"] for run_id in (first, second, third)]
+        assert ended == sorted(ended)
+
+
+def test_a_queued_run_can_be_paused_and_stopped_without_ever_starting(tmp_path: Path) -> None:
+    with serving(tmp_path, "--step-seconds", "0.05") as client:
+        launch(client, steps=1000)
+        waiting = launch(client)
+        assert client.post(f"/v1/runs/{waiting}/pause").json()["state"] == "paused"
+        assert client.post(f"/v1/runs/{waiting}/resume").json()["state"] == "queued"
+        assert client.post(f"/v1/runs/{waiting}/stop").json()["state"] == "stopped"
+        assert client.post(f"/v1/runs/{waiting}/kill").status_code == 200
+
+
+def test_a_shutdown_pauses_and_the_next_start_goes_on(tmp_path: Path) -> None:
+    """Ctrl-C loses nothing and leaves no process."""
+    with serving(tmp_path, "--step-seconds", "0.02") as client:
+        run_id = launch(client, steps=60)
+        until(lambda: len(steps_of(client, run_id)) > 5)
+        started = read_json(RunDir(tmp_path / "runs" / run_id).attempt(1).started)
+    assert not psutil.pid_exists(started["pid"])
+    with serving(tmp_path) as client:
+        wait_for(client, run_id, "completed")
+        assert steps_of(client, run_id, "all") == list(range(1, 61))
+
+
+def test_a_second_server_on_the_same_state_is_refused(tmp_path: Path) -> None:
+    with (
+        serving(tmp_path),
+        pytest.raises(RuntimeError, match="another server is using"),
+        serving(tmp_path),
+    ):
+        pass
+
+
+def test_a_worker_that_cannot_be_started_fails_the_run_with_the_reason(tmp_path: Path) -> None:
+    with serving(tmp_path) as client:
+        (tmp_path / "runs").mkdir(exist_ok=True)
+        run_id = launch(client, steps=5)
+        wait_for(client, run_id, "completed")
+        blocked = client.post("/v1/runs", json={"preset": "quickstart", "config": {"training": {"device": "cuda"}}})
+        assert blocked.status_code == 422
+        assert "have cpu" in blocked.json()["errors"][0]["message"]
