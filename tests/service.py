@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx
-from starlette.testclient import TestClient
+from starlette.testclient import TestClient, WebSocketTestSession
 
 from app.executors.local import LocalExecutor
 from app.main import create_app
@@ -41,6 +41,11 @@ def serving(home: Path, *worker_options: str, **settings: Any) -> Iterator[TestC
     executor = LocalExecutor(None, home / "cache", settings.pop("cpu_slots", 1), worker)
     with TestClient(create_app(Settings(home=home, **settings), executor), base_url=URL) as client:
         yield client
+
+
+def connect(client: TestClient, path: str, **options: Any) -> WebSocketTestSession:
+    """A websocket under the name the service answers to."""
+    return client.websocket_connect(URL.replace("http", "ws") + path, **options)
 
 
 def launch(client: TestClient | httpx.Client, steps: int = 20, **more: Any) -> str:

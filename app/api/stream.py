@@ -10,13 +10,15 @@ from there on; nothing falls between the two. Progress is passing and has no num
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
+import logging
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Annotated, Any, Literal
 
+import anyio
+import anyio.to_thread
 import orjson
 from fastapi import APIRouter, Query, WebSocket
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -32,6 +34,7 @@ from app.store.engine import Message
 from cognate import __version__
 from cognate.metrics import KEYS
 
+log = logging.getLogger(__name__)
 router = APIRouter(prefix="/v1", tags=["stream"])
 
 HEARTBEAT_S = 15.0
@@ -83,35 +86,28 @@ async def stream_run(
 async def _serve(websocket: WebSocket, wanted: Wanted) -> None:
     service = parts(websocket)
     await websocket.accept(SUBPROTOCOL if SUBPROTOCOL in websocket.scope.get("subprotocols", []) else None)
+    if wanted.runs is not None and (missing := await anyio.to_thread.run_sync(_missing, service, wanted.runs)):
+        await _leave(websocket, {"type": "error", "problem": "not_found", "detail": f"no run {', '.join(missing)}"}, 4404)
+        return
+    request: Wanted | None = wanted
+    while request is not None:
+        wanted, request = request, None
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(_follow_or_leave, websocket, service, wanted, tasks.cancel_scope)
+            request = await _next_request(websocket, wanted)
+            tasks.cancel_scope.cancel()
+
+
+async def _follow_or_leave(websocket: WebSocket, service: Parts, wanted: Wanted, conversation: anyio.CancelScope) -> None:
     try:
-        if wanted.runs is not None:
-            with service.store.read() as session:
-                runs.get(session, next(iter(wanted.runs)))
-        await _follow_until_gone(websocket, service, wanted)
-    except runs.NoSuchRun as error:
-        await _leave(websocket, {"type": "error", "problem": "not_found", "detail": str(error)}, 4404)
+        await _follow(websocket, service, wanted)
     except Overflow as error:
         await _leave(websocket, {"type": "bye", "reason": "slow_consumer", "detail": f"{error}; come back with your cursor"}, 1013)
-    except TimeoutError:  # a reader that has stopped reading: closing politely would block on it as well
+    except TimeoutError:  # a reader that has stopped reading: a polite word would wait for it as well
         await _leave(websocket, None, 1013)
-
-
-async def _follow_until_gone(websocket: WebSocket, service: Parts, wanted: Wanted) -> None:
-    while True:
-        reader = asyncio.create_task(_next_request(websocket, wanted))
-        follower = asyncio.create_task(_follow(websocket, service, wanted))
-        try:
-            done, _ = await asyncio.wait({reader, follower}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for task in (reader, follower):
-                task.cancel()
-            await asyncio.gather(reader, follower, return_exceptions=True)
-        if follower in done:
-            follower.result()
-        request = reader.result()
-        if request is None:
-            return
-        wanted = request
+    except (WebSocketDisconnect, RuntimeError) as error:  # gone while we were sending
+        log.debug("a stream ended: %s", error)
+    conversation.cancel()
 
 
 async def _next_request(websocket: WebSocket, wanted: Wanted) -> Wanted | None:
@@ -137,12 +133,13 @@ async def _follow(websocket: WebSocket, service: Parts, wanted: Wanted) -> None:
         await _send(websocket, {"type": "hello", "version": __version__, "cursor": f"{store.epoch}.{head}", "heartbeat_s": HEARTBEAT_S})
         if gap:
             await _send(websocket, {"type": "gap", "from": wanted.after, "to": f"{store.epoch}.{start}", "refetch": True})
-        await _send(websocket, await asyncio.to_thread(_snapshot, service, wanted))
+        await _send(websocket, await anyio.to_thread.run_sync(_snapshot, service, wanted))
         async for page in _replay(service, wanted, start, head):
             await _send_frames(websocket, page, store.epoch, wanted)
         while True:
             try:
-                messages = await asyncio.wait_for(subscription.take(), HEARTBEAT_S)
+                with anyio.fail_after(HEARTBEAT_S):
+                    messages = await subscription.take()
             except TimeoutError:
                 await _send(websocket, {"type": "heartbeat", "cursor": f"{store.epoch}.{store.head}"})
                 continue
@@ -167,7 +164,7 @@ def _start_of(after: str, epoch: str, head: int) -> tuple[int, bool]:
 async def _replay(service: Parts, wanted: Wanted, start: int, head: int) -> AsyncIterator[list[Message]]:
     """Everything wanted in (start, head], in pages."""
     while start < head:
-        page, start = await asyncio.to_thread(_read_page, service, wanted, start, head)
+        page, start = await anyio.to_thread.run_sync(_read_page, service, wanted, start, head)
         yield page
 
 
@@ -195,6 +192,11 @@ def _snapshot(service: Parts, wanted: Wanted) -> dict[str, Any]:
         return {"type": "snapshot", "runs": [run_out(run, queue).model_dump(mode="json") for run in found]}
 
 
+def _missing(service: Parts, run_ids: frozenset[str]) -> set[str]:
+    with service.store.read() as session:
+        return set(run_ids - {run.id for run in runs.some(session, run_ids)})
+
+
 async def _send_frames(websocket: WebSocket, messages: Iterable[Message], epoch: str, wanted: Wanted) -> None:
     """Messages in order; neighbouring rows of a run travel together as columns."""
     for (kind, run_id), group in groupby(messages, key=lambda message: (message.type, message.run_id)):
@@ -219,11 +221,13 @@ def _batch(run_id: str, rows: list[Message], epoch: str, keys: frozenset[str] | 
 
 async def _send(websocket: WebSocket, frame: dict[str, Any]) -> None:
     """Raises TimeoutError when the client does not read."""
-    await asyncio.wait_for(websocket.send_text(orjson.dumps(frame).decode()), SEND_TIMEOUT_S)
+    with anyio.fail_after(SEND_TIMEOUT_S):
+        await websocket.send_text(orjson.dumps(frame).decode())
 
 
 async def _leave(websocket: WebSocket, last: dict[str, Any] | None, code: int) -> None:
     with contextlib.suppress(TimeoutError, RuntimeError, WebSocketDisconnect):
         if last is not None:
             await _send(websocket, last)
-        await asyncio.wait_for(websocket.close(code), SEND_TIMEOUT_S)
+        with anyio.fail_after(SEND_TIMEOUT_S):
+            await websocket.close(code)

@@ -30,7 +30,7 @@ class LocalExecutor:
         self._cache_dir = cache_dir
         self._worker = list(worker)
         self._slots = [f"cuda:{index}" for index in range(gpu_count())] + ["cpu"] * cpu_slots
-        self._shims: list[subprocess.Popen[bytes]] = []
+        self._shims: dict[AttemptDir, subprocess.Popen[bytes]] = {}
 
     def slots(self) -> list[str]:
         return self._slots
@@ -56,13 +56,13 @@ class LocalExecutor:
             raise LaunchError(f"cannot start a worker: {error}") from error
         finally:
             os.close(lease)  # the shim holds it now, or nobody
-        self._shims = [shim for shim in [*self._shims, process] if shim.poll() is None]  # poll() reaps the ended ones
+        self._shims[attempt] = process
 
     def ended(self, attempt: AttemptDir) -> Exit | None:
         if attempt.path.exists() and not rundir.lease_is_free(attempt):
             return None
-        for process in self._shims:
-            process.poll()
+        if process := self._shims.pop(attempt, None):
+            process.wait()  # it has let go of the lease, so it is leaving; unwaited it would stay as a zombie
         try:
             record = rundir.read_json(attempt.exit)
         except (FileNotFoundError, ValueError):

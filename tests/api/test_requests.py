@@ -1,0 +1,155 @@
+"""Bad input: each a clear problem with the right status, and nothing half-made left behind."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+from app.api.errors import PROBLEMS
+from tests.service import launch, serving, until, wait_for
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="module")
+def client(home: Path) -> Iterator[TestClient]:
+    with serving(home) as client:
+        yield client
+
+
+@pytest.mark.parametrize(
+    ("body", "problem", "words"),
+    [
+        ('{"preset": "resoning"}', "invalid_config", "did you mean 'reasoning'"),
+        ('{"preset": "reasoning", "config": {"training": {"batchsize": 4}}}', "invalid_config", "did you mean 'batch_size'"),
+        ('{"preset": "reasoning", "config": {"training": {"batch_size": 0}}}', "invalid_config", "greater than or equal to 1"),
+        ('{"preset": "reasoning", "config": {"training": {"batch_size": "4"}}}', "invalid_config", "valid integer"),
+        ('{"preset": "reasoning", "config": {"optimizer": {"muon_lr": NaN}}}', "invalid_config", "finite"),
+        ('{"preset": "reasoning", "config": {"optimizer": {"muon_lr": 1e400}}}', "invalid_config", "finite"),
+        ('{"preset": "reasoning", "seed": NaN}', "invalid_request", "valid integer"),
+        ('{"preset": "reasoning", "sead": 1}', "invalid_request", "sead"),
+        ('{"preset": 7}', "invalid_request", "valid string"),
+        ('{"preset": "quickstart", "name": "<img src=x>"}', "invalid_request", "name"),
+        ('{"preset": "quickstart", "name": "a\\nb"}', "invalid_request", "name"),
+        ("{}", "invalid_request", "preset"),
+        ("[]", "invalid_request", ""),
+        ('{"preset":', "invalid_request", "JSON"),
+        ("[" * 60000, "invalid_request", ""),
+        ('{"preset": "quickstart", "config": ' + '{"a":' * 5000 + "1" + "}" * 5000 + "}", "invalid_request", ""),
+    ],
+)
+def test_what_cannot_be_launched_is_refused_in_words(client: TestClient, home: Path, body: str, problem: str, words: str) -> None:
+    answer = client.post("/v1/runs", content=body, headers={"Content-Type": "application/json"})
+    assert answer.status_code == PROBLEMS[problem][0] == answer.json()["status"]
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert answer.json()["type"] == f"/v1/problems/{problem}"
+    assert words in answer.json()["detail"]
+    assert client.get("/v1/runs").json()["data"] == []
+    assert not (home / "runs").exists() or list((home / "runs").iterdir()) == []
+
+
+def test_the_answer_does_not_echo_what_was_sent(client: TestClient) -> None:
+    answer = client.post(
+        "/v1/runs", json={"preset": "quickstart", "seed": "my-secret", "config": {"training": {"batch_size": "my-secret"}}}
+    )
+    assert answer.status_code == 422
+    assert "my-secret" not in answer.text
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/v1/nothing", 404),
+        ("PUT", "/v1/runs", 405),
+        ("GET", f"/v1/runs/run_{'0' * 36}", 404),
+        ("POST", f"/v1/runs/run_{'0' * 36}/pause", 404),
+        ("GET", "/v1/runs/..%2f..%2fetc", 404),
+        ("GET", "/v1/runs/run_x", 422),
+        ("GET", "/v1/runs?limit=0", 422),
+        ("GET", "/v1/problems/none", 404),
+    ],
+)
+def test_every_refusal_is_a_problem(client: TestClient, method: str, path: str, status: int) -> None:
+    answer = client.request(method, path)
+    assert answer.status_code == status
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert set(answer.json()) >= {"type", "title", "status", "detail"}
+
+
+def test_every_problem_explains_itself_at_its_address(client: TestClient) -> None:
+    for name, (status, meaning) in PROBLEMS.items():
+        assert client.get(f"/v1/problems/{name}").json() == {"type": f"/v1/problems/{name}", "status": status, "meaning": meaning}
+
+
+def test_a_dry_run_resolves_and_leaves_nothing(client: TestClient) -> None:
+    answer = client.post("/v1/runs?dry_run=true", json={"preset": "speed", "config": {"training": {"batch_size": 2}}, "seed": 5})
+    assert answer.status_code == 200
+    config: dict[str, Any] = answer.json()["config"]
+    assert (config["training"]["batch_size"], config["seed"], config["model"]["recursions"]) == (2, 5, 2)
+    assert client.get("/v1/runs").json()["data"] == []
+
+
+def test_the_catalogue_is_complete(client: TestClient) -> None:
+    assert len(client.get("/v1/metrics").json()["data"]) == 37
+    assert [preset["name"] for preset in client.get("/v1/presets").json()["data"]] == ["reasoning", "memory", "speed", "quickstart"]
+    assert "TrainingConfig" in client.get("/v1/config/schema").json()["$defs"]
+
+
+def test_runs_are_listed_newest_first_in_pages_and_filtered(tmp_path: Path) -> None:
+    with serving(tmp_path) as client:
+        ids = [launch(client, steps=2, name=f"run {number}", tags=["a"]) for number in range(5)]
+        wait_for(client, ids[-1], "completed")
+        seen, after = [], None
+        while True:
+            page = client.get("/v1/runs", params={"limit": 2, **({"after": after} if after else {})}).json()
+            seen += [run["id"] for run in page["data"]]
+            after = page["next_cursor"]
+            if not page["has_more"]:
+                break
+        assert seen == ids[::-1]
+        assert client.get("/v1/runs?state=queued").json()["data"] == []
+        assert len(client.get("/v1/runs?state=completed&preset=quickstart").json()["data"]) == 5
+
+
+def test_an_external_id_names_one_run(tmp_path: Path) -> None:
+    with serving(tmp_path) as client:
+        first = launch(client, external_id="night-7")
+        again = client.post("/v1/runs", json={"preset": "quickstart", "external_id": "night-7"})
+        assert (again.status_code, again.json()["run_id"]) == (409, first)
+        assert len(list((tmp_path / "runs").iterdir())) == 1
+
+
+def test_logs_are_read_by_byte_offset(tmp_path: Path) -> None:
+    with serving(tmp_path) as client:
+        run_id = launch(client, steps=2)
+        assert client.get(f"/v1/runs/{run_id}/logs").status_code in (200, 404)  # 404 until its first attempt
+        wait_for(client, run_id, "completed")
+        whole = client.get(f"/v1/runs/{run_id}/logs").json()
+        assert whole["text"] == "fake worker of attempt 1\n"
+        rest = client.get(f"/v1/runs/{run_id}/logs", params={"after": 5}).json()
+        assert rest["text"] == "worker of attempt 1\n"
+        assert client.get(f"/v1/runs/{run_id}/logs", params={"tail": 2}).json()["text"] == "1\n"
+        assert client.get(f"/v1/runs/{run_id}/logs", params={"after": whole["next_offset"]}).json()["text"] == ""
+        assert client.get(f"/v1/runs/{run_id}/logs", params={"attempt": 2}).status_code == 404
+
+
+def test_metrics_can_be_chosen_by_key_and_step(tmp_path: Path) -> None:
+    with serving(tmp_path) as client:
+        run_id = launch(client, steps=10)
+        wait_for(client, run_id, "completed")
+        columns = client.get(f"/v1/runs/{run_id}/metrics", params={"keys": "loss", "from": 3, "to": 5}).json()["columns"]
+        assert columns["step"] == [3, 4, 5]
+        assert set(columns) == {"seq", "attempt", "step", "epoch", "at", "loss"}
+        assert client.get(f"/v1/runs/{run_id}/metrics", params={"keys": "los"}).status_code == 422
+
+
+def test_readiness_names_what_is_wrong(tmp_path: Path) -> None:
+    with serving(tmp_path) as client:
+        ready = until(lambda: client.get("/readyz"))
+        assert ready.json()["status"] == "ready"
+        assert set(ready.json()["checks"]) == {"database", "disk", "supervisor"}

@@ -1,0 +1,160 @@
+"""The gate: each row is an attack that worked on a comparable service, and must not work here."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from starlette.testclient import TestClient
+from starlette.websockets import WebSocketDisconnect
+
+from tests.service import connect, serving
+
+TOKEN = "a-token-for-the-tests"
+BEARER = {"Authorization": f"Bearer {TOKEN}"}
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
+    """Open, on loopback, as `make run` serves it."""
+    with serving(tmp_path_factory.mktemp("open")) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
+    """With a token, on every address, as the container serves it."""
+    with serving(tmp_path_factory.mktemp("guarded"), host="0.0.0.0", token=TOKEN) as client:
+        yield client
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "evil.example",
+        "evil.example:8000",
+        "10.evil.example",
+        "192.168.evil.example",
+        "127.0.0.1.evil.example",
+        "localhost.evil.example",
+        "127.0.0.1@evil.example",
+        "evil.example/127.0.0.1",
+        "evil.example#localhost",
+        "localhost:port",
+        "[::1",
+        "",
+    ],
+)
+def test_a_foreign_host_is_refused_over_http_and_websocket(client: TestClient, host: str) -> None:
+    """DNS rebinding: the browser believes it talks to the attacker's own site (Ray CVE-2025-62593)."""
+    answer = client.get("/v1/runs", headers={"Host": host})
+    assert answer.status_code == 421
+    with pytest.raises(WebSocketDisconnect), connect(client, "/v1/stream", headers={"Host": host}):
+        pass
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1:8000", "[::1]:8000", "LOCALHOST:9"])
+def test_our_own_names_are_served(client: TestClient, host: str) -> None:
+    assert client.get("/healthz", headers={"Host": host}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Origin": "http://evil.example"},
+        {"Origin": "null"},
+        {"Origin": "http://127.0.0.1:9999"},
+        {"Origin": "http://127.0.0.1:8000.evil.example"},
+        {"Sec-Fetch-Site": "cross-site"},
+        {"Sec-Fetch-Site": "same-site"},
+    ],
+)
+def test_a_foreign_page_can_change_nothing(client: TestClient, headers: dict[str, str]) -> None:
+    """A POST without a body is a "simple" request: no browser asks before it sends one (Gradio CVE-2024-1727)."""
+    answer = client.post(f"/v1/runs/run_{'0' * 36}/stop", headers=headers)
+    assert answer.status_code == 403
+    with pytest.raises(WebSocketDisconnect), connect(client, "/v1/stream", headers=headers):
+        pass
+
+
+def test_our_own_page_can(client: TestClient) -> None:
+    ours = {"Origin": "http://127.0.0.1:8000", "Sec-Fetch-Site": "same-origin"}
+    assert client.post(f"/v1/runs/run_{'0' * 36}/stop", headers=ours).status_code == 404
+    with connect(client, "/v1/stream", headers=ours) as socket:
+        assert socket.receive_json()["type"] == "hello"
+
+
+@pytest.mark.parametrize("media_type", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", ""])
+def test_a_body_that_is_not_json_is_refused(client: TestClient, media_type: str) -> None:
+    answer = client.post("/v1/runs", content='{"preset": "quickstart"}', headers={"Content-Type": media_type})
+    assert answer.status_code == 415
+
+
+def test_a_large_body_is_refused(client: TestClient) -> None:
+    answer = client.post("/v1/runs", content=b" " * 65537, headers={"Content-Type": "application/json"})
+    assert (answer.status_code, answer.json()["type"]) == (413, "/v1/problems/body_too_large")
+
+
+def test_with_a_token_every_route_but_the_page_and_the_probes_asks_for_it(guarded: TestClient) -> None:
+    """Walks the routes, so that one added tomorrow is covered too (MLflow CVE-2026-2652)."""
+    paths = guarded.get("/openapi.json", headers=BEARER).json()["paths"]
+    checked = 0
+    for path, operations in paths.items():
+        concrete = path.replace("{run_id}", f"run_{'0' * 36}").replace("{name}", "x")
+        for method in operations:
+            status = guarded.request(method, concrete).status_code
+            if path in ("/healthz", "/readyz"):
+                assert status == 200
+            else:
+                assert status == 401, f"{method} {path}"
+                checked += 1
+    assert checked > 15
+    assert guarded.get("/openapi.json").status_code == 401
+    assert guarded.get("/").status_code == 200
+
+
+@pytest.mark.parametrize("header", [{}, {"Authorization": "Bearer wrong"}, {"Authorization": f"Basic {TOKEN}"}, {"Authorization": TOKEN}])
+def test_a_wrong_token_opens_nothing(guarded: TestClient, header: dict[str, str]) -> None:
+    answer = guarded.get("/v1/runs", headers=header)
+    assert answer.status_code == 401
+    assert answer.headers["www-authenticate"] == "Bearer"
+    with pytest.raises(WebSocketDisconnect) as closed, connect(guarded, "/v1/stream", headers=header):
+        pass
+    assert closed.value.code == 4401
+
+
+def test_the_token_opens_http_and_websocket(guarded: TestClient) -> None:
+    assert guarded.get("/v1/runs", headers=BEARER).status_code == 200
+    with connect(guarded, "/v1/stream", headers=BEARER) as socket:
+        assert socket.receive_json()["type"] == "hello"
+
+
+def test_a_ticket_opens_one_websocket_and_no_second(guarded: TestClient) -> None:
+    """Browsers cannot send headers with a websocket, and a token in a URL ends up in logs."""
+    ticket = guarded.post("/v1/stream/ticket", headers=BEARER).json()["ticket"]
+    offered = ["cognate.v1", f"ticket.{ticket}"]
+    with connect(guarded, "/v1/stream", subprotocols=offered) as socket:
+        assert socket.accepted_subprotocol == "cognate.v1"
+    with pytest.raises(WebSocketDisconnect), connect(guarded, "/v1/stream", subprotocols=offered):
+        pass
+
+
+def test_a_token_is_made_when_the_service_is_reachable_without_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Shown once, kept hashed, for the owner's eyes only."""
+    with serving(tmp_path, host="0.0.0.0") as client:
+        shown = capsys.readouterr().out.split()
+        token = next(word for word in shown if len(word) == 43)
+        assert client.get("/v1/runs").status_code == 401
+        assert client.get("/v1/runs", headers={"Authorization": f"Bearer {token}"}).status_code == 200
+    kept = tmp_path / "token.sha256"
+    assert kept.stat().st_mode & 0o777 == 0o600
+    assert token not in kept.read_text()
+    with serving(tmp_path, host="0.0.0.0") as client:
+        assert token not in capsys.readouterr().out
+        assert client.get("/v1/runs", headers={"Authorization": f"Bearer {token}"}).status_code == 200
+
+
+def test_answers_carry_the_headers_that_keep_a_page_in_its_place(client: TestClient) -> None:
+    headers = client.get("/").headers
+    assert "default-src 'self'" in headers["content-security-policy"]
+    assert "unsafe-inline" not in headers["content-security-policy"]
+    assert headers["x-content-type-options"] == "nosniff"
