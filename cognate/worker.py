@@ -19,7 +19,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 
-from cognate.data.files import DataMissing
+from cognate.data.files import DataMissing, DataUnreadable
 from cognate.events import Failure, Kind
 from cognate.rundir import AttemptDir, Journal
 from cognate.training.control import ControlFile
@@ -52,7 +52,7 @@ def run_attempt(attempt: AttemptDir, places: Places, device: str | None, *listen
 def explain(error: BaseException) -> Failure:
     """The reason of a failure, from its exception."""
     match error:
-        case DataMissing():
+        case DataMissing() | DataUnreadable():
             return Failure.DATA_MISSING
         case torch.OutOfMemoryError():
             return Failure.OOM_CUDA

@@ -99,7 +99,7 @@ def load(path: Path) -> Saved:
 
 def newest(run: RunDir) -> tuple[Saved | None, list[str]]:
     """The newest checkpoint that verifies, and a sentence for each newer one that did not."""
-    refused = []
+    refused: list[str] = []
     for _, path in reversed(run.complete_checkpoints()):
         try:
             return load(path), refused

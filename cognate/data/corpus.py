@@ -1,0 +1,169 @@
+"""Corpus: everything a run trains on and is validated on, as tokens. load_corpus() makes it.
+
+rows.py decides which rows those are. The tokenizer and the tokens are kept in a cache, named by all that went into
+them; nothing here depends on the run's seed. What was missing or done other than asked is in `warnings`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
+from itertools import chain
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+import safetensors.numpy
+import tokenizers
+
+from cognate.config import RunConfig
+from cognate.data.cache import Cache, key_of
+from cognate.data.curriculum import STAGES, Curriculum, Part, text_hash
+from cognate.data.files import DataMissing
+from cognate.data.formats import Example
+from cognate.data.rows import Rows, plan
+from cognate.data.tokenizer import Tokenizer
+from cognate.rundir import read_json, write_json
+
+# Enough for any sample we validate on; more would only lengthen the first start.
+VALIDATION_DOCUMENTS: Final = 1000
+
+
+@dataclass(frozen=True)
+class Documents:
+    """Token sequences end to end: document i is ids[offsets[i] : offsets[i + 1]], and its last token is the end token."""
+
+    ids: npt.NDArray[np.uint16]  # [tokens]
+    offsets: npt.NDArray[np.int64]  # [documents + 1]
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+
+@dataclass(frozen=True)
+class Corpus:
+    tokenizer: Tokenizer
+    curriculum: Curriculum
+    training: Mapping[str, Documents]
+    validation: Mapping[str, Documents]  # at most VALIDATION_DOCUMENTS of each dataset, in the order of their hash
+    missing: tuple[str, ...]
+    warnings: tuple[str, ...]
+    digests: Mapping[str, str]  # sha-256 of every data file, by its path inside the data folder
+
+
+def load_corpus(config: RunConfig, data_dir: Path | None, cache_dir: Path | None, tokenizer: Tokenizer | None = None) -> Corpus:
+    """The corpus of a run. `tokenizer` is that of a checkpoint; without one it is learned from the training text.
+
+    Raises DataMissing or DataUnreadable. Without `cache_dir` everything is worked out anew.
+    """
+    planned = plan(config.data, data_dir)
+    warnings = list(planned.warnings)
+    kept = Cache(cache_dir, warnings.append)
+    read = cache(planned.read)
+    key = key_of([planned.ingredients, _CODE, tokenizers.__version__])
+    vocab_size = config.model.vocab_size
+    if tokenizer is None:
+        tokenizer = kept.get("tokenizer", key_of([key, vocab_size]), lambda: _learn(read(), vocab_size), _write_tokenizer, _read_tokenizer)
+    assert tokenizer.vocab_size <= vocab_size, f"the tokenizer has {tokenizer.vocab_size} tokens, the model {vocab_size}"
+    tokens = kept.get("documents", key_of([key, tokenizer.digest]), _tokenising(read, tokenizer), _write_tokens, _read_tokens)
+    curriculum = Curriculum(tokens.parts)
+    warnings += _remarks(curriculum, tokenizer.vocab_size, vocab_size)
+    return Corpus(tokenizer, curriculum, tokens.training, tokens.validation, planned.missing, tuple(warnings), planned.digests)
+
+
+def _remarks(curriculum: Curriculum, n_tokens: int, vocab_size: int) -> list[str]:
+    """What a run should say about its data although nothing is missing."""
+    remarks = []
+    if n_tokens < vocab_size:
+        remarks.append(f"the training text has only {n_tokens:,} different tokens; {vocab_size - n_tokens:,} of the vocabulary stay unused")
+    for stage in STAGES:
+        if stage < curriculum.first_stage:
+            remarks.append(f"no dataset of stage {stage} is available; its epochs use those of stage {curriculum.first_stage}")
+    return remarks
+
+
+# --- rows to tokens ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Tokens:
+    parts: tuple[Part, ...]
+    training: Mapping[str, Documents]
+    validation: Mapping[str, Documents]
+
+
+def _learn(rows: Rows, vocab_size: int) -> Tokenizer:
+    """The tokenizer of the training text of all stages; of nothing that is held out."""
+    examples = chain.from_iterable(rows.training.values())
+    return Tokenizer.train((example.prompt + example.answer for example in examples), vocab_size)
+
+
+def _tokenising(read: Callable[[], Rows], tokenizer: Tokenizer) -> Callable[[], _Tokens]:
+    def tokenise() -> _Tokens:
+        rows = read()
+        if not any(rows.training.values()):
+            raise DataMissing("every row of the chosen datasets is held out or equals an evaluation item; nothing is left to train on")
+        return _Tokens(
+            rows.parts,
+            training={name: encode(examples, tokenizer) for name, examples in rows.training.items()},
+            validation={name: encode(_sample(examples), tokenizer) for name, examples in rows.validation.items()},
+        )
+
+    return tokenise
+
+
+def _sample(examples: Sequence[Example]) -> list[Example]:
+    """A fixed sample: the same rows on every machine and in every run."""
+    return sorted(examples, key=lambda example: text_hash(example.key))[:VALIDATION_DOCUMENTS]
+
+
+def encode(examples: Sequence[Example], tokenizer: Tokenizer) -> Documents:
+    """prompt + answer + end of each example. The two are encoded apart, so that a prompt's tokens never depend on its answer."""
+    prompts = tokenizer.encode_batch([example.prompt for example in examples])
+    answers = tokenizer.encode_batch([example.answer for example in examples])
+    documents = [[*prompt, *answer, tokenizer.end_id] for prompt, answer in zip(prompts, answers, strict=True)]
+    offsets = np.array([0, *map(len, documents)], np.int64).cumsum()
+    return Documents(np.fromiter(chain.from_iterable(documents), np.uint16, offsets[-1]), offsets)
+
+
+# --- what the cache keeps ---------------------------------------------------------------------------------
+
+
+def _write_tokenizer(tokenizer: Tokenizer, entry: Path) -> None:
+    tokenizer.save(entry / "tokenizer.json")
+
+
+def _read_tokenizer(entry: Path) -> Tokenizer:
+    return Tokenizer.load(entry / "tokenizer.json")
+
+
+def _write_tokens(tokens: _Tokens, entry: Path) -> None:
+    arrays: dict[str, npt.NDArray[np.integer]] = {}
+    for side, by_name in (("training", tokens.training), ("validation", tokens.validation)):
+        for name, documents in by_name.items():
+            arrays[f"{side}.{name}.ids"], arrays[f"{side}.{name}.offsets"] = documents.ids, documents.offsets
+    safetensors.numpy.save_file(arrays, entry / "tokens.safetensors")
+    write_json(entry / "parts.json", [asdict(part) for part in tokens.parts])
+
+
+def _read_tokens(entry: Path) -> _Tokens:
+    parts = tuple(Part(**part) for part in read_json(entry / "parts.json"))
+    arrays = safetensors.numpy.load_file(entry / "tokens.safetensors")
+    training, validation = (
+        {part.dataset: Documents(arrays[f"{side}.{part.dataset}.ids"], arrays[f"{side}.{part.dataset}.offsets"]) for part in parts}
+        for side in ("training", "validation")
+    )
+    return _Tokens(parts, training, validation)
+
+
+def _digest_code() -> str:
+    """A version that nobody can forget to raise: the text of the files that decide which tokens come out."""
+    names = ("sources", "formats", "curriculum", "files", "synthetic", "rows", "tokenizer", "corpus")
+    here = Path(__file__).parent
+    return hashlib.sha256(b"\0".join((here / f"{name}.py").read_bytes() for name in names)).hexdigest()
+
+
+_CODE: Final = _digest_code()
