@@ -19,8 +19,14 @@ fail() {
     exit 1
 }
 
-# A copy of the lock file is the last thing to be put in place: where it is, everything is.
-cmp -s package-lock.json vendor/package-lock.json && exit 0
+is_done() {
+    cmp -s package-lock.json vendor/package-lock.json || return 1
+    for file in $FILES; do
+        test -f "vendor/${file##*/}" || return 1
+    done
+}
+
+is_done && exit 0
 
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT

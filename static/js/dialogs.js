@@ -1,0 +1,50 @@
+// Questions that wait for an answer.
+
+import { byId, element, setText } from "./dom.js";
+
+/** Resolves to whether the person agreed to a command that cannot be taken back. */
+export function confirm({ label, question, consequence }) {
+  const dialog = byId("confirm");
+  setText(dialog.querySelector("h2"), question);
+  setText(dialog.querySelector("p"), consequence);
+  setText(dialog.querySelector("button[value=yes]"), label);
+  dialog.returnValue = "";
+  dialog.showModal();
+  return new Promise((resolve) =>
+    dialog.addEventListener("close", () => resolve(dialog.returnValue === "yes"), { once: true }),
+  );
+}
+
+/** Resolves to the token that was typed in; there is no way around it. */
+export function askForToken(wasRefused) {
+  const dialog = byId("token");
+  const input = dialog.querySelector("input");
+  setText(dialog.querySelector("[role=alert]"), wasRefused ? "That token was not accepted." : "");
+  input.value = "";
+  dialog.oncancel = (event) => event.preventDefault();
+  dialog.showModal();
+  return new Promise((resolve) => {
+    dialog.querySelector("form").addEventListener(
+      "submit",
+      (event) => {
+        event.preventDefault();
+        dialog.close();
+        resolve(input.value.trim());
+      },
+      { once: true },
+    );
+  });
+}
+
+/** A refusal or a failure, at the top of the view until it is dismissed or the view changes. */
+export function tell(message) {
+  const place = byId("message");
+  place.replaceChildren(
+    element("span", {}, message),
+    element("button", { type: "button", onclick: () => place.replaceChildren() }, "Dismiss"),
+  );
+}
+
+export function untell() {
+  byId("message").replaceChildren();
+}

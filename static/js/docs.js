@@ -1,0 +1,18 @@
+// Swagger UI on this service's own description; requests made from it carry the page's token.
+
+import { authorization, get, onUnauthorized } from "./api.js";
+import { askForToken } from "./dialogs.js";
+
+onUnauthorized(askForToken);
+
+window.SwaggerUIBundle({
+  dom_id: "#swagger",
+  spec: await get("/openapi.json"),
+  deepLinking: true,
+  defaultModelsExpandDepth: 0,
+  validatorUrl: null,
+  requestInterceptor: (request) => {
+    Object.assign(request.headers, authorization());
+    return request;
+  },
+});

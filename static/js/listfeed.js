@@ -1,0 +1,108 @@
+// All runs, newest first, kept up to date. Data only: a view is told that something changed, and reads.
+
+import { get } from "./api.js";
+import { Looker } from "./looker.js";
+import { Stream } from "./stream.js";
+
+const PAGE = 50;
+
+export class ListFeed {
+  hasMore = false;
+  #runs = new Map();
+  #stale = new Set();
+  #onChange;
+  #first = new Looker(() => this.#loadFirst());
+  #single = new Looker(() => this.#loadStale());
+  #stream;
+  #isLoaded = false;
+  #isClosed = false;
+
+  /** onChange(): something in `runs` is new; onStatus(status): as in stream.js. */
+  constructor(onChange, onStatus) {
+    this.#onChange = () => this.#isClosed || onChange();
+    this.#stream = new Stream("/v1/stream", {
+      onFrame: (frame) => this.#take(frame),
+      onFresh: () => this.#startAnew(),
+      onStatus: (status) => {
+        if (status === "waiting" && !this.#isLoaded) this.#startAnew();
+        onStatus(status);
+      },
+    });
+  }
+
+  open() {
+    this.#stream.open();
+  }
+
+  close() {
+    this.#isClosed = true;
+    this.#stream.close();
+    this.#first.close();
+    this.#single.close();
+  }
+
+  hurry() {
+    this.#stream.hurry();
+  }
+
+  /** Runs, newest first (ids sort by time), or null before anything is known. */
+  get runs() {
+    return this.#isLoaded ? [...this.#runs.values()].sort((a, b) => (a.id < b.id ? 1 : -1)) : null;
+  }
+
+  async loadOlder() {
+    const oldest = this.runs.at(-1);
+    this.#keep(await get("/v1/runs", { limit: PAGE, after: oldest.id }));
+  }
+
+  #startAnew() {
+    this.#runs.clear();
+    this.#first.poke(0);
+  }
+
+  async #loadFirst() {
+    const page = await get("/v1/runs", { limit: PAGE });
+    const hadMore = this.hasMore;
+    const isLonger = this.#runs.size > page.data.length; // older pages were loaded; where they end is what counts
+    this.#isLoaded = true;
+    this.#keep(page);
+    if (isLonger) this.hasMore = hadMore;
+  }
+
+  async #loadStale() {
+    const ids = [...this.#stale];
+    this.#stale.clear();
+    for (const id of ids) this.#runs.set(id, await get(`/v1/runs/${id}`));
+    this.#onChange();
+  }
+
+  #keep(page) {
+    for (const run of page.data) this.#runs.set(run.id, run);
+    this.hasMore = page.has_more;
+    this.#onChange();
+  }
+
+  #take(frame) {
+    if (frame.type === "event") this.#lookAgain(frame);
+    const run = this.#runs.get(frame.run_id);
+    if (run && frame.type === "progress") run.progress = frame.progress;
+    else if (run && frame.type === "batch") run.metrics = { ...run.metrics, ...newest(frame.columns) };
+    else return;
+    this.#onChange();
+  }
+
+  #lookAgain({ kind, run_id: id }) {
+    // A change of state may move every run in the queue; anything else concerns one run only.
+    if (kind === "state") this.#first.poke();
+    if (kind !== "state" || this.#runs.size > PAGE) {
+      this.#stale.add(id);
+      this.#single.poke();
+    }
+  }
+}
+
+/** The newest value of each column that has one. */
+function newest(columns) {
+  const last = Object.entries(columns).map(([key, column]) => [key, column.findLast((value) => value !== null)]);
+  return Object.fromEntries(last.filter(([, value]) => value !== undefined));
+}

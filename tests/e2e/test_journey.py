@@ -1,0 +1,139 @@
+"""One run from the form to the chart, through the real server, the real worker and everything between.
+
+DESIGN.md calls this one parameter's journey. The model is tiny; nothing else is.
+"""
+
+import os
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from cognate.rundir import RunDir, read_json
+from tests.service import Server, until, wait_for
+from tests.training.runs import TINY, digests, reproducible_rows
+
+STEPS = 30
+CONFIG: dict[str, Any] = {**TINY, "training": {**TINY["training"], "max_steps": STEPS, "checkpoint_every_steps": 10}}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    server = Server(tmp_path_factory.mktemp("journey") / "home", COGNATE_DATA_DIR="")
+    server.start("--no-quickstart")
+    yield server
+    server.interrupt()
+    server.client.close()
+
+
+@pytest.fixture(scope="module")
+def whole(server: Server) -> RunDir:
+    """A run that nothing interrupts."""
+    run_id = launch(server)
+    wait_for(server.client, run_id, "completed", timeout_s=100)
+    return directory(server, run_id)
+
+
+def launch(server: Server) -> str:
+    answer = server.client.post("/v1/runs", json={"preset": "quickstart", "config": CONFIG})
+    assert answer.status_code == 201, answer.text
+    return str(answer.json()["id"])
+
+
+def directory(server: Server, run_id: str) -> RunDir:
+    return RunDir(server.home / "runs" / run_id)
+
+
+def reach(server: Server, run_id: str, step: int) -> None:
+    def there() -> bool:
+        run = server.client.get(f"/v1/runs/{run_id}").json()
+        return bool(run["progress"] and run["progress"]["step"] >= step)
+
+    until(there, timeout_s=100)
+
+
+def assert_same_as(whole: RunDir, run: RunDir) -> None:
+    assert digests(run, STEPS) == digests(whole, STEPS)
+    assert reproducible_rows(run) == reproducible_rows(whole)
+
+
+def test_the_server_never_loads_torch(server: Server) -> None:
+    """Checked on the process that serves, after it has served."""
+    assert server.process is not None
+    maps = Path(f"/proc/{server.process.pid}/maps").read_text()
+    assert "libtorch" not in maps
+
+
+def test_what_was_asked_for_is_what_was_trained(server: Server, whole: RunDir) -> None:
+    run = server.client.get(f"/v1/runs/{whole.path.name}").json()
+    assert run["config"] == whole.config().model_dump(mode="json")
+    assert run["config"]["training"]["max_steps"] == run["progress"]["step"] == STEPS
+    assert (
+        run["metrics"]["val_loss"] < server.client.get(f"/v1/runs/{run['id']}/metrics?keys=val_loss&to=0").json()["columns"]["val_loss"][0]
+    )
+
+
+def test_the_database_reads_as_one_would_hope(server: Server, whole: RunDir) -> None:
+    query = "SELECT step, loss, loss_ce, act_avg_halting_steps, ltm_memory_usage FROM metric_row WHERE run_id = ? ORDER BY step"
+    with sqlite3.connect(server.home / "cognate.db") as connection:
+        found = connection.execute(query, (whole.path.name,)).fetchall()
+    connection.close()
+    assert [row[0] for row in found] == list(range(STEPS + 1))
+    for _, loss, loss_ce, halting_steps, usage in found[1:]:
+        assert 0 < loss_ce < loss
+        assert 1 <= halting_steps <= 3
+        assert 0 < usage <= 1
+
+
+def test_a_pause_frees_everything_and_a_resume_is_bit_exact(server: Server, whole: RunDir) -> None:
+    run_id = launch(server)
+    reach(server, run_id, 5)
+    pid = read_json(directory(server, run_id).attempt(1).started)["pid"]
+    server.client.post(f"/v1/runs/{run_id}/pause")
+    run = wait_for(server.client, run_id, "paused", "completed", timeout_s=60)
+    assert run["state"] == "paused", "the run was over before it could be paused"
+    assert not psutil.pid_exists(pid)
+    server.client.post(f"/v1/runs/{run_id}/resume")
+    wait_for(server.client, run_id, "completed", timeout_s=100)
+    assert_same_as(whole, directory(server, run_id))
+
+
+def test_a_killed_worker_resumes_bit_exactly(server: Server, whole: RunDir) -> None:
+    run_id = launch(server)
+    reach(server, run_id, 12)
+    os.kill(read_json(directory(server, run_id).attempt(1).started)["pid"], 9)
+    wait_for(server.client, run_id, "interrupted")
+    server.client.post(f"/v1/runs/{run_id}/resume")
+    wait_for(server.client, run_id, "completed", timeout_s=100)
+    assert_same_as(whole, directory(server, run_id))
+
+
+def test_a_killed_server_disturbs_nothing_and_forgets_nothing(server: Server, whole: RunDir) -> None:
+    run_id = launch(server)
+    reach(server, run_id, 5)
+    worker = read_json(directory(server, run_id).attempt(1).started)["pid"]
+    server.kill()
+    assert psutil.pid_exists(worker)
+    server.start("--no-quickstart")
+    run = wait_for(server.client, run_id, "completed", timeout_s=100)
+    assert run["attempt"] == 1
+    columns = server.client.get(f"/v1/runs/{run_id}/metrics?keys=loss&attempts=all").json()["columns"]
+    assert columns["step"] == list(range(STEPS + 1))
+    assert_same_as(whole, directory(server, run_id))
+
+
+def test_ctrl_c_leaves_no_process_and_the_next_start_goes_on(server: Server, whole: RunDir) -> None:
+    run_id = launch(server)
+    reach(server, run_id, 5)
+    assert server.process is not None
+    family = psutil.Process(server.process.pid).children(recursive=True)
+    assert len(family) >= 2  # the shim and the worker
+    server.interrupt()
+    gone, alive = psutil.wait_procs(family, timeout=5)
+    assert not alive
+    server.start("--no-quickstart")
+    wait_for(server.client, run_id, "completed", timeout_s=100)
+    assert_same_as(whole, directory(server, run_id))

@@ -1,0 +1,273 @@
+"""The page in a real browser, on the real service."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, ConsoleMessage, Page, Route, expect
+
+from tests.pages.conftest import Server, page_of
+from tests.pages.fake_worker import HOSTILE, MARKUP, UNLUCKY
+
+pytestmark = pytest.mark.page
+
+REACHED = """least => {
+  const said = document.querySelector(".headline .canvas")?.ariaLabel ?? "";
+  return Number(/at step ([0-9,]+)/.exec(said)?.[1].replaceAll(",", "")) >= least;
+}"""
+
+
+def open_run(page: Page, run_id: str) -> None:
+    page.goto(f"/#/runs/{run_id}")
+    expect(page.locator(".run .facts")).to_be_visible()
+
+
+def expect_state(page: Page, state: str) -> None:
+    expect(page.locator(".run .state")).to_have_text(state)
+
+
+def expect_steps(page: Page, at_least: int) -> None:
+    """Wait until the headline chart says that it has this step."""
+    page.wait_for_function(REACHED, arg=at_least)
+
+
+# --- the page as such -------------------------------------------------------------------------------------------
+
+
+def test_no_view_has_an_error_or_breaks_the_content_security_policy(page: Page, server: Server) -> None:
+    troubles: list[str] = []
+
+    def note(message: ConsoleMessage) -> None:
+        if message.type in ("error", "warning"):
+            troubles.append(message.text)
+
+    page.on("console", note)
+    page.on("pageerror", lambda error: troubles.append(str(error)))
+    run_id = server.launch()
+    page.goto("/")
+    expect(page.locator(f"tr[data-run={run_id}]")).to_be_visible()
+    open_run(page, run_id)
+    expect_steps(page, 1)
+    page.goto("/#/launch")
+    expect(page.get_by_label("batch_size")).to_have_value("16")
+    assert page.evaluate("window.violations") == []
+    page.goto("/static/docs.html")
+    expect(page.get_by_text("/v1/runs", exact=True).first).to_be_visible()
+    assert page.evaluate("window.violations") == []
+    assert troubles == []
+
+
+@pytest.mark.parametrize("address", ["/", "/#/launch", "run"])
+def test_nothing_is_wider_than_a_phone(page: Page, server: Server, address: str) -> None:
+    page.set_viewport_size({"width": 390, "height": 844})
+    run_id = server.launch(tags=["a-long-tag-that-could-widen-things"])
+    if address == "run":
+        open_run(page, run_id)
+        expect_steps(page, 1)
+    else:
+        page.goto(address)
+        expect(page.locator("tr[data-run], #preset").first).to_be_visible()
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+def test_every_control_of_the_form_has_a_name(page: Page) -> None:
+    page.goto("/#/launch")
+    expect(page.locator("#preset")).to_be_visible()
+    nameless = "[...document.querySelectorAll('.launch :is(input, select)')].filter(found => !found.labels.length).map(found => found.id)"
+    assert page.evaluate(nameless) == []
+
+
+# --- the list and the form --------------------------------------------------------------------------------------
+
+
+def test_a_run_launched_from_the_form_appears_in_the_list_and_goes_on_there(page: Page, server: Server) -> None:
+    page.goto("/#/launch")
+    page.get_by_label("preset").select_option("quickstart")
+    page.get_by_label("name", exact=True).fill("from the form")
+    page.locator("summary", has_text="training").click()
+    page.get_by_label("max_steps").fill("50")
+    page.get_by_role("button", name="Launch").click()
+    expect(page.get_by_role("heading", name="from the form")).to_be_visible()
+    run_id = page.url.rpartition("/")[2]
+    page.get_by_role("link", name="Runs").click()
+    row = page.locator(f"tr[data-run={run_id}]")
+    expect(row).to_contain_text("50 / 50 · 100 %")
+    expect(row.locator(".state")).to_have_text("completed")
+    changed = server.get(f"/v1/runs/{run_id}/config")
+    assert changed["training"]["max_steps"] == 50
+    assert changed["training"]["batch_size"] == server.get("/v1/presets")["data"][-1]["config"]["training"]["batch_size"]
+
+
+def test_a_run_launched_elsewhere_comes_to_the_top_of_the_list(page: Page, server: Server) -> None:
+    server.launch()
+    page.goto("/")
+    expect(page.locator("#connection")).to_have_text("live")
+    run_id = server.launch(name="the newest")
+    expect(page.locator("tr[data-run]").first).to_have_attribute("data-run", run_id)
+
+
+def test_only_what_was_changed_is_sent(page: Page) -> None:
+    page.goto("/#/launch")
+    page.get_by_label("preset").select_option("speed")
+    page.locator("summary", has_text="optimizer").click()
+    page.get_by_label("muon_lr").fill("0.002")
+    page.locator("summary", has_text="What will be sent").click()
+    assert json.loads(page.locator(".request").inner_text()) == {"preset": "speed", "config": {"optimizer": {"muon_lr": 0.002}}}
+
+
+def test_errors_stand_at_the_fields_they_are_about(page: Page) -> None:
+    page.goto("/#/launch")
+    page.locator("summary", has_text="training").click()
+    page.get_by_label("batch_size").fill("0")
+    page.get_by_label("epochs").fill("many")
+    page.locator("summary", has_text="training").click()
+    page.get_by_role("button", name="Launch").click()
+    expect(page.locator("[data-field='training.batch_size'] .error")).to_have_text("Input should be greater than or equal to 1")
+    expect(page.locator("[data-field='training.epochs'] .error")).to_have_text("Input should be a valid integer")
+    expect(page.get_by_label("batch_size")).to_be_focused()
+    expect(page.get_by_label("batch_size")).to_have_attribute("aria-invalid", "true")
+
+
+def test_a_suggestion_stands_at_the_field_as_well(page: Page) -> None:
+    def misspell(route: Route) -> None:
+        route.continue_(post_data='{"preset": "reasonin"}')
+
+    page.route("**/v1/runs", misspell)
+    page.goto("/#/launch")
+    page.get_by_role("button", name="Launch").click()
+    expect(page.locator("[data-field=preset] .error")).to_contain_text("did you mean 'reasoning'?")
+
+
+def test_check_only_says_what_differs_and_launches_nothing(page: Page, server: Server) -> None:
+    before = server.get("/v1/info")["runs"]
+    page.goto("/#/launch")
+    page.locator("summary", has_text="training").click()
+    page.get_by_label("batch_size").fill("4")
+    page.get_by_role("button", name="Check only").click()
+    expect(page.locator(".outcome")).to_contain_text("This can be launched.")
+    expect(page.locator(".outcome li")).to_have_text("training.batch_size 4 instead of 16")
+    assert server.get("/v1/info")["runs"] == before
+
+
+# --- one run ----------------------------------------------------------------------------------------------------
+
+
+def test_the_loss_chart_grows_while_the_run_goes_on(page: Page, long_run: str) -> None:
+    open_run(page, long_run)
+    expect_steps(page, 5)
+    first = page.locator(".headline output").first.inner_text()
+    expect_steps(page, 30)
+    expect(page.locator(".headline output").first).not_to_have_text(first)
+    expect(page.locator(".headline canvas")).to_be_visible()
+
+
+def test_pause_leads_to_paused_and_resume_goes_on_from_there(page: Page, server: Server, long_run: str) -> None:
+    open_run(page, long_run)
+    expect_steps(page, 5)
+    page.get_by_role("button", name="Pause").click()
+    expect_state(page, "paused")
+    expect(page.locator(".run .reason")).to_have_text("Why: pause was asked for.")
+    paused_at = server.get(f"/v1/runs/{long_run}")["progress"]["step"]
+    page.reload()
+    expect_state(page, "paused")
+    page.get_by_role("button", name="Resume").click()
+    expect_state(page, "running")
+    expect_steps(page, paused_at + 5)
+    expect(page.locator(".attempts")).to_contain_text(f"step {paused_at}")
+
+
+def test_stop_is_asked_back_and_can_be_declined(page: Page, server: Server, long_run: str) -> None:
+    open_run(page, long_run)
+    expect_state(page, "running")
+    page.get_by_role("button", name="Stop").click()
+    expect(page.get_by_role("dialog")).to_contain_text("A stopped run cannot be resumed")
+    page.keyboard.press("Escape")
+    expect(page.get_by_role("dialog")).to_be_hidden()
+    assert server.get(f"/v1/runs/{long_run}")["state"] == "running"
+    page.get_by_role("button", name="Stop").click()
+    page.get_by_role("dialog").get_by_role("button", name="Stop").click()
+    expect_state(page, "stopped")
+    expect(page.locator(".commands button")).to_have_count(0)
+
+
+def test_values_that_are_not_finite_are_named_where_they_happened(page: Page, server: Server) -> None:
+    open_run(page, server.launch(seed=UNLUCKY))
+    expect(page.locator(".headline .nonfinite")).to_contain_text(
+        "Loss: NaN at step 13, NaN at step 14, NaN at step 15 and at 1 more, the last 27"
+    )
+    page.locator("[data-group=optimizer]").scroll_into_view_if_needed()
+    expect(page.locator("[data-group=optimizer] .nonfinite", has_text="Gradient norm")).to_contain_text("Infinity at step 13")
+
+
+def test_markup_in_free_text_stays_text(page: Page, server: Server) -> None:
+    run_id = server.launch(seed=HOSTILE)
+    open_run(page, run_id)
+    expect(page.locator(".warnings")).to_contain_text(MARKUP)
+    page.locator("summary", has_text="Events").click()
+    page.locator("summary", has_text="Log of the worker").click()
+    expect(page.locator(".events")).to_contain_text(MARKUP)
+    expect(page.locator(".log pre")).to_contain_text(MARKUP)
+    assert page.locator("main img, main script").count() == 0
+    assert "taken over" not in page.title()
+
+
+def test_checkpoints_show_their_digests_and_the_configuration_its_differences(page: Page, server: Server) -> None:
+    run_id = server.launch()
+    open_run(page, run_id)
+    expect(page.locator(".checkpoints tbody tr")).to_have_count(2)
+    files = server.get(f"/v1/runs/{run_id}/checkpoints")["data"][0]["files"]
+    expect(page.locator(".checkpoints tbody tr").first).to_contain_text(files["model.safetensors"]["sha256"][:12])
+    page.locator("summary", has_text="Configuration").click()
+    expect(page.locator(".configuration .changed", has_text="max_steps")).to_contain_text("40 instead of 300")
+
+
+def test_a_run_that_is_not_there_is_said_so(page: Page) -> None:
+    page.goto("/#/runs/run_00000000-0000-7000-8000-000000000000")
+    expect(page.get_by_role("heading", name="No such run")).to_be_visible()
+
+
+# --- when the service goes away, and when it wants to know who asks ---------------------------------------------
+
+FOLLOW = """async (id) => {
+  const { RunFeed } = await import("/static/js/runfeed.js");
+  window.feed = new RunFeed(id, () => {}, () => {});
+  window.feed.open();
+}"""
+
+
+def test_a_killed_server_is_reported_and_its_return_neither_loses_nor_doubles_a_row(browser: Browser, tmp_path: Path) -> None:
+    """The worker goes on meanwhile, so most rows are written while nobody follows."""
+    with Server(tmp_path) as server, page_of(browser, server) as page:
+        run_id = server.launch(max_steps=120)
+        open_run(page, run_id)
+        page.evaluate(FOLLOW, run_id)
+        page.wait_for_function("() => window.feed.series.steps.length > 5")
+        server.kill()
+        expect(page.locator("#lost")).to_contain_text("Disconnected from the service")
+        seen = page.evaluate("window.feed.series.steps.length")
+        server.start()
+        page.evaluate("() => { document.getElementById('try-now').click(); window.feed.hurry(); }")
+        expect(page.locator("#lost")).to_be_hidden()
+        expect_state(page, "completed")
+        page.wait_for_function("() => window.feed.series.steps.at(-1) === 120")
+        steps, losses = page.evaluate("[window.feed.series.steps, window.feed.series.values('loss')]")
+        assert seen < 120
+        assert steps == list(range(1, 121))
+        assert losses == server.get(f"/v1/runs/{run_id}/metrics?keys=loss")["columns"]["loss"]
+
+
+def test_where_a_token_is_wanted_the_page_asks_for_it_and_follows_with_a_ticket(browser: Browser, tmp_path: Path) -> None:
+    with Server(tmp_path, token="open sesame") as server, page_of(browser, server) as page:
+        page.goto("/")
+        page.get_by_role("textbox", name="Token").fill("a guess")
+        page.get_by_role("button", name="Use it").click()
+        expect(page.get_by_text("That token was not accepted.")).to_be_visible()
+        page.get_by_role("textbox", name="Token").fill("open sesame")
+        page.get_by_role("button", name="Use it").click()
+        expect(page.locator("#connection")).to_have_text("live")
+        run_id = server.launch()
+        expect(page.locator(f"tr[data-run={run_id}]")).to_be_visible()
+        page.reload()
+        expect(page.locator(f"tr[data-run={run_id}]")).to_be_visible()

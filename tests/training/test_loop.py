@@ -1,0 +1,212 @@
+"""The loop: what it reports, and that nothing that ends it can be seen in the result."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from cognate.config import resolve
+from cognate.events import Failure, Kind
+from cognate.metrics import METRICS, Cadence
+from cognate.model import Cognate
+from cognate.optimizer import MuGrokfast
+from cognate.rundir import RunDir
+from tests.training.runs import TINY, CommandAt, attempt_at, digests, events, new_run, reproducible_rows, rows, tiny
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> RunDir:
+    """A run that nothing interrupts: what the interrupted ones are compared with."""
+    run = new_run(tmp_path_factory.mktemp("whole") / "run", tiny())
+    assert attempt_at(run, cache=cache) is Kind.FINISHED
+    return run
+
+
+def test_training_reports_a_row_for_every_logged_step_and_the_untrained_model(whole: RunDir) -> None:
+    assert [event.data["step"] for event in rows(whole)] == list(range(13))
+    first, last = rows(whole)[0].data["values"], rows(whole)[-1].data["values"]
+    assert set(first) == {"val_loss", "val_perplexity", "curriculum_stage"}
+    assert first["val_loss"] == pytest.approx(math.log(400), abs=0.1)
+    assert last["val_loss"] < first["val_loss"] - 0.3
+
+
+def test_every_step_metric_is_measured_and_none_is_made_up(whole: RunDir) -> None:
+    """Absent means not measured: no GPU here, so no GPU memory; no accuracy before there is an evaluation."""
+    expected = {metric.key for metric in METRICS if metric.cadence is Cadence.STEP} - {"gpu_memory_allocated", "gpu_memory_reserved"}
+    for event in rows(whole)[1:-1]:
+        assert set(event.data["values"]) >= expected
+        assert not any(key.startswith(("gpu_", "accuracy_", "diversity_")) for key in event.data["values"])
+    last = rows(whole)[-1].data["values"]
+    assert last["total_params"] == sum(parameter.numel() for parameter in Cognate(whole.config().model).parameters())
+    assert last["training_time_hours"] > 0
+
+
+def test_the_story_is_told_in_order(whole: RunDir) -> None:
+    kinds = [event.kind for event in events(whole) if event.kind not in (Kind.METRICS, Kind.PROGRESS, Kind.PHASE, Kind.WARNING)]
+    assert kinds == [Kind.STARTED, Kind.PLAN, Kind.CHECKPOINT, Kind.CHECKPOINT, Kind.CHECKPOINT, Kind.FINISHED]
+    plan = next(event.data for event in events(whole) if event.kind is Kind.PLAN)
+    assert plan["total_steps"] == 12
+    assert [event.seq for event in events(whole)] == list(range(1, len(events(whole)) + 1))
+
+
+@pytest.mark.parametrize("step", [1, 4, 7])
+def test_a_pause_and_resume_cannot_be_seen_in_the_result(step: int, whole: RunDir, cache: Path, tmp_path: Path) -> None:
+    run = new_run(tmp_path / "run", tiny())
+    assert attempt_at(run, CommandAt(run, "pause", step), cache) is Kind.PAUSED
+    assert attempt_at(run, cache=cache) is Kind.FINISHED
+    assert digests(run, 12) == digests(whole, 12)
+    assert reproducible_rows(run) == reproducible_rows(whole)
+    assert [event.data["step"] for event in rows(run)] == list(range(13))  # no step was done twice
+
+
+class KilledError(BaseException):
+    """Stands for SIGKILL: nothing of ours may answer it."""
+
+
+@pytest.mark.parametrize("step", [2, 6, 9])
+def test_a_death_at_any_step_cannot_be_seen_in_the_result(step: int, whole: RunDir, cache: Path, tmp_path: Path) -> None:
+    """Steps behind the last checkpoint are done again, to the same bits."""
+    run = new_run(tmp_path / "run", tiny())
+
+    def die() -> None:
+        if rows(run) and rows(run)[-1].data["step"] == step:
+            raise KilledError
+
+    with pytest.raises(KilledError):
+        attempt_at(run, die, cache)
+    assert attempt_at(run, cache=cache) is Kind.FINISHED
+    assert digests(run, 12) == digests(whole, 12)
+    assert reproducible_rows(run) == reproducible_rows(whole)
+
+
+@pytest.mark.parametrize("forgotten", ["slow", "momentum", "exp_avg", "steps"])
+def test_the_comparison_has_power(forgotten: str, whole: RunDir, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A resume that loses any one piece of the optimizer's state is noticed."""
+    restore = MuGrokfast.load_state_dict
+
+    def forget(optimizer: MuGrokfast, state: dict[str, object]) -> None:
+        restore(optimizer, state)
+        if forgotten == "steps":
+            optimizer.steps = 0
+        for kept in optimizer.state.values():
+            if forgotten in kept:
+                kept[forgotten].zero_()
+
+    run = new_run(tmp_path / "run", tiny())
+    attempt_at(run, CommandAt(run, "pause", 4), cache)
+    monkeypatch.setattr(MuGrokfast, "load_state_dict", forget)
+    attempt_at(run, cache=cache)
+    assert digests(run, 12) != digests(whole, 12)
+
+
+def test_measuring_does_not_change_what_is_measured(whole: RunDir, cache: Path, tmp_path: Path) -> None:
+    """A run that logs every fifth step has the same weights as one that logs each."""
+    run = new_run(tmp_path / "run", tiny(training={"log_every_steps": 5}))
+    attempt_at(run, cache=cache)
+    assert [event.data["step"] for event in rows(run)] == [0, 1, 5, 10, 12]
+    assert digests(run, 12)["model.safetensors"] == digests(whole, 12)["model.safetensors"]
+
+
+def test_another_seed_gives_another_run(whole: RunDir, cache: Path, tmp_path: Path) -> None:
+    """Or all of the above could hold because nothing depends on anything."""
+    run = new_run(tmp_path / "run", resolve("quickstart", {**TINY, "seed": 8}))
+    attempt_at(run, cache=cache)
+    assert digests(run, 12)["model.safetensors"] != digests(whole, 12)["model.safetensors"]
+
+
+def poisoned(monkeypatch: pytest.MonkeyPatch, at_call: int) -> None:
+    calls = 0
+    loss = Cognate.loss
+
+    def poison(model: Cognate, *arguments: torch.Tensor, **options: bool) -> object:
+        nonlocal calls
+        calls += 1
+        result = loss(model, *arguments, **options)
+        if calls == at_call:
+            object.__setattr__(result, "loss", result.loss * math.nan)
+        return result
+
+    monkeypatch.setattr(Cognate, "loss", poison)
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_reaches_no_checkpoint(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = new_run(tmp_path / "run", tiny())
+    poisoned(monkeypatch, at_call=6)
+    assert attempt_at(run, cache=cache) is Kind.FAILED
+    failed = events(run)[-1]
+    assert (failed.data["reason"], failed.data["step"]) == (Failure.NONFINITE_LOSS, 6)
+    assert math.isnan(rows(run)[-1].data["values"]["loss"])
+    assert [step for step, _ in run.complete_checkpoints()] == [4]
+    weights = checkpoint_weights(run, 4)
+    assert all(bool(torch.isfinite(tensor).all()) for tensor in weights.values())
+
+
+def checkpoint_weights(run: RunDir, step: int) -> dict[str, torch.Tensor]:
+    return load_file(run.checkpoint(step) / "model.safetensors")
+
+
+def test_a_run_that_failed_goes_on_from_its_last_good_checkpoint(
+    whole: RunDir, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = new_run(tmp_path / "run", tiny())
+    with monkeypatch.context() as patch:
+        poisoned(patch, at_call=6)
+        attempt_at(run, cache=cache)
+    assert attempt_at(run, cache=cache) is Kind.FINISHED
+    assert digests(run, 12) == digests(whole, 12)
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_said_so(whole: RunDir, cache: Path, tmp_path: Path) -> None:
+    run = new_run(tmp_path / "run", tiny())
+    attempt_at(run, CommandAt(run, "pause", 9), cache)
+    newest = run.complete_checkpoints()[-1][1] / "model.safetensors"
+    body = bytearray(newest.read_bytes())
+    body[-1] ^= 1
+    newest.write_bytes(body)
+    assert attempt_at(run, cache=cache) is Kind.FINISHED
+    assert any("model.safetensors does not have the digest" in event.data["message"] for event in events(run) if event.kind is Kind.WARNING)
+    assert digests(run, 12) == digests(whole, 12)
+
+
+def test_accumulated_batches_make_one_step(cache: Path, tmp_path: Path) -> None:
+    run = new_run(tmp_path / "run", tiny(training={"gradient_accumulation": 3, "max_steps": 4}))
+    assert attempt_at(run, cache=cache) is Kind.FINISHED
+    assert rows(run)[-1].data["progress"]["tokens"] == 4 * 3 * 4 * 64
+
+
+def test_epochs_end_with_a_validation_and_their_time(cache: Path, tmp_path: Path) -> None:
+    run = new_run(
+        tmp_path / "run",
+        tiny(data={"synthetic_problems": 100}, training={"max_steps": None, "epochs": 2, "batch_size": 16, "log_every_steps": 1000}),
+    )
+    assert attempt_at(run, cache=cache) is Kind.FINISHED
+    ends = [event.data for event in rows(run) if "epoch_time_minutes" in event.data["values"]]
+    assert [row["epoch"] for row in ends] == [1.0, 2.0]
+    assert all(row["values"]["epoch_time_minutes"] > 0 and "val_loss" in row["values"] for row in ends)
+
+
+def test_old_checkpoints_are_deleted_and_named(cache: Path, tmp_path: Path) -> None:
+    run = new_run(tmp_path / "run", tiny(training={"checkpoint_every_steps": 2, "keep_checkpoints": 2}))
+    attempt_at(run, cache=cache)
+    assert [step for step, _ in run.complete_checkpoints()] == [10, 12]
+    removed = [step for event in events(run) if event.kind is Kind.CHECKPOINT for step in event.data["removed_steps"]]
+    assert removed == [2, 4, 6, 8]
+
+
+def test_what_a_killed_worker_was_writing_is_removed(whole: RunDir, cache: Path, tmp_path: Path) -> None:
+    run = new_run(tmp_path / "run", tiny())
+    torn = run.checkpoints / ".step_000004.tmp"
+    torn.mkdir()
+    (torn / "model.safetensors").write_bytes(b"half")
+    attempt_at(run, cache=cache)
+    assert not torn.exists()
+    assert digests(run, 12) == digests(whole, 12)
