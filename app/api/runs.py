@@ -15,15 +15,15 @@ from app.api.schemas import (
     DryRunOut,
     EventOut,
     LaunchIn,
-    LaunchOut,
     LogOut,
     Page,
+    RunDetailOut,
     RunOut,
     StopIn,
     attempt_out,
     checkpoint_out,
     event_out,
-    launch_out,
+    run_detail_out,
     run_out,
 )
 from app.services.lifecycle import Command, State
@@ -39,14 +39,15 @@ LOG_BLOCK = 65536
 
 
 @router.post("", status_code=201, summary="Launch a run, or with dry_run only resolve its configuration")
-def launch_run(body: LaunchIn, service: Service, response: Response, dry_run: bool = False) -> LaunchOut | DryRunOut:
+def launch_run(body: LaunchIn, service: Service, response: Response, dry_run: bool = False) -> RunDetailOut | DryRunOut:
     request = Request(body.preset, body.config, body.name, tuple(body.tags), body.seed, body.external_id)
     if dry_run:
         response.status_code = 200
         return DryRunOut(config=service.runs.resolve(request).model_dump(mode="json"))
     run = service.runs.create(request)
     response.headers["Location"] = f"/v1/runs/{run.id}"
-    return launch_out(run)
+    with service.store.read() as session:
+        return run_detail_out(run, runs.queue(session))
 
 
 @router.get("", summary="Runs, newest first")
@@ -62,9 +63,9 @@ def list_runs(
 
 
 @router.get("/{run_id}", summary="One run")
-def get_run(run_id: RunId, service: Service) -> LaunchOut:
+def get_run(run_id: RunId, service: Service) -> RunDetailOut:
     with service.store.read() as session:
-        return launch_out(runs.get(session, run_id), runs.queue(session))
+        return run_detail_out(runs.get(session, run_id), runs.queue(session))
 
 
 @router.get("/{run_id}/config", summary="The configuration the run was created with")
@@ -97,7 +98,8 @@ def _command(service: Parts, response: Response, run_id: str, command: Command, 
     run, changed = service.runs.command(run_id, command, grace_s)
     if not changed:
         response.status_code = 200
-    return run_out(run)
+    with service.store.read() as session:
+        return run_out(run, runs.queue(session))
 
 
 @router.get("/{run_id}/attempts", summary="The process lives of a run")

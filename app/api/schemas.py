@@ -75,8 +75,9 @@ class RunOut(BaseModel):
     metrics: dict[str, Value] = Field(description="The newest value of each metric measured so far.")
 
 
-class LaunchOut(RunOut):
+class RunDetailOut(RunOut):
     config: dict[str, Any]
+    plan: dict[str, Any] | None = Field(description="Curriculum, steps and parameters, once the worker has loaded its data.")
 
 
 class DryRunOut(BaseModel):
@@ -140,8 +141,8 @@ def run_out(run: Run, queue: Sequence[str] = ()) -> RunOut:
     return RunOut(**_run_fields(run, queue))
 
 
-def launch_out(run: Run, queue: Sequence[str] = ()) -> LaunchOut:
-    return LaunchOut(**_run_fields(run, queue), config=run.config)
+def run_detail_out(run: Run, queue: Sequence[str] = ()) -> RunDetailOut:
+    return RunDetailOut(**_run_fields(run, queue), config=run.config, plan=run.plan)
 
 
 def _run_fields(run: Run, queue: Sequence[str]) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from starlette.websockets import WebSocketDisconnect
 
 from app.api.deps import Parts, Service, parts
 from app.api.runs import RunId
-from app.api.schemas import run_out
+from app.api.schemas import instant, run_out
 from app.api.security import SUBPROTOCOL
 from app.services.hub import Overflow
 from app.store import metrics, runs
@@ -136,15 +136,17 @@ async def _follow(websocket: WebSocket, service: Parts, wanted: Wanted) -> None:
         await _send(websocket, await anyio.to_thread.run_sync(_snapshot, service, wanted))
         async for page in _replay(service, wanted, start, head):
             await _send_frames(websocket, page, store.epoch, wanted)
+        sent = head
         while True:
             try:
                 with anyio.fail_after(HEARTBEAT_S):
                     messages = await subscription.take()
             except TimeoutError:
-                await _send(websocket, {"type": "heartbeat", "cursor": f"{store.epoch}.{store.head}"})
+                await _send(websocket, {"type": "heartbeat", "cursor": f"{store.epoch}.{sent}"})
                 continue
             fresh = [message for message in messages if message.seq == 0 or message.seq > head]
             await _send_frames(websocket, fresh, store.epoch, wanted)
+            sent = max([sent, *(message.seq for message in fresh)])
     finally:
         hub.unsubscribe(subscription)
 
@@ -207,7 +209,9 @@ async def _send_frames(websocket: WebSocket, messages: Iterable[Message], epoch:
             await _send(websocket, {"type": "progress", "run_id": run_id, "progress": together[-1].body})
         else:
             for message in together:
-                await _send(websocket, {"type": "event", "cursor": f"{epoch}.{message.seq}", **message.body})
+                await _send(
+                    websocket, {"type": "event", "cursor": f"{epoch}.{message.seq}", **message.body, "at": instant(message.body["at"])}
+                )
 
 
 def _batch(run_id: str, rows: list[Message], epoch: str, keys: frozenset[str] | None) -> dict[str, Any]:

@@ -38,6 +38,7 @@ class Supervisor:
         self._runs_dir = runs_dir
         self._wake = threading.Event()
         self._stop = threading.Event()
+        self._looking = threading.Lock()
         self._draining = False
         self._thread = threading.Thread(target=self._work, name="supervisor", daemon=True)
         self.looked_at = 0.0
@@ -55,9 +56,10 @@ class Supervisor:
 
     def stop(self, grace_s: float) -> None:
         """Pause every live run, wait for their workers to save and leave, kill those that do not within `grace_s`."""
-        self._draining = True
         deadline = time.monotonic() + grace_s
-        self._pause_for_shutdown()
+        with self._looking:  # a look under way may be launching; what it launches must be paused too
+            self._draining = True
+            self._pause_for_shutdown()
         while self._live() and time.monotonic() < deadline:
             self.wake()
             time.sleep(LOOK_EVERY_S)
@@ -86,10 +88,11 @@ class Supervisor:
 
     def look(self) -> None:
         """One pass over everything; safe to repeat at any time."""
-        for run in self._live():
-            self._tend(run)
-        if not self._draining:
-            self._launch_queued()
+        with self._looking:
+            for run in self._live():
+                self._tend(run)
+            if not self._draining:
+                self._launch_queued()
         self.looked_at = time.monotonic()
 
     # --- live attempts --------------------------------------------------------------------------------------

@@ -168,6 +168,15 @@ def test_a_shutdown_pauses_and_the_next_start_goes_on(tmp_path: Path) -> None:
         assert steps_of(client, run_id, "all") == list(range(1, 61))
 
 
+def test_a_shutdown_in_the_middle_of_a_launch_leaves_no_process(tmp_path: Path) -> None:
+    """The look that launches may be under way when Ctrl-C comes; its worker is paused like any other."""
+    for _ in range(5):
+        with serving(tmp_path, "--step-seconds", "0.05") as client:
+            launch(client, steps=1000)
+        left = [process for process in psutil.process_iter(["cmdline"]) if str(tmp_path) in " ".join(process.info["cmdline"] or [])]
+        assert not left
+
+
 def test_a_second_server_on_the_same_state_is_refused(tmp_path: Path) -> None:
     with (
         serving(tmp_path),

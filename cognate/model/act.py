@@ -1,0 +1,85 @@
+"""Adaptive computation time: after each recursion, would thinking on help?
+
+The head predicts it per token from the latent z_t. Its target is a fact of the training step: 1 where no later recursion has a
+cross-entropy lower by more than `delta`. Nothing but the head learns from it. `halting_depths` turns probabilities into depths.
+
+Source: MODEL.md section 1; the idea is Graves, ACT, arXiv:1603.08983, with the Q-learning halt of TRM (arXiv:2510.04871, fig. 3)
+replaced by this supervised target.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+EMA_DECAY = 0.98
+
+
+class HaltingHead(nn.Module):
+    """h_t = w.z_t + b, and a calibration: running means per recursion of what was predicted and of what was true.
+
+    Both means start at 1/2, so that the correction grows with the evidence. They are saved with a checkpoint.
+    """
+
+    predicted: Tensor
+    observed: Tensor
+
+    def __init__(self, width: int, recursions: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(width, 1)
+        nn.init.zeros_(self.linear.weight)
+        nn.init.constant_(self.linear.bias, -2.0)  # at first: think on
+        self.register_buffer("predicted", torch.full((recursions,), 0.5))
+        self.register_buffer("observed", torch.full((recursions,), 0.5))
+
+    def forward(self, latents: Tensor) -> Tensor:
+        """latents: [recursion, token, width], taken as given (detached); returns logits [recursion, token], float32."""
+        logits: Tensor = self.linear(latents.detach().float())
+        return logits.squeeze(-1)
+
+    @torch.no_grad()
+    def calibrate(self, logits: Tensor, targets: Tensor) -> None:
+        """Take one step's predictions and truths into the running means.
+
+        logits, targets: [recursion, token]; no tokens, no change
+        """
+        if logits.size(1):
+            self.predicted.lerp_(logits.sigmoid().mean(1), 1 - EMA_DECAY)
+            self.observed.lerp_(targets.mean(1), 1 - EMA_DECAY)
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """sigmoid(h_t + logit(observed_t) - logit(predicted_t)).
+
+        logits: [recursion, token]; returns the same shape, 0..1
+        """
+        correction = torch.logit(self.observed, eps=1e-3) - torch.logit(self.predicted, eps=1e-3)
+        return torch.sigmoid(logits + correction[:, None])
+
+
+def halting_targets(cross_entropy: Tensor, delta: float) -> Tensor:
+    """1 where the best of this and all later recursions saves at most `delta` nats, else 0.
+
+    cross_entropy: [recursion, token]; returns the same shape, float32
+    """
+    best_from_here = cross_entropy.flip(0).cummin(0).values.flip(0)
+    return (cross_entropy - best_from_here <= delta).float()
+
+
+def halting_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """Mean binary cross-entropy over recursions and tokens, nats; 0 when there are no tokens.
+
+    logits, targets: [recursion, token]
+    """
+    total = functional.binary_cross_entropy_with_logits(logits, targets, reduction="sum")
+    return total / max(1, logits.numel())
+
+
+def halting_depths(probabilities: Tensor, threshold: float) -> Tensor:
+    """The first recursion, counted from 1, at which a token's probability reaches the threshold; the last one if none does.
+
+    probabilities: [recursion, token]; returns int64 [token]
+    """
+    reached = probabilities >= threshold
+    reached[-1] = True
+    return reached.int().argmax(0) + 1

@@ -1,0 +1,217 @@
+"""Cognate, the whole: embed, backbone (mag.py), recursion (trm.py), tied head; and its loss.
+
+    x = backbone(n(E[tokens])),  y_1, z_1, ..., y_T, z_T = recursion(x),  logits_t = y_t E^T
+    loss = loss_ce + loss_act + loss_gate
+
+Every mean in the loss is over counted targets, so neither padding nor the way documents are packed changes it.
+Weights are float32; activations have `compute_dtype`. Parts are switched off with config.ltm, config.trm and config.act.
+
+Source: MODEL.md section 1.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from cognate.config import ModelConfig
+from cognate.model.act import HaltingHead, halting_depths, halting_loss, halting_targets
+from cognate.model.cross_entropy import cross_entropy_of, linear_cross_entropy
+from cognate.model.layers import look, rms_norm, segment
+from cognate.model.mag import Backbone, Reading, Watch, watch
+from cognate.model.memory import cut
+from cognate.model.trm import Recursion, Thought
+
+NOT_COUNTED = -100  # a target that is not scored: padding, a masked prompt, a document's last token
+
+
+@dataclass(frozen=True)
+class Output:
+    """logits: [batch, time, vocabulary], float32, of the last recursion"""
+
+    logits: Tensor
+
+
+@dataclass(frozen=True)
+class Measurements:
+    """The step metrics that only the model can see; scalars, None where a part is switched off. metrics.py has their units."""
+
+    act_avg_halting_steps: Tensor | None
+    act_halt_prob_mean: Tensor | None
+    act_halt_prob_std: Tensor | None
+    ltm_memory_usage: Tensor | None
+    ltm_surprise_rate: Tensor | None
+    gate_mean: Tensor | None
+    gate_entropy: Tensor | None
+
+
+@dataclass(frozen=True)
+class Loss:
+    """loss carries the gradient; its parts, and the mean cross-entropy of the last recursion, are detached. Nats per token."""
+
+    loss: Tensor
+    loss_ce: Tensor
+    loss_act: Tensor
+    loss_gate: Tensor
+    ce_last: Tensor
+    measurements: Measurements | None
+
+
+class Cognate(nn.Module):
+    """A causal language model. Build it under torch.manual_seed for reproducible weights."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.compute_dtype = torch.float32
+        # Small, so that the first loss is close to ln V: logits are y E^T with RMS(y) = 1.
+        self.embedding = nn.Embedding(config.vocab_size, config.d_model)
+        nn.init.normal_(self.embedding.weight, std=0.02)
+        self.backbone = Backbone(config)
+        self.recursion = Recursion(config) if config.trm else None
+        self.halting = HaltingHead(config.d_model, config.recursions) if config.trm and config.act else None
+
+    def forward(self, tokens: Tensor, documents: Tensor | None = None) -> Output:
+        """Next-token logits.
+
+        tokens:    int64 [batch, time]
+        documents: int64 [batch, time], an id per token, equal along each document; None: every row is one document.
+                   A token sees only its own document in its own row.
+        """
+        thoughts, _ = self._think(tokens, self._segments(tokens, documents))
+        return Output(functional.linear(thoughts[-1].answer, self.embedding.weight.to(self.compute_dtype)).float())
+
+    def loss(self, tokens: Tensor, targets: Tensor, documents: Tensor | None = None, *, measure: bool = False) -> Loss:
+        """The training loss of one batch; `measure` adds Measurements taken from the same tensors.
+
+        tokens, documents: as in forward()
+        targets: int64 [batch, time]; NOT_COUNTED is not scored. With nothing to score the loss is 0.
+
+        In train mode early recursions are scored on a random share of the counted tokens, drawn from torch's default generator,
+        and the halting calibration is updated. In eval mode every counted token is scored and nothing is changed.
+        """
+        _check_alike(tokens, targets, "targets")
+        segments = self._segments(tokens, documents)
+        counted = targets != NOT_COUNTED
+        scored = counted.flatten().nonzero()[:, 0]  # positions in the flattened batch
+        choice = self._choose(len(scored)).to(scored.device)  # positions in `scored`
+        measure = measure and len(scored) > 0
+        seen = watch(segments, counted, self.config.memory_chunk) if measure and self.config.ltm else None
+
+        thoughts, readings = self._think(tokens, segments, seen)
+        loss_ce, ce_last, ce_chosen = self._cross_entropy(thoughts, targets.flatten(), scored, choice)
+        loss_act, halting_logits = self._halting(thoughts, ce_chosen, scored[choice])
+        loss_gate = self._gate_loss(readings, scored)
+        return Loss(
+            loss=loss_ce + loss_act + loss_gate,
+            loss_ce=loss_ce.detach(),
+            loss_act=loss_act.detach(),
+            loss_gate=loss_gate.detach(),
+            ce_last=ce_last,
+            measurements=self._measure(readings, halting_logits, counted, scored) if measure else None,
+        )
+
+    @torch.no_grad()
+    def validation_loss(self, tokens: Tensor, targets: Tensor, documents: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Summed cross-entropy of the last recursion over counted targets, in nats, and how many there are; as in loss()."""
+        _check_alike(tokens, targets, "targets")
+        thoughts, _ = self._think(tokens, self._segments(tokens, documents))
+        scored = (targets != NOT_COUNTED).flatten().nonzero()[:, 0]
+        answers = thoughts[-1].answer.flatten(0, 1).index_select(0, scored)
+        each = cross_entropy_of(answers, self.embedding.weight, targets.flatten()[scored])
+        return each.sum(), torch.tensor(len(scored), device=each.device)
+
+    def _segments(self, tokens: Tensor, documents: Tensor | None) -> Tensor:
+        """[batch, time], or [1, time] where every row is one document."""
+        if documents is None:
+            return torch.zeros_like(tokens[:1])
+        _check_alike(tokens, documents, "documents")
+        return segment(documents)
+
+    def _think(self, tokens: Tensor, segments: Tensor, seen: Watch | None = None) -> tuple[list[Thought], list[Reading]]:
+        """A Thought per recursion, and a Reading per block."""
+        config = self.config
+        sight = look(segments, config.window, config.d_model // config.n_heads, config.rope_base, self.compute_dtype)
+        chunks = cut(segments, config.memory_chunk) if config.ltm else None
+        x = rms_norm(self.embedding(tokens)).to(self.compute_dtype)
+        features, readings = self.backbone(x, sight, chunks, seen)
+        if self.recursion is None:
+            return [Thought(features, features)], readings
+        return self.recursion(features, sight), readings
+
+    def _choose(self, count: int) -> Tensor:
+        """Which of `count` tokens the early recursions are scored on, drawn on the CPU so that every device draws alike."""
+        if not self.training:
+            return torch.arange(count)
+        return torch.randperm(count)[: math.ceil(self.config.supervised_fraction * count)]
+
+    def _cross_entropy(self, thoughts: list[Thought], targets: Tensor, scored: Tensor, choice: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """loss_ce with its gradient; the last recursion's mean; and each recursion's at the chosen tokens, [recursion, chosen]."""
+        chosen = scored[choice]
+        places = [chosen] * (len(thoughts) - 1) + [scored]
+        answers = [_at(thought.answer, place) for thought, place in zip(thoughts, places, strict=True)]
+        shares = supervision_shares(self.config.supervision_weights, len(thoughts))
+        weights = [
+            torch.full_like(place, share / max(1, len(place)), dtype=torch.float32) for place, share in zip(places, shares, strict=True)
+        ]
+        # One call for all recursions, so that the head's gradient is summed in one place.
+        loss_ce, each = linear_cross_entropy(torch.cat(answers), self.embedding.weight, targets[torch.cat(places)], torch.cat(weights))
+        *early, last = torch.split(each, [len(place) for place in places])
+        return loss_ce, last.sum() / max(1, len(scored)), torch.stack([*early, last[choice]])
+
+    def _halting(self, thoughts: list[Thought], ce_chosen: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor | None]:
+        """loss_act, and the head's logits [recursion, chosen]."""
+        if self.halting is None:
+            return ce_chosen.new_zeros(()), None
+        logits = self.halting(torch.stack([_at(thought.latent.detach(), chosen) for thought in thoughts]))
+        targets = halting_targets(ce_chosen, self.config.act_delta)
+        if self.training:
+            self.halting.calibrate(logits, targets)
+        return halting_loss(logits, targets), logits.detach()
+
+    def _gate_loss(self, readings: list[Reading], scored: Tensor) -> Tensor:
+        """Minus the mean entropy of the gates, nats, times its coefficient."""
+        if not readings:
+            return self.embedding.weight.new_zeros(())
+        return -self.config.gate_entropy * _mean_at(torch.stack([reading.gate_entropy for reading in readings]), scored)
+
+    @torch.no_grad()
+    def _measure(self, readings: list[Reading], halting_logits: Tensor | None, counted: Tensor, scored: Tensor) -> Measurements:
+        steps = mean = std = usage = surprise_rate = gate_mean = gate_entropy = None
+        if self.halting is not None and halting_logits is not None:
+            probabilities = self.halting.probabilities(halting_logits)
+            mean, std = probabilities.mean(), probabilities.std(correction=0)
+            steps = halting_depths(probabilities, self.config.act_threshold).float().mean()
+        if readings:
+            recollections = [reading.recollection for reading in readings if reading.recollection is not None]
+            usage = torch.stack([recollection.usage for recollection in recollections])[:, counted.any(1)].mean()
+            surprised = torch.stack([recollection.surprise for recollection in recollections]) > self.config.surprise_threshold
+            surprise_rate = _mean_at(surprised.float(), scored)
+            gate_mean = _mean_at(torch.stack([recollection.gate_mean for recollection in recollections]), scored)
+            gate_entropy = _mean_at(torch.stack([reading.gate_entropy for reading in readings]), scored)
+        return Measurements(steps, mean, std, usage, surprise_rate, gate_mean, gate_entropy)
+
+
+def supervision_shares(weights: tuple[float, ...], recursions: int) -> list[float]:
+    """Each recursion's share of loss_ce: the last `recursions` weights, the first one repeated where there are fewer; sum 1."""
+    used = [weights[0]] * (recursions - len(weights)) + list(weights[-recursions:])
+    return [weight / sum(used) for weight in used]
+
+
+def _at(tensor: Tensor, positions: Tensor) -> Tensor:
+    """[batch, time, ...] -> [position, ...], positions counting through the flattened batch."""
+    return tensor.flatten(0, 1).index_select(0, positions)
+
+
+def _mean_at(layers: Tensor, positions: Tensor) -> Tensor:
+    """Mean over layers and positions of [layer, batch, time]; 0 when there are no positions."""
+    return _at(layers.mean(0), positions).sum() / max(1, len(positions))
+
+
+def _check_alike(tokens: Tensor, other: Tensor, name: str) -> None:
+    if other.shape != tokens.shape:
+        raise ValueError(f"{name} has shape {list(other.shape)}; tokens have {list(tokens.shape)}")

@@ -1,0 +1,138 @@
+"""The backbone: blocks of windowed attention, long-term memory, the gate that mixes the two, and an MLP (Titans MAG).
+
+`Backbone` turns embedded tokens into features; trm.py thinks on from there, or cognate.py reads them off directly.
+`Watch` is passed down only at a step that is measured; without it no block computes a measurement.
+
+Source: Behrouz et al., Titans, arXiv:2501.00663, section 4.2 (memory as a gate, equations 26-28).
+Where we differ: the gate is a sigmoid of normalised attention and memory channel by channel, with a bias per head.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from cognate.config import ModelConfig
+from cognate.model.layers import MLP, Attention, RMSNorm, Sight, rms_norm
+from cognate.model.memory import Chunks, LongTermMemory, Signals, cut, observe, usage
+
+
+class Recollection(NamedTuple):
+    """What a watched block says of its gate and memory.
+
+    gate_mean: [batch, time], 0..1, mean over channels
+    surprise:  [batch, time] (memory.observe)
+    usage:     [batch], 0..1, mean over heads, after each row's last counted token
+    """
+
+    gate_mean: Tensor
+    surprise: Tensor
+    usage: Tensor
+
+
+class Reading(NamedTuple):
+    """gate_entropy: [batch, time], nats, mean over channels, with a gradient; the rest only when watched."""
+
+    gate_entropy: Tensor
+    recollection: Recollection | None = None
+
+
+@dataclass(frozen=True)
+class Watch:
+    """What a measured step adds: memories are looked at where each row's last counted token left them, before any padding.
+
+    after:  [batch, time], the token stands after the last counted one of its row
+    chunks: the Chunks in which those tokens belong to the last counted token's document
+    """
+
+    after: Tensor
+    chunks: Chunks
+
+
+def watch(segments: Tensor, counted: Tensor, length: int) -> Watch:
+    """segments: [batch or 1, time]; counted: bool [batch, time]; length: tokens in a chunk"""
+    time = torch.arange(counted.size(1), device=counted.device)
+    last = torch.where(counted, time, 0).amax(dim=1, keepdim=True)  # [batch, 1]
+    segments = segments.expand_as(counted)
+    return Watch(after=time > last, chunks=cut(torch.minimum(segments, segments.gather(1, last)), length))
+
+
+class Backbone(nn.Module):
+    """n_layers blocks and a final norm."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
+        self.norm = RMSNorm(config.d_model)
+
+    def forward(self, x: Tensor, sight: Sight, chunks: Chunks | None, watch: Watch | None = None) -> tuple[Tensor, list[Reading]]:
+        """x: [batch, time, width]; returns the same shape, and a reading per block (none without memory)."""
+        readings: list[Reading] = []
+        for block in self.blocks:
+            x, reading = block(x, sight, chunks, watch)
+            readings += [reading] if reading else []
+        return self.norm(x), readings
+
+
+class Block(nn.Module):
+    """x = lambda x + mixer(n(x)), then x + MLP(n(x)); both begin at zero, so a new block is the identity."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.norm_mixer = RMSNorm(config.d_model)
+        self.attention = Attention(config.d_model, config.n_heads)
+        self.memory = LongTermMemory(config) if config.ltm else None
+        self.gate = Gate(config.d_model, config.n_heads) if config.ltm else None
+        self.norm_mlp = RMSNorm(config.d_model)
+        self.mlp = MLP(config.d_model, config.d_ff)
+        self.residual = nn.Parameter(torch.ones(1))
+
+    def forward(self, x: Tensor, sight: Sight, chunks: Chunks | None, watch: Watch | None) -> tuple[Tensor, Reading | None]:
+        """x: [batch, time, width]; returns the same shape."""
+        mixed, reading = self._mix(self.norm_mixer(x), sight, chunks, watch)
+        x = self.residual.to(x.dtype) * x + self.attention.out(mixed)
+        return x + self.mlp(self.norm_mlp(x)), reading
+
+    def _mix(self, u: Tensor, sight: Sight, chunks: Chunks | None, watch: Watch | None) -> tuple[Tensor, Reading | None]:
+        attended = self.attention(u, sight)
+        if self.memory is None or self.gate is None:
+            return attended, None
+        assert chunks is not None
+        signals = self.memory.signals(u)
+        mixed, gate_entropy, gate_mean = self.gate(attended, self.memory(signals, chunks))
+        if watch is None:
+            return mixed, Reading(gate_entropy)
+        return mixed, Reading(gate_entropy, _recollect(gate_mean, signals, watch))
+
+
+class Gate(nn.Module):
+    """g = sigmoid(b + w_y n(y) + w_m n(m)); out = g y + (1 - g) n(m). Opens to attention at first (b = 2)."""
+
+    def __init__(self, width: int, n_heads: int) -> None:
+        super().__init__()
+        self.attention_weight = nn.Parameter(torch.zeros(width))
+        self.memory_weight = nn.Parameter(torch.zeros(width))
+        self.bias = nn.Parameter(torch.full((n_heads,), 2.0))
+
+    def forward(self, attended: Tensor, recalled: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """attended, recalled: [batch, time, width]; returns the mixture, and the gate's entropy and mean [batch, time], float32."""
+        dtype, width = attended.dtype, attended.size(-1)
+        recalled = rms_norm(recalled)
+        bias = self.bias.repeat_interleave(width // len(self.bias), output_size=width).to(dtype)
+        drive = bias + self.attention_weight.to(dtype) * rms_norm(attended) + self.memory_weight.to(dtype) * recalled
+        gate = drive.sigmoid()
+        # -g ln g - (1-g) ln(1-g), where g = sigmoid(a), is softplus(a) - a g: finite for every a.
+        entropy = (functional.softplus(drive) - drive * gate).mean(-1, dtype=torch.float32)
+        return torch.lerp(recalled, attended, gate), entropy, gate.detach().mean(-1, dtype=torch.float32)
+
+
+@torch.no_grad()
+def _recollect(gate_mean: Tensor, signals: Signals, watch: Watch) -> Recollection:
+    still = watch.after[:, None]
+    quiet = signals._replace(log_decay=signals.log_decay.masked_fill(still, 0), write=signals.write.masked_fill(still, 0))
+    surprise, state = observe(quiet, watch.chunks)
+    return Recollection(gate_mean, surprise, usage(state).mean(dim=1))

@@ -1,0 +1,85 @@
+"""The recursion: one small net, applied again and again to refine an answer y with a latent z.
+
+    for t in 1..recursions:  repeat micro_steps: z = net(x + y + z);   y = net(y + z);   emit y_t, z_t
+
+x are the backbone's features. Keys and values are computed from x once, only the query changes: a token that halts early leaves
+nothing undone for the others, one cache serves all applications, and no recursion can look further than the first.
+
+Source: Jolicoeur-Martineau, Tiny Recursive Models, arXiv:2510.04871, figure 3 and section 4.
+Where we differ: causal, one net of one layer, keys and values from x, the gradient goes through all recursions (bptt="full");
+bptt="last" is the paper's scheme.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from cognate.config import ModelConfig
+from cognate.model.layers import MLP, Linear, RMSNorm, Sight, attend, rms_norm, rotate, split_heads
+
+
+class Thought(NamedTuple):
+    """answer (y) and latent (z): [batch, time, width] each"""
+
+    answer: Tensor
+    latent: Tensor
+
+
+class KeysValues(NamedTuple):
+    """key and value of the features: [batch, time, head, head_dim] each"""
+
+    key: Tensor
+    value: Tensor
+
+
+class Recursion(nn.Module):
+    """The shared net and its start; output projections begin at zero, so that the loop begins as the identity (normalised)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.n_heads = config.n_heads
+        self.recursions, self.micro_steps, self.bptt = config.recursions, config.micro_steps, config.bptt
+        width = config.d_model
+        self.query, self.key, self.value, self.out = (Linear(width, width) for _ in range(4))
+        self.mlp = MLP(width, config.trm_d_ff)
+        self.norm_features, self.norm_attention, self.norm_mlp = (RMSNorm(width) for _ in range(3))
+        self.y0 = nn.Parameter(torch.zeros(width))
+        self.z0 = nn.Parameter(torch.zeros(width))
+        nn.init.zeros_(self.out.weight)
+
+    def forward(self, x: Tensor, sight: Sight) -> list[Thought]:
+        """x: [batch, time, width]; returns a Thought per recursion."""
+        kept = self.keys_values(x, sight)
+        thought, thoughts = self.begin(x), []
+        for number in range(1, self.recursions + 1):
+            # The earlier ones only bring y and z to where the last one starts from (TRM section 4.1).
+            keep_graph = self.bptt == "full" or number == self.recursions or not self.training
+            with torch.set_grad_enabled(torch.is_grad_enabled() and keep_graph):
+                thought = self.advance(thought, x, kept, sight)
+            thoughts.append(thought)
+        return thoughts
+
+    def keys_values(self, x: Tensor, sight: Sight) -> KeysValues:
+        """What every application of the net may look at."""
+        features = self.norm_features(x)
+        key = rotate(rms_norm(split_heads(self.key(features), self.n_heads)), sight)
+        return KeysValues(key, split_heads(self.value(features), self.n_heads))
+
+    def begin(self, x: Tensor) -> Thought:
+        return Thought(x + self.y0.to(x.dtype), self.z0.to(x.dtype).expand_as(x))
+
+    def advance(self, thought: Thought, x: Tensor, kept: KeysValues, sight: Sight) -> Thought:
+        """One recursion: micro_steps updates of z, one of y."""
+        y, z = thought
+        for _ in range(self.micro_steps):
+            z = self._net(x + y + z, kept, sight)
+        return Thought(self._net(y + z, kept, sight), z)
+
+    def _net(self, h: Tensor, kept: KeysValues, sight: Sight) -> Tensor:
+        query = rotate(rms_norm(split_heads(self.query(h), self.n_heads)), sight)
+        h = self.norm_attention(h + self.out(attend(query, *kept, sight)))
+        out: Tensor = self.norm_mlp(h + self.mlp(h))
+        return out

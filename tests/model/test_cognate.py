@@ -1,0 +1,395 @@
+"""What must be true of the whole model (MODEL.md section 5)."""
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from cognate.config import ModelConfig
+from cognate.model import NOT_COUNTED, Cognate
+from cognate.model.cognate import supervision_shares
+
+Build = Callable[..., Cognate]
+
+
+def batch(rows: int = 3, time: int = 22, vocab: int = 300) -> tuple[Tensor, Tensor]:
+    """Tokens, and documents of uneven lengths; ids repeat across rows, which must not matter."""
+    documents = (torch.arange(time) >= torch.tensor([[5], [9], [13]])[:rows]).long() + (torch.arange(time) >= 17)
+    return torch.randint(vocab, (rows, time)), documents
+
+
+def next_tokens(tokens: Tensor, documents: Tensor) -> Tensor:
+    """The next token of the same document."""
+    targets = torch.full_like(tokens, NOT_COUNTED)
+    same = documents[:, 1:] == documents[:, :-1]
+    targets[:, :-1][same] = tokens[:, 1:][same]
+    return targets
+
+
+@pytest.fixture(scope="module")
+def shipped() -> Cognate:
+    torch.manual_seed(0)
+    return Cognate(ModelConfig())
+
+
+def test_the_default_model_has_exactly_the_parameters_of_the_table(shipped: Cognate) -> None:
+    """MODEL.md section 1, part by part: a layer that silently grew or vanished shows here."""
+    parts = {
+        "embedding": lambda name: name == "embedding.weight",
+        "attention": lambda name: ".attention." in name and "gain" not in name,
+        "mlp": lambda name: name.startswith("backbone.") and ".mlp." in name,
+        "memory": lambda name: ".memory." in name and ".gates." not in name,
+        "memory gates": lambda name: ".memory.gates." in name,
+        "gate": lambda name: ".gate." in name,
+        "norms, gains, residual": lambda name: (
+            name.startswith("backbone.blocks") and ("norm" in name or "gain" in name or "residual" in name)
+        ),
+        "recursion": lambda name: name.startswith("recursion.") and not ("norm" in name or name.endswith(("y0", "z0"))),
+        "recursion's norms and start": lambda name: name.startswith("recursion.") and ("norm" in name or name.endswith(("y0", "z0"))),
+        "final norm": lambda name: name == "backbone.norm.weight",
+        "halting": lambda name: name.startswith("halting."),
+    }
+    counts = {part: sum(p.numel() for name, p in shipped.named_parameters() if belongs(name)) for part, belongs in parts.items()}
+    assert counts == {
+        "embedding": 10_485_760, "attention": 3_276_800, "mlp": 10_485_760, "memory": 983_040, "memory gates": 10_272, "gate": 5_160,
+        "norms, gains, residual": 5_208, "recursion": 1_720_320, "recursion's norms and start": 1_600, "final norm": 320, "halting": 321,
+    }  # fmt: skip
+    assert sum(p.numel() for p in shipped.parameters()) == sum(counts.values()) == 26_974_561
+    assert all(p.dtype == torch.float32 for p in shipped.parameters())
+
+
+def test_the_first_loss_is_that_of_a_uniform_guess(shipped: Cognate) -> None:
+    """A new model knows nothing, and must not claim to: ln 32768 = 10.397 (+0.1)."""
+    tokens = torch.randint(32768, (2, 64))
+    loss = shipped.eval().loss(tokens, tokens.roll(-1, 1))
+    assert loss.loss_ce.item() == pytest.approx(math.log(32768), abs=0.1)
+    assert loss.ce_last.item() == pytest.approx(math.log(32768), abs=0.1)
+
+
+@pytest.mark.slow
+def test_every_parameter_of_the_shipped_model_gets_a_gradient() -> None:
+    """Three steps in, because output projections start at zero and let nothing through before the first."""
+    torch.manual_seed(0)
+    model = Cognate(ModelConfig())
+    tokens = torch.randint(32768, (2, 80))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(3):
+        optimizer.zero_grad()
+        model.loss(tokens, tokens.roll(-1, 1)).loss.backward()
+        silent = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
+        optimizer.step()
+    assert silent == []
+
+
+@pytest.mark.parametrize("name", ["recursion.y0", "backbone.blocks.0.attention.query.weight", "backbone.blocks.0.memory.gates.bias"])
+def test_the_gradient_of_the_loss_is_its_slope(small: Build, name: str) -> None:
+    """Against a difference quotient: a part of the graph cut off (a detached recursion) gives a gradient, but the wrong one."""
+    model = small(supervised_fraction=1.0)
+    tokens, documents = batch()
+    targets = next_tokens(tokens, documents)
+    parameter = model.get_parameter(name)
+    model.loss(tokens, targets, documents).loss.backward()
+    assert parameter.grad is not None
+    direction = parameter.grad / parameter.grad.norm()
+
+    def at(step: float) -> float:
+        with torch.no_grad():
+            parameter.add_(step * direction)
+            loss = model.loss(tokens, targets, documents)
+            parameter.sub_(step * direction)
+        return (loss.loss - loss.loss_act).item()  # the halting targets jump
+
+    assert (at(1e-2) - at(-1e-2)) / 2e-2 == pytest.approx(parameter.grad.norm().item(), rel=0.02)
+
+
+@pytest.mark.parametrize("switches", [{}, {"ltm": False}, {"trm": False}, {"micro_steps": 1, "recursions": 5}], ids=str)
+def test_a_future_token_leaves_earlier_logits_bit_equal(small: Build, switches: dict[str, object]) -> None:
+    """The public predecessor's attention looked ahead; its loss measured copying."""
+    model = small(**switches)
+    tokens, documents = batch()
+    before = model(tokens, documents).logits
+    for position in (1, 8, 12, 21):
+        changed = tokens.clone()
+        changed[:, position] = (changed[:, position] + 1) % 300
+        after = model(changed, documents).logits
+        assert torch.equal(after[:, :position], before[:, :position])
+        assert not torch.equal(after[:, position], before[:, position])
+
+
+def test_another_row_changes_nothing(small: Build) -> None:
+    """The predecessor's memory leaked across the rows of a batch."""
+    model = small()
+    tokens, documents = batch()
+    before = model(tokens, documents).logits
+    changed = tokens.clone()
+    changed[1] = torch.randint(300, (22,))
+    after = model(changed, documents).logits
+    assert torch.equal(after[[0, 2]], before[[0, 2]])
+    assert not torch.equal(after[1], before[1])
+
+
+@pytest.mark.parametrize("document", [0, 1, 2])
+def test_another_packed_document_changes_nothing(small: Build, document: int) -> None:
+    """Bit for bit, so that no sum, mask or state is shared between documents of a row."""
+    model = small()
+    tokens, documents = batch()
+    before = model(tokens, documents).logits
+    changed = torch.where(documents == document, torch.randint(300, tokens.shape), tokens)
+    after = model(changed, documents).logits
+    assert torch.equal(after[documents != document], before[documents != document])
+    assert not torch.equal(after[documents == document], before[documents == document])
+
+
+def test_without_document_ids_each_row_is_one_document(small: Build) -> None:
+    model = small()
+    tokens, _ = batch()
+    assert torch.equal(model(tokens).logits, model(tokens, torch.full_like(tokens, 7)).logits)
+
+
+def test_an_id_that_comes_back_is_a_new_document(small: Build) -> None:
+    """Attention and memory must agree on what a document is: a run of one id."""
+    model = small()
+    tokens, _ = batch(rows=1)
+    time = torch.arange(22)[None]
+    returning, numbered = (time // 5) % 2, time // 5
+    assert torch.equal(model(tokens, returning).logits, model(tokens, numbered).logits)
+
+
+def test_the_packed_loss_is_the_unpacked_loss(small: Build) -> None:
+    """Documents side by side in one row, or each in its own row with padding: the same loss and the same gradient."""
+    model = small(supervised_fraction=1.0)
+    tokens, documents = batch()
+    targets = next_tokens(tokens, documents)
+    runs = [(row, documents[row] == number) for row in range(3) for number in documents[row].unique()]
+    alone = torch.zeros(len(runs), 22, dtype=torch.long)
+    alone_targets, alone_documents = torch.full_like(alone, NOT_COUNTED), torch.ones_like(alone)
+    for new_row, (row, run) in enumerate(runs):
+        length = int(run.sum())
+        alone[new_row, :length] = tokens[row, run]
+        alone_targets[new_row, :length] = targets[row, run]
+        alone_documents[new_row, :length] = 0
+
+    losses, gradients = [], []
+    for arguments in ((tokens, targets, documents), (alone, alone_targets, alone_documents)):
+        model.zero_grad()
+        loss = model.loss(*arguments)
+        loss.loss.backward()
+        losses.append(torch.stack([loss.loss_ce, loss.loss_act, loss.loss_gate, loss.ce_last]))
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
+    torch.testing.assert_close(losses[0], losses[1], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-3, atol=1e-5)
+    packed, unpacked = model.validation_loss(tokens, targets, documents), model.validation_loss(alone, alone_targets, alone_documents)
+    torch.testing.assert_close(packed, unpacked, rtol=1e-5, atol=1e-6)
+
+
+def test_the_loss_is_the_naive_loss_of_the_logits(small: Build) -> None:
+    """The chunked loss against logits and torch's own cross-entropy."""
+    model = small(recursions=1)
+    tokens, documents = batch()
+    targets = next_tokens(tokens, documents)
+    naive = functional.cross_entropy(model(tokens, documents).logits.flatten(0, 1), targets.flatten(), reduction="sum")
+    total, count = model.validation_loss(tokens, targets, documents)
+    torch.testing.assert_close(total, naive)
+    assert count == (targets != NOT_COUNTED).sum()
+    loss = model.loss(tokens, targets, documents)
+    torch.testing.assert_close(loss.ce_last, naive / count)
+    torch.testing.assert_close(loss.loss_ce, naive / count)
+
+
+def test_the_early_share_of_the_loss_is_unbiased(small: Build) -> None:
+    """Train mode scores early recursions on a quarter of the tokens; on average that is all of them."""
+    model = small(supervised_fraction=0.25, supervision_weights=(1.0, 1.0, 1.0))
+    tokens, documents = batch()
+    targets = next_tokens(tokens, documents)
+    with torch.no_grad():
+        exact = model.loss(tokens, targets, documents)
+        model.train()
+        samples = [model.loss(tokens, targets, documents) for _ in range(200)]
+    estimates = torch.stack([sample.loss_ce for sample in samples])
+    assert estimates.std() > 0
+    assert abs(estimates.mean() - exact.loss_ce) < 4 * estimates.std() / math.sqrt(200)
+    assert all(torch.equal(sample.ce_last, exact.ce_last) for sample in samples)
+
+
+def test_targets_that_are_not_counted_do_not_count(small: Build) -> None:
+    """Padding may hold anything, and a batch with nothing to score has loss 0 and no gradient."""
+    model = small(supervised_fraction=1.0)
+    tokens, _ = batch()
+    documents = torch.zeros_like(tokens)
+    documents[:, 15:] = 1  # padding
+    targets = next_tokens(tokens, documents)
+    targets[:, 15:] = NOT_COUNTED
+    noise = torch.where(documents == 1, torch.randint(300, tokens.shape), tokens)
+    one, other = (model.loss(which, targets, documents, measure=True) for which in (tokens, noise))
+    assert one.loss == other.loss
+    assert one.measurements is not None
+    assert one.measurements == other.measurements
+
+    nothing = model.loss(tokens, torch.full_like(tokens, NOT_COUNTED), documents, measure=True)
+    nothing.loss.backward()
+    assert nothing.loss == 0
+    assert nothing.measurements is None
+    assert not any(p.grad is not None and p.grad.any() for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("weights", "recursions", "shares"),
+    [
+        ((0.05, 0.1, 1.0), 3, [0.05 / 1.15, 0.1 / 1.15, 1 / 1.15]),
+        ((0.05, 0.1, 1.0), 2, [0.1 / 1.1, 1 / 1.1]),
+        ((0.05, 0.1, 1.0), 1, [1.0]),
+        ((1.0, 3.0), 4, [1 / 6, 1 / 6, 1 / 6, 3 / 6]),
+    ],
+)
+def test_the_last_supervision_weights_apply(weights: tuple[float, ...], recursions: int, shares: list[float]) -> None:
+    assert supervision_shares(weights, recursions) == pytest.approx(shares)
+
+
+@pytest.mark.parametrize("switched_off", [("ltm",), ("trm",), ("act",), ("ltm", "trm", "act")], ids="+".join)
+def test_a_part_that_is_off_is_absent(small: Build, switched_off: tuple[str, ...]) -> None:
+    """No parameters, no loss, no measurements: an ablation must not keep half of what it removed."""
+    model = small(**dict.fromkeys(switched_off, False)).train()
+    owners = {"ltm": (".memory.", ".gate."), "trm": ("recursion.", "halting."), "act": ("halting.",)}
+    names = [name for name, _ in model.named_parameters()]
+    tokens, documents = batch()
+    loss = model.loss(tokens, next_tokens(tokens, documents), documents, measure=True)
+    loss.loss.backward()
+    assert not [name for part in switched_off for owner in owners[part] for name in names if owner in name]
+    assert all(p.grad is not None and p.grad.any() for p in model.parameters())
+    assert loss.measurements is not None
+    halting, memory = not {"trm", "act"} & set(switched_off), "ltm" not in switched_off
+    assert (loss.loss_act > 0) == (loss.measurements.act_avg_halting_steps is not None) == halting
+    assert (loss.loss_gate < 0) == (loss.measurements.ltm_memory_usage is not None) == memory
+
+
+def test_measuring_changes_neither_loss_nor_gradient_nor_randomness(small: Build) -> None:
+    model = small().train()
+    tokens, documents = batch()
+    results = []
+    for measure in (False, True):
+        model.zero_grad()
+        torch.manual_seed(5)
+        loss = model.loss(tokens, next_tokens(tokens, documents), documents, measure=measure)
+        loss.loss.backward()
+        assert (loss.measurements is not None) == measure
+        results.append([loss.loss, torch.rand(1), *(p.grad.clone() for p in model.parameters() if p.grad is not None)])
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+def test_the_loss_in_eval_mode_changes_nothing(small: Build) -> None:
+    """Neither buffers nor weights nor the state of the random generator; so it can be called any number of times."""
+    model = small()
+    tokens, documents = batch()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    generator = torch.get_rng_state()
+    first = model.loss(tokens, next_tokens(tokens, documents), documents, measure=True)
+    second = model.loss(tokens, next_tokens(tokens, documents), documents)
+    assert first.loss == second.loss
+    assert torch.equal(generator, torch.get_rng_state())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_the_loss_in_train_mode_updates_the_calibration(small: Build) -> None:
+    model = small().train()
+    tokens, documents = batch()
+    before = model.state_dict()["halting.predicted"].clone()
+    model.loss(tokens, next_tokens(tokens, documents), documents)
+    assert not torch.equal(before, model.state_dict()["halting.predicted"])
+
+
+def test_the_state_dict_holds_weights_and_calibration_only(small: Build) -> None:
+    """Capacity is configuration, and a memory's contents belong to a sequence."""
+    model = small()
+    extra = set(model.state_dict()) - {name for name, _ in model.named_parameters()}
+    assert extra == {"halting.predicted", "halting.observed"}
+
+
+def test_the_same_seed_gives_the_same_bits() -> None:
+    config = ModelConfig(vocab_size=300, d_model=32, n_layers=1, n_heads=2, d_ff=32, trm_d_ff=32)
+    tokens, documents = batch()
+
+    def train() -> list[Tensor]:
+        torch.manual_seed(3)
+        model = Cognate(config)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        for _ in range(3):
+            optimizer.zero_grad()
+            model.loss(tokens, next_tokens(tokens, documents), documents).loss.backward()
+            optimizer.step()
+        return list(model.state_dict().values())
+
+    assert all(torch.equal(a, b) for a, b in zip(train(), train(), strict=True))
+
+
+def test_bf16_activations_come_close_to_float32(small: Build) -> None:
+    """Weights and gradients stay float32; only activations are narrower."""
+    model = small(act=False)  # its targets jump where two recursions are equally good
+    tokens, documents = batch()
+    wide = model.loss(tokens, next_tokens(tokens, documents), documents, measure=True)
+    wide.loss.backward()
+    wide_gradient = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+    model.zero_grad()
+    model.compute_dtype = torch.bfloat16
+    narrow = model.loss(tokens, next_tokens(tokens, documents), documents, measure=True)
+    narrow.loss.backward()
+    narrow_gradient = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+    assert model(tokens).logits.dtype == narrow.loss.dtype == narrow_gradient.dtype == torch.float32
+    assert narrow.loss_ce.item() == pytest.approx(wide.loss_ce.item(), rel=0.02)
+    assert narrow.loss_ce != wide.loss_ce
+    assert functional.cosine_similarity(wide_gradient, narrow_gradient, dim=0) > 0.98
+
+
+def test_only_the_last_recursion_keeps_its_graph_when_asked(small: Build) -> None:
+    """bptt="last": the same values, less memory; in eval mode it makes no difference."""
+    tokens, documents = batch()
+    models = {}
+    for bptt in ("full", "last"):
+        torch.manual_seed(1)
+        models[bptt] = small(bptt=bptt, supervised_fraction=1.0).train()
+    losses = {bptt: model.loss(tokens, next_tokens(tokens, documents), documents) for bptt, model in models.items()}
+    assert losses["full"].loss == losses["last"].loss
+    for loss in losses.values():
+        loss.loss.backward()
+    assert models["full"].recursion.y0.grad.any()
+    assert models["last"].recursion.y0.grad is None
+    assert models["last"].recursion.query.weight.grad.any()
+
+
+@pytest.mark.parametrize("name", ["targets", "documents"])
+def test_shapes_that_disagree_are_refused(small: Build, name: str) -> None:
+    tokens, documents = batch()
+    arguments = {"targets": tokens, "documents": documents, name: tokens[:, 1:]}
+    with pytest.raises(ValueError, match=name):
+        small().loss(tokens, **arguments)
+
+
+def test_random_tokens_cannot_be_learned_but_their_repetition_can() -> None:
+    """The two sides of "no leak": held-out loss on the random half stays at ln V, the repeated half falls well below it."""
+    symbols, half = 16, 4
+    config = ModelConfig(
+        vocab_size=258, d_model=64, n_layers=2, n_heads=2, d_ff=64, window=8, memory_key_dim=16, memory_value_dim=16, recursions=2,
+        micro_steps=1, trm_d_ff=64,
+    )  # fmt: skip
+    model = Cognate(config)
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3, betas=(0.9, 0.95))
+
+    def draw(rows: int) -> Tensor:
+        return torch.randint(symbols, (rows, half)).repeat(1, 2)
+
+    for _ in range(300):
+        tokens = draw(32)
+        optimizer.zero_grad()
+        model.loss(tokens[:, :-1], tokens[:, 1:]).loss.backward()
+        optimizer.step()
+
+    model.eval()
+    tokens = draw(256)
+    random, repeated = tokens[:, 1:].clone(), tokens[:, 1:].clone()
+    random[:, half - 1 :] = NOT_COUNTED
+    repeated[:, : half - 1] = NOT_COUNTED
+    random_loss, repeated_loss = (torch.div(*model.validation_loss(tokens[:, :-1], targets)).item() for targets in (random, repeated))
+    assert random_loss > math.log(symbols) - 0.05
+    assert repeated_loss < math.log(symbols) / 2

@@ -1,0 +1,93 @@
+"""The chunked cross-entropy is the naive one."""
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from cognate.model import cross_entropy
+from cognate.model.cross_entropy import cross_entropy_of, linear_cross_entropy
+
+
+@pytest.fixture(params=[1, 3, 7, 100], ids=lambda rows: f"{rows} rows a chunk")
+def _chunk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cross_entropy, "CHUNK_BYTES", 4 * 11 * request.param)
+    monkeypatch.setattr(cross_entropy, "BLOCK_ELEMENTS", 11 * 2)
+
+
+def problem(scale: float = 1.0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """20 rows, width 5, vocabulary 11."""
+    torch.manual_seed(0)
+    hidden, weight = (scale * torch.randn(20, 5)).requires_grad_(), torch.randn(11, 5, requires_grad=True)
+    return hidden, weight, torch.randint(11, (20,)), torch.rand(20)
+
+
+@pytest.mark.usefixtures("_chunk")
+@pytest.mark.parametrize("scale", [1.0, 100.0])
+def test_value_and_gradient_are_those_of_the_naive_cross_entropy(scale: float) -> None:
+    """Also where probabilities underflow, and under a factor that later code puts on the loss."""
+    hidden, weight, targets, row_weights = problem(scale)
+    expected_each = functional.cross_entropy(hidden @ weight.T, targets, reduction="none")
+    expected = (expected_each * row_weights).sum()
+    expected_gradients = torch.autograd.grad(0.3 * expected, (hidden, weight))
+    total, each = linear_cross_entropy(hidden, weight, targets, row_weights)
+    gradients = torch.autograd.grad(0.3 * total, (hidden, weight))
+    torch.testing.assert_close((total, each), (expected, expected_each.detach()))
+    torch.testing.assert_close(gradients, expected_gradients, rtol=3e-5, atol=1e-5)
+    torch.testing.assert_close(cross_entropy_of(hidden, weight, targets), expected_each.detach())
+
+
+@pytest.mark.usefixtures("_chunk")
+def test_without_a_gradient_the_value_is_the_same() -> None:
+    hidden, weight, targets, row_weights = problem()
+    total, each = linear_cross_entropy(hidden, weight, targets, row_weights)
+    with torch.no_grad():
+        torch.testing.assert_close(linear_cross_entropy(hidden, weight, targets, row_weights), (total, each))
+    assert total.requires_grad
+    assert not each.requires_grad
+
+
+def test_frozen_weights_get_no_gradient_and_cost_none() -> None:
+    hidden, weight, targets, row_weights = problem()
+    expected = torch.autograd.grad(linear_cross_entropy(hidden, weight, targets, row_weights)[0], hidden)
+    gradient = torch.autograd.grad(linear_cross_entropy(hidden, weight.detach(), targets, row_weights)[0], hidden)
+    torch.testing.assert_close(gradient, expected)
+
+
+def test_logits_of_more_than_one_chunk_are_never_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the file is for: of the 20 rows by 11 tokens, at most 3 rows exist at a time."""
+    monkeypatch.setattr(cross_entropy, "CHUNK_BYTES", 4 * 33)
+    rows: list[int] = []
+
+    class Record(torch.overrides.TorchFunctionMode):
+        def __torch_function__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            out = function(*args, **(kwargs or {}))
+            if isinstance(out, Tensor) and out.dim() == 2 and out.size(1) == 11:
+                rows.append(len(out))
+            return out
+
+    hidden, weight, targets, row_weights = problem()
+    with Record():
+        linear_cross_entropy(hidden, weight, targets, row_weights)[0].backward()
+        cross_entropy_of(hidden, weight, targets)
+    assert max(set(rows) - {5}) == 3  # the head, transposed, has 5 rows
+
+
+def test_narrow_hidden_states_give_float32_losses_and_weight_gradients() -> None:
+    hidden, weight, targets, row_weights = problem()
+    narrow = hidden.detach().bfloat16().requires_grad_()
+    total, each = linear_cross_entropy(narrow, weight, targets, row_weights)
+    expected = functional.cross_entropy(narrow.float() @ weight.T, targets, reduction="none")
+    torch.testing.assert_close(each, expected.detach(), rtol=0.02, atol=0.02)
+    total.backward()
+    assert total.dtype == each.dtype == weight.grad.dtype == torch.float32
+    assert narrow.grad.dtype == torch.bfloat16
+
+
+def test_no_rows_cost_nothing() -> None:
+    hidden, weight, targets, row_weights = problem()
+    total, each = linear_cross_entropy(hidden[:0], weight, targets[:0], row_weights[:0])
+    total.backward()
+    assert total == 0
+    assert len(each) == 0
+    assert not weight.grad.any()
