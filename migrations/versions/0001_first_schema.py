@@ -146,7 +146,6 @@ def upgrade() -> None:
         batch_op.create_index(batch_op.f("ix_event_run_id_seq"), ["run_id", "seq"], unique=False)
 
 
-
 def downgrade() -> None:
     with op.batch_alter_table("event", schema=None) as batch_op:
         batch_op.drop_index(batch_op.f("ix_event_run_id_seq"))

@@ -1,0 +1,40 @@
+# Cognate on a CUDA host. The torch wheel brings its own CUDA libraries; the host brings the driver (NVIDIA Container
+# Toolkit). Build: docker build -t cognate .      Run: see compose.yaml
+FROM python:3.12-slim-bookworm AS build
+
+RUN python -m venv /opt/venv
+ENV PATH=/opt/venv/bin:$PATH PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+WORKDIR /opt/cognate
+
+# The dependencies first: they change seldom, and torch is large.
+COPY pyproject.toml constraints.txt README.md ./
+COPY cognate/__init__.py cognate/__init__.py
+RUN mkdir app && pip install -c constraints.txt .
+
+COPY . .
+RUN pip install --no-deps -e . && tools/vendor.sh
+
+
+FROM python:3.12-slim-bookworm
+
+# tini is process 1: it reaps what has no parent, and its death, not the server's, would end the workers.
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends tini \
+    && rm -rf /var/lib/apt/lists/* \
+    && useradd --uid 10001 --create-home cognate \
+    && install -d -o cognate -g cognate -m 0700 /state
+
+COPY --from=build /opt/venv /opt/venv
+COPY --from=build /opt/cognate /opt/cognate
+
+ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1 COGNATE_HOME=/state COGNATE_HOST=0.0.0.0 COGNATE_PORT=8000
+WORKDIR /opt/cognate
+USER cognate
+VOLUME /state
+EXPOSE 8000
+
+HEALTHCHECK --interval=15s --timeout=5s --start-period=30s \
+    CMD ["python", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:8000/readyz', timeout=4)"]
+
+ENTRYPOINT ["tini", "--"]
+CMD ["python", "-m", "app"]
