@@ -18,6 +18,7 @@ Where we differ: Grokfast's weight is ramped from 0; QK-clip bounds the logit th
 
 from __future__ import annotations
 
+import functools
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -276,8 +277,8 @@ def orthogonalize(
 ) -> Tensor:
     """The nearest matrix with all singular values about 1 (the polar factor), by odd polynomials of `update`.
 
-    Singular values of at least 1/1000 of the Frobenius norm come out within [0.84, 1.16]; smaller ones grow about
-    a thousandfold and stay below. Zero stays zero. The scale of `update` does not matter.
+    Singular values of at least 1/1000 of the Frobenius norm come out within [0.84, 1.16]; smaller ones grow
+    about a thousandfold and stay below that. Zero stays zero. The scale of `update` does not matter.
 
     update: [..., rows, columns], any floating dtype
     returns [..., rows, columns] in `dtype`
@@ -328,6 +329,7 @@ def qk_clip(query_gain: Tensor, key_gain: Tensor, head_dim: int, threshold: floa
     return query_gain * shrink, key_gain * shrink, clipped
 
 
+@functools.cache
 def native_dtype(device: torch.device) -> torch.dtype:
     """bfloat16 where it is multiplied natively, else float32.
 

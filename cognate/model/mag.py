@@ -103,7 +103,7 @@ class Block(nn.Module):
             return attended, None
         assert chunks is not None
         signals = self.memory.signals(u)
-        mixed, gate_entropy, gate_mean = self.gate(attended, self.memory(signals, chunks))
+        mixed, gate_entropy, gate_mean = self.gate(attended, self.memory(signals, chunks).to(u.dtype))
         if watch is None:
             return mixed, Reading(gate_entropy)
         return mixed, Reading(gate_entropy, _recollect(gate_mean, signals, watch))

@@ -28,12 +28,12 @@ from cognate.model.layers import Linear, split_heads
 
 
 class Signals(NamedTuple):
-    """What the memory is driven by.
+    """What the memory is driven by; float32, as is everything it computes.
 
     query, key: [batch, head, time, key_dim], unit length
     value:      [batch, head, time, value_dim]
-    log_decay:  [batch, head, time], float32, below zero
-    write:      [batch, head, time], float32, 0..1
+    log_decay:  [batch, head, time], below zero
+    write:      [batch, head, time], 0..1
     """
 
     query: Tensor
@@ -116,7 +116,7 @@ class LongTermMemory(nn.Module):
         self.gates.bias.copy_(torch.cat((torch.log(torch.expm1(1 / horizon)), torch.zeros(self.n_heads))))
 
     def forward(self, signals: Signals, chunks: Chunks) -> Tensor:
-        """What is recalled, [batch, time, width], in the dtype of the signals' values."""
+        """What is recalled, [batch, time, width], float32."""
         recalled, _ = scan(signals, chunks)
         out: Tensor = self.out(recalled.transpose(1, 2).flatten(2))
         return out
@@ -128,25 +128,25 @@ class LongTermMemory(nn.Module):
         return Signals(
             query=self._unit(self.query(x)),
             key=self._unit(self.key(x)),
-            value=split_heads(self.value(x), self.n_heads).transpose(1, 2),
+            value=split_heads(self.value(x).float(), self.n_heads).transpose(1, 2),
             log_decay=-(1 / self.capacity + functional.softplus(decay)),
             write=write.sigmoid(),
         )
 
     def _unit(self, x: Tensor) -> Tensor:
         heads = split_heads(functional.silu(x).float(), self.n_heads).transpose(1, 2)
-        return functional.normalize(heads, dim=-1).to(x.dtype)
+        return functional.normalize(heads, dim=-1)
 
 
 def step(state: Tensor, now: Signals) -> tuple[Tensor, Tensor]:
     """One token of the recurrence: the new memory, and what the token reads from it.
 
-    state: [batch, head, key_dim, value_dim], float32, zero at a document's start; `now` has no time dimension.
+    state: [batch, head, key_dim, value_dim], zero at a document's start; `now` has no time dimension.
     returns the state after the token, and [batch, head, value_dim]
     """
-    query, key, value = (tensor.to(state.dtype) for tensor in now[:3])
-    state = now.log_decay.exp()[..., None, None] * state + now.write[..., None, None] * key[..., :, None] * value[..., None, :]
-    return state, (query[..., None, :] @ state)[..., 0, :]
+    written = now.write[..., None, None] * now.key[..., :, None] * now.value[..., None, :]
+    state = now.log_decay.exp()[..., None, None] * state + written
+    return state, (now.query[..., None, :] @ state)[..., 0, :]
 
 
 def scan(signals: Signals, chunks: Chunks, initial: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -154,33 +154,32 @@ def scan(signals: Signals, chunks: Chunks, initial: Tensor | None = None) -> tup
 
     initial: the memory before the first token, [batch, head, key_dim, value_dim]; zero when None. It belongs to the
              document of each row's first token.
-    returns  [batch, head, time, value_dim] and [batch, head, key_dim, value_dim], in the dtype of the values.
+    returns  [batch, head, time, value_dim] and [batch, head, key_dim, value_dim]
 
     Within a chunk a token reads earlier ones as attention without softmax, weighted by the decay between the two; what came
     before the chunk it reads from the memory that entered it. Every exponent is <= 0, so nothing overflows, and decays are
     summed within one document only, so one document cannot change another's last bit.
     """
-    dtype, time = signals.value.dtype, signals.value.size(2)
     query, key, value, log_decay, write = (_chunked(tensor, chunks.length) for tensor in signals)
-    key = key * write.to(dtype)[..., None]
+    key = key * write[..., None]
 
     since_start, between = _decays(log_decay, chunks.together)  # [batch, head, chunk, length], [..., length, length]
-    within = ((query @ key.mT) * between.to(dtype)) @ value
+    within = ((query @ key.mT) * between) @ value
 
     until_end = (since_start[..., -1:] - since_start).masked_fill(~chunks.leaving, -torch.inf).exp()
-    left_behind = (key * until_end.to(dtype)[..., None]).mT @ value  # [batch, head, chunk, key_dim, value_dim]
+    left_behind = (key * until_end[..., None]).mT @ value  # [batch, head, chunk, key_dim, value_dim]
     since_start_of_chunks, between_chunks = _decays(since_start[..., -1], chunks.linked)
-    after = (between_chunks.to(dtype) @ left_behind.flatten(3)).view_as(left_behind)
+    after = (between_chunks @ left_behind.flatten(3)).view_as(left_behind)
     if initial is None:
         initial = torch.zeros_like(after[:, :, 0])
     else:
         kept = since_start_of_chunks.masked_fill(~chunks.untouched, -torch.inf).exp()
-        after = after + kept.to(dtype)[..., None, None] * initial.to(dtype)[:, :, None]
-    entering = torch.cat((initial.to(dtype)[:, :, None], after[:, :, :-1]), dim=2)
+        after = after + kept[..., None, None] * initial[:, :, None]
+    entering = torch.cat((initial[:, :, None], after[:, :, :-1]), dim=2)
 
     since_entry = since_start.masked_fill(~chunks.arriving, -torch.inf).exp()
-    across = (query * since_entry.to(dtype)[..., None]) @ entering
-    return (within + across).flatten(2, 3)[:, :, :time], after[:, :, -1]
+    across = (query * since_entry[..., None]) @ entering
+    return (within + across).flatten(2, 3)[:, :, : signals.value.size(2)], after[:, :, -1]
 
 
 def _chunked(tensor: Tensor, length: int) -> Tensor:
@@ -207,16 +206,15 @@ def observe(signals: Signals, chunks: Chunks) -> tuple[Tensor, Tensor]:
     """How much of each token's value the memory did not foretell, and the memory after the last token.
 
     Surprise is ||v_t - S_{t-1}^T k_t|| / ||v_t||, norms over all heads together; 1 where a document starts and its memory is empty.
-    returns [batch, time], float32, and [batch, head, key_dim, value_dim]
+    returns [batch, time] and [batch, head, key_dim, value_dim]
     """
     # What token t+1's key reads after token t; then one place to the right, to stand at token t+1.
     ahead = torch.cat((signals.key[:, :, 1:], torch.zeros_like(signals.key[:, :, :1])), dim=2)
     recalled, state = scan(signals._replace(query=ahead), chunks)
     foretold = torch.cat((torch.zeros_like(recalled[:, :, :1]), recalled[:, :, :-1]), dim=2)
     foretold = foretold.masked_fill(chunks.starts[:, None, :, None], 0)
-    missed, value = ((signals.value - foretold).transpose(1, 2), signals.value.transpose(1, 2))
-    norm, whole = (tensor.flatten(2).norm(dim=-1, dtype=signals.log_decay.dtype) for tensor in (missed, value))  # [batch, time]
-    return norm / whole.clamp(min=1e-12), state
+    missed, whole = ((value.transpose(1, 2).flatten(2).norm(dim=-1)) for value in (signals.value - foretold, signals.value))
+    return missed / whole.clamp(min=1e-12), state
 
 
 def usage(state: Tensor) -> Tensor:
@@ -225,7 +223,7 @@ def usage(state: Tensor) -> Tensor:
     state: [..., key_dim, value_dim]; returns [...]. An empty memory has usage 0.
     Source: Roy & Vetterli, The effective rank (EUSIPCO 2007).
     """
-    values = torch.linalg.svdvals(state.float())
+    values = torch.linalg.svdvals(state)
     total = values.sum(-1, keepdim=True)
     entropy = torch.special.entr(values / total.clamp(min=1e-30)).sum(-1)
     return torch.where(total[..., 0] > 0, entropy.exp(), 0.0) / state.size(-2)

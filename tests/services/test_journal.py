@@ -1,0 +1,103 @@
+"""journal.py: each line becomes rows once, whatever is killed when."""
+
+import random
+from pathlib import Path
+
+import pytest
+
+from app.services import journal
+from app.store import metrics, runs
+from app.store.engine import Store, migrate
+from app.store.tables import Attempt, Run
+from cognate.config import resolve
+from cognate.events import Kind
+from cognate.rundir import AttemptDir, Journal, RunDir
+
+
+class PowerCutError(BaseException):
+    pass
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    migrate(tmp_path / "cognate.db")
+    store = Store(tmp_path / "cognate.db")
+    with store.write() as write:
+        write.session.add(
+            Run(id="run_1", name="n", preset="p", config={}, tags=[], created_at=0, updated_at=0, queued_at=0, state="starting", attempt=1)
+        )
+        write.session.flush()
+        write.session.add(Attempt(run_id="run_1", number=1, device="cpu", launched_at=0))
+    return store
+
+
+@pytest.fixture
+def attempt(tmp_path: Path) -> AttemptDir:
+    run = RunDir(tmp_path / "runs" / "run_1")
+    run.create(resolve("quickstart"))
+    attempt = run.attempt(1)
+    attempt.create()
+    return attempt
+
+
+def take(store: Store, attempt: AttemptDir, fail: bool = False) -> None:
+    with store.write() as write:
+        run = runs.get(write.session, "run_1")
+        journal.ingest(write, run, runs.attempt(write.session, "run_1", 1), attempt)
+        if fail:
+            raise PowerCutError
+
+
+def write_row(lines: Journal, step: int) -> None:
+    lines.append(Kind.METRICS, step=step, epoch=0.0, values={"loss": 1.0 / step}, progress={})
+
+
+def test_lines_become_rows_once_whatever_breaks_in_between(store: Store, attempt: AttemptDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rows and the offset behind them are one transaction; cut anywhere, even inside a line, nothing is lost or doubled."""
+    monkeypatch.setattr(journal, "BLOCK_BYTES", 300)
+    draw = random.Random(0)
+    lines = Journal(attempt)
+    lines.append(Kind.STARTED, resumed_from_step=None)
+    step = 0
+    for _ in range(150):
+        if draw.random() < 0.5:
+            step += 1
+            write_row(lines, step)
+        if draw.random() < 0.4:
+            with pytest.raises(PowerCutError):
+                take(store, attempt, fail=True)
+        else:
+            take(store, attempt)
+    for _ in range(50):
+        take(store, attempt)
+    with store.read() as session:
+        assert metrics.columns(session, "run_1", ["loss"], effective=False)["step"] == list(range(1, step + 1))
+        assert runs.get(session, "run_1").state == "running"
+    store.close()
+
+
+def test_a_malformed_line_becomes_a_warning_and_the_rest_is_taken(store: Store, attempt: AttemptDir) -> None:
+    lines = Journal(attempt)
+    write_row(lines, 1)
+    with attempt.journal.open("ab") as file:
+        file.write(b"\x00\x00\x00\n")
+    write_row(lines, 2)
+    take(store, attempt)
+    with store.read() as session:
+        assert [event.kind for event in runs.events(session, "run_1", 0, 10)] == ["warning"]
+        assert metrics.columns(session, "run_1", ["loss"])["step"] == [1, 2]
+    store.close()
+
+
+def test_a_checkpoint_saved_again_replaces_the_one_before(store: Store, attempt: AttemptDir) -> None:
+    lines = Journal(attempt)
+    for removed in ([], [5]):
+        lines.append(
+            Kind.CHECKPOINT, step=10, name="step_000010", files={"a": {"bytes": 3, "sha256": "x"}}, removed_steps=removed, serial=None
+        )
+    take(store, attempt)
+    with store.read() as session:
+        first, second = runs.checkpoints(session, "run_1")
+        assert (first.removed_at is None, second.removed_at is None) == (False, True)
+        assert second.bytes == 3
+    store.close()

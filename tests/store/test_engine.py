@@ -1,0 +1,169 @@
+"""The database: migrations, one writer, what a commit tells."""
+
+import sqlite3
+import threading
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.runtime.migration import MigrationContext
+from sqlalchemy import create_engine
+from sqlmodel import SQLModel
+
+from app.store import metrics, runs
+from app.store.engine import Message, NewerSchema, Store, migrate
+from app.store.tables import Run
+from cognate.metrics import KEYS
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    migrate(tmp_path / "cognate.db")
+    return tmp_path / "cognate.db"
+
+
+def run_row(run_id: str = "run_1", state: str = "queued") -> Run:
+    return Run(id=run_id, name="n", preset="quickstart", config={}, tags=[], created_at=0, updated_at=0, queued_at=0, state=state)
+
+
+def test_the_tables_are_what_the_migrations_make(path: Path) -> None:
+    """A changed table without a migration would work here and fail on every database there is."""
+    engine = create_engine(f"sqlite:///{path}")
+    with engine.connect() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        assert compare_metadata(context, SQLModel.metadata) == []
+    engine.dispose()
+
+
+def test_every_metric_has_a_column(path: Path) -> None:
+    connection = sqlite3.connect(path)
+    columns = {row[1]: row[2] for row in connection.execute("PRAGMA table_info(metric_row)")}
+    connection.close()
+    assert {key: columns.get(key) for key in KEYS} == dict.fromkeys(KEYS, "FLOAT")
+
+
+def test_a_database_from_the_future_is_refused_in_words(path: Path) -> None:
+    connection = sqlite3.connect(path)
+    connection.execute("UPDATE alembic_version SET version_num = '9999'")
+    connection.commit()
+    connection.close()
+    before = path.read_bytes()
+    with pytest.raises(NewerSchema, match="has schema 9999"):
+        migrate(path)
+    assert path.read_bytes() == before
+
+
+def test_migrating_twice_changes_nothing_and_makes_no_backup(path: Path) -> None:
+    migrate(path)
+    assert [file.name for file in path.parent.glob("*.db")] == ["cognate.db"]
+
+
+def test_each_database_has_cursors_of_its_own(tmp_path: Path) -> None:
+    epochs = set()
+    for name in ("a", "b"):
+        migrate(tmp_path / name / "cognate.db")
+        store = Store(tmp_path / name / "cognate.db")
+        epochs.add(store.epoch)
+        store.close()
+    assert len(epochs) == 2
+
+
+def test_a_commit_tells_in_the_order_of_its_numbers_and_a_rollback_tells_nothing(path: Path) -> None:
+    told: list[Message] = []
+    store = Store(path, told.extend)
+    with store.write() as write:
+        write.session.add(run_row())
+        write.session.flush()
+        runs.add_event(write, "run_1", 0, "note", 0.0, None, {})
+        metrics.add(write, "run_1", 1, 1, 0.1, 0.0, {"loss": 1.0})
+    with pytest.raises(KeyError), store.write() as write:
+        runs.add_event(write, "run_1", 0, "lost", 0.0, None, {})
+        raise KeyError
+    with store.write() as write:
+        runs.add_event(write, "run_1", 0, "kept", 0.0, None, {})
+    assert [(message.seq, message.type) for message in told] == [(1, "event"), (2, "metrics"), (3, "event")]
+    with store.read() as session:
+        assert [event.kind for event in runs.events(session, "run_1", 0, 10)] == ["note", "kept"]
+    assert store.head == 3
+    store.close()
+    reopened = Store(path)
+    assert reopened.head == 3
+    reopened.close()
+
+
+def test_a_state_is_set_only_by_who_saw_the_state_before(path: Path) -> None:
+    store = Store(path)
+    with store.write() as write:
+        write.session.add(run_row())
+    with store.read() as session:
+        stale = runs.get(session, "run_1")
+        session.expunge(stale)
+    with store.write() as write:
+        runs.set_state(write, runs.get(write.session, "run_1"), "paused")
+    with pytest.raises(runs.StateChanged), store.write() as write:
+        runs.set_state(write, stale, "starting")
+    store.close()
+
+
+def test_many_threads_write_and_none_is_refused(path: Path) -> None:
+    """ "database is locked" is what people know other trackers for (PAINS 16)."""
+    store = Store(path)
+    with store.write() as write:
+        write.session.add(run_row())
+    failures: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            for _ in range(20):
+                with store.write(durable=False) as write:
+                    runs.add_event(write, "run_1", 0, "note", 0.0, None, {})
+                with store.read() as session:
+                    runs.get(session, "run_1")
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+    with store.read() as session:
+        assert [event.seq for event in runs.events(session, "run_1", 0, 500)] == list(range(1, 161))
+    store.close()
+
+
+def test_a_reader_cannot_write(path: Path) -> None:
+    store = Store(path)
+    with pytest.raises(Exception, match="readonly"), store.read() as session:
+        session.add(run_row())
+        session.commit()
+    store.close()
+
+
+def test_an_error_of_the_database_does_not_show_what_was_written(path: Path) -> None:
+    """SQLAlchemy prints bound values in exceptions unless told otherwise."""
+    store = Store(path)
+    with pytest.raises(Exception, match="UNIQUE") as caught, store.write() as write:
+        write.session.add(run_row("run_secret"))
+        write.session.flush()
+        write.session.expunge_all()
+        write.session.add(run_row("run_secret"))
+    assert "run_secret" not in str(caught.value)
+    store.close()
+
+
+def test_effective_rows_are_those_of_the_latest_attempt(path: Path) -> None:
+    store = Store(path)
+    with store.write() as write:
+        write.session.add(run_row())
+        for attempt, steps in ((1, range(1, 7)), (2, range(4, 9))):
+            for step in steps:
+                metrics.add(write, "run_1", attempt, step, 0.0, 0.0, {"loss": attempt + step / 100})
+    with store.read() as session:
+        effective = metrics.columns(session, "run_1", ["loss"])
+        everything = metrics.columns(session, "run_1", ["loss"], effective=False)
+    assert effective["step"] == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert effective["attempt"] == [1, 1, 1, 2, 2, 2, 2, 2]
+    assert len(everything["step"]) == 11
+    store.close()
