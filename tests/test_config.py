@@ -43,6 +43,12 @@ def test_the_specialists_carry_the_reports_numbers() -> None:
     assert (optimizer.muon_lr, optimizer.grokfast_alpha, optimizer.grokfast_lambda, optimizer.qk_clip) == (1e-3, 0.98, 0.3, 30.0)
 
 
+def test_a_specialist_is_never_trained_on_generated_problems_unasked() -> None:
+    """Nothing is invented to fill a gap: without data such a run fails and says how to give it some."""
+    assert {resolve(name).data.source for name in ("reasoning", "memory", "speed")} == {"real"}
+    assert resolve("quickstart").data.source == "auto"
+
+
 def test_overrides_lie_over_the_preset_and_leave_the_rest() -> None:
     config = resolve("memory", {"training": {"batch_size": 4}, "seed": 1})
     assert (config.training.batch_size, config.seed) == (4, 1)

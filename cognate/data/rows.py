@@ -113,9 +113,7 @@ def _select(data_dir: Path, source: Source) -> tuple[list[Example], list[Example
 def _plan_synthetic(config: DataConfig) -> Plan:
     count = config.synthetic_problems
     warnings: tuple[str, ...] = ()
-    if config.source == "auto":
-        warnings = (f"no data folder is given: {count:,} generated problems take the place of the 14 datasets",)
-    elif config.datasets is not None:
+    if config.datasets is not None:
         warnings = (f"data.source is 'synthetic', so {', '.join(config.datasets)} are not used",)
     return Plan({"synthetic_problems": count, "seed": SYNTHETIC_SEED}, partial(_generate, count), warnings=warnings)
 

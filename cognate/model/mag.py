@@ -3,7 +3,7 @@
 `Backbone` turns embedded tokens into features; trm.py thinks on from there, or cognate.py reads them off directly.
 `Watch` is passed down only at a step that is measured; without it no block computes a measurement.
 
-Source: Behrouz et al., Titans, arXiv:2501.00663, section 4.2 (memory as a gate, equations 26-28).
+Source: Behrouz et al., Titans, arXiv:2501.00663, section 4.2 (memory as a gate).
 Where we differ: the gate is a sigmoid of normalised attention and memory channel by channel, with a bias per head.
 """
 
@@ -74,7 +74,8 @@ class Backbone(nn.Module):
         readings: list[Reading] = []
         for block in self.blocks:
             x, reading = block(x, sight, chunks, watch)
-            readings += [reading] if reading else []
+            if reading is not None:
+                readings.append(reading)
         return self.norm(x), readings
 
 
@@ -102,11 +103,11 @@ class Block(nn.Module):
         if self.memory is None or self.gate is None:
             return attended, None
         assert chunks is not None
-        signals = self.memory.signals(u)
-        mixed, gate_entropy, gate_mean = self.gate(attended, self.memory(signals, chunks).to(u.dtype))
+        recalled, signals = self.memory(u, chunks)
+        mixed, gate, gate_entropy = self.gate(attended, recalled)
         if watch is None:
             return mixed, Reading(gate_entropy)
-        return mixed, Reading(gate_entropy, _recollect(gate_mean, signals, watch))
+        return mixed, Reading(gate_entropy, _recollect(gate, signals, watch))
 
 
 class Gate(nn.Module):
@@ -119,20 +120,20 @@ class Gate(nn.Module):
         self.bias = nn.Parameter(torch.full((n_heads,), 2.0))
 
     def forward(self, attended: Tensor, recalled: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """attended, recalled: [batch, time, width]; returns the mixture, and the gate's entropy and mean [batch, time], float32."""
+        """attended, recalled: [batch, time, width]; returns the mixture and g, of the same shape, and g's entropy [batch, time], nats."""
         dtype, width = attended.dtype, attended.size(-1)
         recalled = rms_norm(recalled)
-        bias = self.bias.repeat_interleave(width // len(self.bias), output_size=width).to(dtype)
+        bias = self.bias[:, None].expand(-1, width // len(self.bias)).flatten().to(dtype)
         drive = bias + self.attention_weight.to(dtype) * rms_norm(attended) + self.memory_weight.to(dtype) * recalled
         gate = drive.sigmoid()
         # -g ln g - (1-g) ln(1-g), where g = sigmoid(a), is softplus(a) - a g: finite for every a.
         entropy = (functional.softplus(drive) - drive * gate).mean(-1, dtype=torch.float32)
-        return torch.lerp(recalled, attended, gate), entropy, gate.detach().mean(-1, dtype=torch.float32)
+        return torch.lerp(recalled, attended, gate), gate, entropy
 
 
 @torch.no_grad()
-def _recollect(gate_mean: Tensor, signals: Signals, watch: Watch) -> Recollection:
+def _recollect(gate: Tensor, signals: Signals, watch: Watch) -> Recollection:
     still = watch.after[:, None]
     quiet = signals._replace(log_decay=signals.log_decay.masked_fill(still, 0), write=signals.write.masked_fill(still, 0))
     surprise, state = observe(quiet, watch.chunks)
-    return Recollection(gate_mean, surprise, usage(state).mean(dim=1))
+    return Recollection(gate.mean(-1, dtype=torch.float32), surprise, usage(state).mean(dim=1))

@@ -115,11 +115,14 @@ class LongTermMemory(nn.Module):
         self.gates.weight.zero_()
         self.gates.bias.copy_(torch.cat((torch.log(torch.expm1(1 / horizon)), torch.zeros(self.n_heads))))
 
-    def forward(self, signals: Signals, chunks: Chunks) -> Tensor:
-        """What is recalled, [batch, time, width], float32."""
+    def forward(self, x: Tensor, chunks: Chunks) -> tuple[Tensor, Signals]:
+        """What is recalled for the features, and what drove the memory.
+
+        x: [batch, time, width]; returns the same shape and dtype, and the Signals
+        """
+        signals = self.signals(x)
         recalled, _ = scan(signals, chunks)
-        out: Tensor = self.out(recalled.transpose(1, 2).flatten(2))
-        return out
+        return self.out(recalled.transpose(1, 2).flatten(2).to(x.dtype)), signals
 
     def signals(self, x: Tensor) -> Signals:
         """x: [batch, time, width]"""

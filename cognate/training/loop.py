@@ -139,8 +139,7 @@ def train(run: RunDir, reporter: Reporter, poll: Callable[[], Control | None], p
             "eta_s": (total_steps - step) * pace.mean,
             "tokens": position.tokens,
             "fill_ratio": batches.fill_ratio(position.epoch),
-            "skipped_steps": int(optimizer.skipped_steps),
-            "qk_clips": int(optimizer.qk_clips),
+            "skipped_steps": optimizer.skipped_steps,
         }
         if is_logged or not finite:
             values = step_values(losses, peak_rates[0] * scale, optimizer.grad_norm if finite else None, device)
@@ -152,7 +151,7 @@ def train(run: RunDir, reporter: Reporter, poll: Callable[[], Control | None], p
                 values["epoch_time_minutes"] = position.epoch_seconds / 60
             if is_last:
                 values |= {"total_params": float(parameters), "training_time_hours": position.seconds / 3600}
-            reporter.metrics(step, epoch, values, progress)
+            reporter.metrics(step, epoch, values, {**progress, "qk_clips": optimizer.qk_clips})
         else:
             reporter.progress(progress)
         if not finite:

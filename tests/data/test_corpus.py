@@ -204,10 +204,10 @@ def test_a_damaged_file_is_named(tmp_path: Path, damage: Callable[[Path], None],
 # --- generated problems -----------------------------------------------------------------------------------
 
 
-def test_without_a_folder_generated_problems_are_used_and_it_is_said() -> None:
+def test_without_a_folder_generated_problems_are_used_and_the_curriculum_names_them() -> None:
     corpus = load_corpus(small_config(), None, None)
     assert set(corpus.training) == {"arithmetic", "functions"}
-    assert corpus.warnings[0] == "no data folder is given: 200 generated problems take the place of the 14 datasets"
+    assert [part["dataset"] for part in corpus.curriculum.describe()["datasets"]] == ["arithmetic", "functions"]
     assert corpus.curriculum.samples(1) == 200
 
 

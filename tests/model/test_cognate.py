@@ -84,25 +84,28 @@ def test_every_parameter_of_the_shipped_model_gets_a_gradient() -> None:
     assert silent == []
 
 
-@pytest.mark.parametrize("name", ["recursion.y0", "backbone.blocks.0.attention.query.weight", "backbone.blocks.0.memory.gates.bias"])
-def test_the_gradient_of_the_loss_is_its_slope(small: Build, name: str) -> None:
-    """Against a difference quotient: a part of the graph cut off (a detached recursion) gives a gradient, but the wrong one."""
+def test_every_gradient_of_the_loss_is_its_slope(small: Build) -> None:
+    """Against difference quotients along random signs: a part of the graph cut off gives a gradient, but the wrong one."""
     model = small(supervised_fraction=1.0)
     tokens, documents = batch()
     targets = next_tokens(tokens, documents)
-    parameter = model.get_parameter(name)
     model.loss(tokens, targets, documents).loss.backward()
-    assert parameter.grad is not None
-    direction = parameter.grad / parameter.grad.norm()
 
-    def at(step: float) -> float:
+    def loss_at(parameter: Tensor, shift: Tensor) -> Tensor:
         with torch.no_grad():
-            parameter.add_(step * direction)
+            before = parameter.clone()
+            parameter.add_(shift)
             loss = model.loss(tokens, targets, documents)
-            parameter.sub_(step * direction)
-        return (loss.loss - loss.loss_act).item()  # the halting targets jump
+            parameter.copy_(before)
+        return loss.loss_ce + loss.loss_gate  # without loss_act, whose targets jump
 
-    assert (at(1e-2) - at(-1e-2)) / 2e-2 == pytest.approx(parameter.grad.norm().item(), rel=0.02)
+    for name, parameter in model.named_parameters():
+        if name.startswith("halting."):
+            continue
+        assert parameter.grad is not None
+        signs, step = torch.randn_like(parameter).sign(), 5e-4
+        slope = (loss_at(parameter, step * signs) - loss_at(parameter, -step * signs)) / (2 * step)
+        assert (parameter.grad * signs).sum().item() == pytest.approx(slope.item(), abs=0.05 * parameter.grad.norm().item() + 2e-3), name
 
 
 @pytest.mark.parametrize("switches", [{}, {"ltm": False}, {"trm": False}, {"micro_steps": 1, "recursions": 5}], ids=str)
@@ -349,7 +352,10 @@ def test_only_the_last_recursion_keeps_its_graph_when_asked(small: Build) -> Non
     for bptt in ("full", "last"):
         torch.manual_seed(1)
         models[bptt] = small(bptt=bptt, supervised_fraction=1.0).train()
-    losses = {bptt: model.loss(tokens, next_tokens(tokens, documents), documents) for bptt, model in models.items()}
+    losses = {}
+    for bptt, model in models.items():
+        torch.manual_seed(2)
+        losses[bptt] = model.loss(tokens, next_tokens(tokens, documents), documents)
     assert losses["full"].loss == losses["last"].loss
     for loss in losses.values():
         loss.loss.backward()
