@@ -12,13 +12,14 @@ help: ## show this list
 setup: $(STAMP) ## create the virtual environment and install what the project needs
 
 $(STAMP): pyproject.toml constraints.txt static/package.json static/package-lock.json
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
-	PATH="$(CURDIR)/$(BIN):$$PATH" tools/vendor.sh
-	touch $(STAMP)
+	@echo "setting up in $(VENV) (a minute or more the first time)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@PATH="$(CURDIR)/$(BIN):$$PATH" tools/vendor.sh
+	@touch $(STAMP)
 
 run: setup ## set up, migrate, serve on 127.0.0.1:8000, start a quickstart run if there is none
-	exec $(BIN)/python -m app
+	@exec $(BIN)/python -m app
 
 test: setup ## everything that must hold: linters, types, boundaries, tests
 	$(MAKE) --no-print-directory lint

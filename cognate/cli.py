@@ -47,13 +47,13 @@ def train(
     places = Places(data, Path(os.environ.get("COGNATE_CACHE_DIR") or "var/cache"))
     if resume is not None:
         raise typer.Exit(_attempt(RunDir(resume), places))
-    presets = SPECIALISTS if every else tuple(name for name in (preset, specialization) if name is not None)
-    if len(presets) != (len(SPECIALISTS) if every else 1):
+    named = tuple(name for name in (preset, specialization) if name is not None)
+    if len(named) + every != 1:
         raise typer.BadParameter("name one preset, or --all")
     shortcuts = [f"training.batch_size={batch_size}"] if batch_size is not None else []
     shortcuts += ["training.precision=bf16"] if mixed_precision else []
     try:
-        configs = [resolve(name, _overrides([*shortcuts, *settings])) for name in presets]
+        configs = [resolve(name, _overrides([*shortcuts, *settings])) for name in (SPECIALISTS if every else named)]
     except ConfigError as error:
         raise typer.BadParameter(str(error)) from error
     for config in configs:

@@ -1,0 +1,108 @@
+"""The command line: the same runs without the service, and sentences where something is amiss."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from cognate.cli import app
+from cognate.config import SPECIALISTS
+from cognate.rundir import RunDir
+from tests.training.runs import TINY, rows
+
+SMALL = [
+    f"--set={section}.{name}={json.dumps(value)}"
+    for section, values in {**TINY, "training": {**TINY["training"], "max_steps": 2}}.items()
+    for name, value in values.items()
+]
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("COGNATE_DATA_DIR", raising=False)
+    return tmp_path
+
+
+def cognate(*arguments: str) -> Result:
+    return CliRunner().invoke(app, list(arguments), env={"COLUMNS": "200", "NO_COLOR": "1"})
+
+
+def made(folder: Path) -> list[RunDir]:
+    return [RunDir(path) for path in sorted(folder.iterdir())]
+
+
+def test_a_preset_is_trained_into_a_run_directory(here: Path) -> None:
+    done = cognate("train", "quickstart", *SMALL, "--output", "out")
+    assert done.exit_code == 0, done.output
+    (run,) = made(here / "out")
+    assert [event.data["step"] for event in rows(run)] == [0, 1, 2]
+    assert "finished at step 2" in done.output
+
+
+def test_the_reports_own_spellings_are_understood(here: Path) -> None:
+    done = cognate("train", "--specialization", "quickstart", *SMALL, "--batch-size", "2", "--output", "out")
+    assert done.exit_code == 0, done.output
+    # --set comes after --batch-size and is the more exact of the two
+    assert made(here / "out")[0].config().training.batch_size == 4
+    without = [setting for setting in SMALL if "batch_size" not in setting]
+    done = cognate("train", "quickstart", *without, "--batch-size", "2", "--mixed-precision", "--output", "other")
+    assert done.exit_code == 0, done.output
+    training = made(here / "other")[0].config().training
+    assert (training.batch_size, training.precision) == (2, "bf16")
+
+
+def test_all_trains_the_three_specialists(here: Path) -> None:
+    done = cognate("train", "--all", *SMALL, "--output", "out")
+    assert done.exit_code == 0, done.output
+    assert sorted(run.config().preset for run in made(here / "out")) == sorted(SPECIALISTS)
+
+
+def test_a_run_is_resumed_from_its_directory(here: Path) -> None:
+    cognate("train", "quickstart", *SMALL, "--output", "out")
+    (run,) = made(here / "out")
+    done = cognate("train", "--resume", str(run.path))
+    assert done.exit_code == 0, done.output
+    assert "finished at step 2" in done.output  # nothing was left to do
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["train"], "name one preset"),
+        (["train", "resoning"], "did you mean 'reasoning'"),
+        (["train", "quickstart", "--set", "training.batchsize=3"], "did you mean 'batch_size'"),
+        (["train", "quickstart", "--set", "training"], "name=value"),
+        (["train", "quickstart", "--all"], "name one preset, or --all"),
+        (["data"], "COGNATE_DATA_DIR"),
+    ],
+)
+def test_a_mistake_is_answered_with_the_way_out(arguments: list[str], words: str) -> None:
+    done = cognate(*arguments)
+    assert done.exit_code == 2
+    assert words in " ".join(done.output.replace("│", " ").split())
+
+
+def test_a_specialist_without_data_fails_and_says_what_to_do() -> None:
+    done = cognate("train", "reasoning")
+    assert done.exit_code == 1
+    assert "data_missing" in done.output
+    assert "set COGNATE_DATA_DIR" in done.output
+
+
+def test_the_datasets_are_listed_with_their_counts(data_dir: Path) -> None:
+    done = cognate("data", "--data", str(data_dir))
+    assert "the six-dataset plan: stage 1: 20,798, stage 2: 21,917, stage 3: 21,917 samples" in done.output
+    assert done.output.count("\n") > 14
+
+
+def test_the_console_command_knows_all_of_it() -> None:
+    """One command for people; what concerns models is handed to a process of its own, so that the server never loads torch."""
+    help_text = subprocess.run([Path(sys.executable).with_name("cognate"), "--help"], capture_output=True, text=True, check=True).stdout
+    assert all(name in help_text for name in ("serve", "train", "data"))
+    refused = subprocess.run([Path(sys.executable).with_name("cognate"), "train"], capture_output=True, text=True, check=False)
+    assert refused.returncode == 2
+    assert "name one preset" in refused.stderr
