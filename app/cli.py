@@ -5,6 +5,7 @@ The hand-over is an exec, not an import: the server's process never loads torch.
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from typing import Annotated
@@ -12,8 +13,9 @@ from typing import Annotated
 import typer
 import uvicorn
 
-from app.main import create_app
+from app.main import AlreadyServing, create_app, only_server_of
 from app.settings import Settings
+from app.store.engine import NewerSchema, migrate
 
 app = typer.Typer(help="Train Cognate models, from the command line or through the service.", no_args_is_help=True, add_completion=False)
 HANDED_ON = {
@@ -28,10 +30,14 @@ def serve(
 ) -> None:
     """Serve the API and the page (COGNATE_HOST, COGNATE_PORT, COGNATE_HOME, COGNATE_DATA_DIR, COGNATE_TOKEN)."""
     settings = Settings()
-    print(
-        f"Cognate serves http://{settings.host}:{settings.port}  (state in {settings.home.resolve()}; Ctrl-C saves and stops)", flush=True
-    )
-    uvicorn.run(
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S", level=logging.WARNING)
+    logging.getLogger("app").setLevel(logging.INFO)
+    try:
+        with only_server_of(settings.home):
+            migrate(settings.database)
+    except (AlreadyServing, NewerSchema) as error:
+        sys.exit(f"cognate: {error}")
+    config = uvicorn.Config(
         create_app(settings, quickstart=quickstart),
         host=settings.host,
         port=settings.port,
@@ -40,9 +46,13 @@ def serve(
         ws_max_size=64 * 1024,
         access_log=False,
         server_header=False,
-        log_level="info",
+        log_config=None,
         timeout_graceful_shutdown=3,
     )
+    listening = config.bind_socket()  # before any run is touched: a taken port ends it here
+    address = f"http://{settings.host}:{listening.getsockname()[1]}"
+    print(f"Cognate: {address}  (state in {settings.home.resolve()}; Ctrl-C saves and stops)", flush=True)
+    uvicorn.Server(config).run(sockets=[listening])
 
 
 def serve_main() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
-import logging
 import os
 import secrets
 from collections.abc import AsyncIterator, Iterator
@@ -28,8 +27,6 @@ from app.store import runs as run_rows
 from app.store.engine import Store, migrate
 from cognate import __version__
 
-log = logging.getLogger(__name__)
-
 STATIC = Path(__file__).resolve().parents[1] / "static"
 
 
@@ -44,7 +41,7 @@ def create_app(settings: Settings | None = None, executor: Executor | None = Non
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        with _only_server_of(settings.home):
+        with only_server_of(settings.home):
             migrate(settings.database)
             hub = Hub()
             hub.attach(asyncio.get_running_loop())
@@ -82,7 +79,7 @@ def create_app(settings: Settings | None = None, executor: Executor | None = Non
 
 
 @contextmanager
-def _only_server_of(home: Path) -> Iterator[None]:
+def only_server_of(home: Path) -> Iterator[None]:
     """Hold the state folder's lock; raises AlreadyServing. The lock goes with the process, however it ends."""
     home.mkdir(parents=True, exist_ok=True)
     lock = os.open(home / "server.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -118,5 +115,4 @@ def _launch_quickstart(store: Store, service: RunService) -> None:
     with store.read() as session:
         if run_rows.page(session, 1, preset="quickstart"):
             return
-    run = service.create(Request("quickstart", {}, name="quickstart"))
-    log.info("started a quickstart run: %s", run.id)
+    service.create(Request("quickstart", {}, name="quickstart"))

@@ -66,7 +66,8 @@ def main() -> int:
                 journal.append(Kind.FAILED, reason="worker_error", detail="ValueError: planted")
                 return 1
             if fault == "child":
-                subprocess.Popen([sys.executable, "-c", "import time; time.sleep(3600)"], start_new_session=True)
+                command = [sys.executable, "-c", "import time; time.sleep(3600)", str(attempt.path)]
+                subprocess.Popen(command, start_new_session=True)
     save()
     journal.append(Kind.FINISHED, step=step)
     return 0

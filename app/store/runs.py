@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Collection, Sequence
 from typing import Any
@@ -11,6 +12,8 @@ from sqlmodel import Session, col
 
 from app.store.engine import Message, Write
 from app.store.tables import Attempt, Checkpoint, Event, Run
+
+log = logging.getLogger(__name__)
 
 
 class NoSuchRun(LookupError):
@@ -75,6 +78,7 @@ def set_state(write: Write, run: Run, state: str, *, reason: str | None = None, 
     if write.session.connection().execute(update(Run).where(same).values(**changes)).rowcount != 1:
         raise StateChanged(f"run {run.id} changed meanwhile")
     write.session.refresh(run)
+    log.info("%s (%s): %s%s", run.id, run.name, state, f", {reason}" if reason else "")
     add_event(write, run.id, run.attempt, "state", now, None, {"state": state, "reason": reason, "detail": detail})
 
 

@@ -1,7 +1,7 @@
 """Websockets: every row once and in order, from wherever a client comes back."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,10 @@ import pytest
 from starlette.testclient import TestClient, WebSocketTestSession
 from starlette.websockets import WebSocketDisconnect
 
+from app.api.deps import Parts
+from app.services.hub import Subscription
+from app.store import metrics
+from app.store.engine import Message
 from tests.service import connect, launch, serving, steps_of, until, wait_for
 
 
@@ -83,6 +87,31 @@ def test_a_client_cut_at_random_and_back_with_its_cursor_misses_and_doubles_noth
                 if patience == 0 or (steps and steps[-1] == 120):
                     break
     assert steps == list(range(1, 121))
+
+
+def test_what_is_committed_while_a_client_connects_reaches_it_once(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Just before it is subscribed, and just after, before the head of the log is read: neither lost nor doubled."""
+    run_id = launch(client, steps=3)
+    wait_for(client, run_id, "completed")
+    service: Parts = client.app.state.parts  # type: ignore[attr-defined]
+    subscribe = service.hub.subscribe
+
+    def commit(step: int) -> None:
+        with service.store.write() as write:
+            metrics.add(write, run_id, 1, step, 0.0, 0.0, {"loss": 1.0})
+
+    def subscribe_meanwhile(wants: Callable[[Message], bool]) -> Subscription:
+        commit(4)
+        subscription = subscribe(wants)
+        commit(5)
+        return subscription
+
+    monkeypatch.setattr(service.hub, "subscribe", subscribe_meanwhile)
+    with connect(client, f"/v1/runs/{run_id}/stream?after=start") as socket:
+        _, steps = rows_until(socket, 5)
+        commit(6)
+        _, more = rows_until(socket, 6)
+    assert steps + more == [1, 2, 3, 4, 5, 6]
 
 
 def test_a_resumed_run_streams_its_second_attempt_behind_its_first(client: TestClient) -> None:

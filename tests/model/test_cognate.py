@@ -69,7 +69,6 @@ def test_the_first_loss_is_that_of_a_uniform_guess(shipped: Cognate) -> None:
     assert loss.ce_last.item() == pytest.approx(math.log(32768), abs=0.1)
 
 
-@pytest.mark.slow
 def test_every_parameter_of_the_shipped_model_gets_a_gradient() -> None:
     """Three steps in, because output projections start at zero and let nothing through before the first."""
     torch.manual_seed(0)

@@ -13,6 +13,12 @@ from cognate.rundir import RunDir, lease_is_free, read_json
 from tests.service import launch, serving, steps_of, until, wait_for
 
 
+def processes_naming(folder: Path) -> list[list[str]]:
+    """Command lines of the processes that were given a path in `folder`: shims, workers, and what they left."""
+    found = (process.info["cmdline"] or [] for process in psutil.process_iter(["cmdline"]))
+    return [command for command in found if any(str(folder) in word for word in command)]
+
+
 def test_a_run_trains_to_completed(tmp_path: Path) -> None:
     with serving(tmp_path) as client:
         run_id = launch(client, steps=20)
@@ -107,10 +113,8 @@ def test_a_killed_shim_takes_its_worker_with_it(tmp_path: Path) -> None:
 def test_what_a_worker_leaves_behind_is_killed_with_it(tmp_path: Path) -> None:
     """Grandchildren that keep the GPU are why a stop does not stop (PAINS 5)."""
     with serving(tmp_path, "--fault", "child@3") as client:
-        before = {child.pid for child in psutil.Process().children(recursive=True)}
-        run_id = launch(client)
-        wait_for(client, run_id, "completed")
-        until(lambda: {child.pid for child in psutil.Process().children(recursive=True)} <= before)
+        wait_for(client, launch(client), "completed")
+        assert not processes_naming(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -173,8 +177,7 @@ def test_a_shutdown_in_the_middle_of_a_launch_leaves_no_process(tmp_path: Path) 
     for _ in range(5):
         with serving(tmp_path, "--step-seconds", "0.05") as client:
             launch(client, steps=1000)
-        left = [process for process in psutil.process_iter(["cmdline"]) if str(tmp_path) in " ".join(process.info["cmdline"] or [])]
-        assert not left
+        assert not processes_naming(tmp_path)
 
 
 def test_a_second_server_on_the_same_state_is_refused(tmp_path: Path) -> None:
