@@ -19,7 +19,6 @@ from app.services.lifecycle import LIVE, TRANSITIONS, Fact, Reason, State, advan
 from app.store import runs
 from app.store.engine import Store, Write
 from app.store.tables import Attempt, Run
-from cognate.config import parse
 from cognate.events import Kind
 from cognate.rundir import AttemptDir, Command, Control, RunDir, read_control, write_control
 
@@ -90,7 +89,10 @@ class Supervisor:
         """One pass over everything; safe to repeat at any time."""
         with self._looking:
             for run in self._live():
-                self._tend(run)
+                try:
+                    self._tend(run)
+                except Exception:  # one run's trouble must not keep the others from being looked after
+                    log.exception("run %s: could not be looked after; trying again", run.id)
             if not self._draining:
                 self._launch_queued()
         self.looked_at = time.monotonic()
@@ -153,7 +155,7 @@ class Supervisor:
 
     def _launch_queued(self) -> None:
         with self._store.read() as session:
-            waiting = [(run.id, parse(run.config).training.device) for run in runs.in_states(session, [State.QUEUED])]
+            waiting = [(run.id, run.config["training"]["device"]) for run in runs.in_states(session, [State.QUEUED])]
             busy = [runs.attempt(session, run.id, run.attempt).device for run in runs.in_states(session, LIVE)]
         free = list(self._executor.slots())
         for device in busy:
