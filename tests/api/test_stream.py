@@ -89,6 +89,13 @@ def test_a_client_cut_at_random_and_back_with_its_cursor_misses_and_doubles_noth
     assert steps == list(range(1, 121))
 
 
+class Promptly:
+    """An event loop that is about to do what it is told, and does it."""
+
+    def call_soon_threadsafe(self, deliver: Callable[[list[Message]], None], messages: list[Message]) -> None:
+        deliver(messages)
+
+
 def test_what_is_committed_while_a_client_connects_reaches_it_once(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
     """Just before it is subscribed, and just after, before the head of the log is read: neither lost nor doubled."""
     run_id = launch(client, steps=3)
@@ -101,9 +108,11 @@ def test_what_is_committed_while_a_client_connects_reaches_it_once(client: TestC
             metrics.add(write, run_id, 1, step, 0.0, 0.0, {"loss": 1.0})
 
     def subscribe_meanwhile(wants: Callable[[Message], bool]) -> Subscription:
-        commit(4)
-        subscription = subscribe(wants)
-        commit(5)
+        with monkeypatch.context() as patch:
+            patch.setattr(service.hub, "_loop", Promptly())  # told at once, as when the commit came a moment earlier
+            commit(4)
+            subscription = subscribe(wants)
+            commit(5)
         return subscription
 
     monkeypatch.setattr(service.hub, "subscribe", subscribe_meanwhile)
