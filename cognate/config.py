@@ -85,6 +85,8 @@ class ModelConfig(_Section):
     def _fits_together(self) -> ModelConfig:
         if self.d_model % self.n_heads or (self.d_model // self.n_heads) % 2:
             raise ValueError(f"n_heads: {self.n_heads} heads do not divide d_model {self.d_model} into even widths")
+        if min(self.supervision_weights) < 0 or self.supervision_weights[-1] <= 0:
+            raise ValueError("supervision_weights: none may be negative, and the last must be above 0")
         return self
 
 

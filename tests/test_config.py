@@ -70,6 +70,7 @@ def test_overrides_lie_over_the_preset_and_leave_the_rest() -> None:
         ({"optimizer": {"muon_lr": float("nan")}}, "optimizer.muon_lr", "finite"),
         ({"optimizer": {"muon_lr": float("inf")}}, "optimizer.muon_lr", "finite"),
         ({"model": {"n_heads": 7}}, "model.n_heads", "do not divide"),
+        ({"model": {"supervision_weights": [0.1, 0.0]}}, "model.supervision_weights", "above 0"),
         ({"data": {"datasets": ["gsm9k"]}}, "data.datasets.0", "did you mean 'gsm8k'"),
         ({"data": {"datasets": []}}, "data.datasets", "at least 1"),
         ({"preset": "memory"}, "preset", "cannot be overridden"),

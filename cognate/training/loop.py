@@ -21,7 +21,7 @@ from cognate.data.corpus import load_corpus
 from cognate.data.curriculum import stage_for
 from cognate.events import Failure, Kind
 from cognate.model import Cognate, Loss
-from cognate.optimizer import MuGrokfast
+from cognate.optimizer import MuGrokfast, native_dtype
 from cognate.rundir import Control, RunDir
 from cognate.training import checkpoint
 from cognate.training.checkpoint import Position
@@ -177,12 +177,13 @@ def build_optimizer(model: Cognate, config: RunConfig) -> MuGrokfast:
 
 
 def activation_dtype(config: RunConfig, device: torch.device) -> torch.dtype:
-    """bf16 where asked for, or where the device computes it natively; else fp32."""
-    if config.training.precision != "auto":
-        return torch.bfloat16 if config.training.precision == "bf16" else torch.float32
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float32
-    return torch.float32
+    """bf16 where asked for, or where the device multiplies it natively; else fp32.
+
+    Measured, the default model at 4 x 512 on two cores with AMX: 2.9 s a step's passes in bf16, 5.7 s in fp32.
+    """
+    if config.training.precision == "auto":
+        return native_dtype(device)
+    return torch.bfloat16 if config.training.precision == "bf16" else torch.float32
 
 
 def seed_of_step(seed: int, step: int) -> int:
