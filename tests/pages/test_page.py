@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Page, Route, expect
 
+from cognate.config import resolve
 from tests.pages.conftest import Server, page_of
 from tests.pages.fake_worker import HOSTILE, MARKUP, UNLUCKY
 
@@ -220,7 +221,8 @@ def test_checkpoints_show_their_digests_and_the_configuration_its_differences(pa
     files = server.get(f"/v1/runs/{run_id}/checkpoints")["data"][0]["files"]
     expect(page.locator(".checkpoints tbody tr").first).to_contain_text(files["model.safetensors"]["sha256"][:12])
     page.locator("summary", has_text="Configuration").click()
-    expect(page.locator(".configuration .changed", has_text="max_steps")).to_contain_text("40 instead of 300")
+    preset = resolve("quickstart").training.max_steps
+    expect(page.locator(".configuration .changed", has_text="max_steps")).to_contain_text(f"40 instead of {preset}")
 
 
 def test_a_run_that_is_not_there_is_said_so(page: Page) -> None:
