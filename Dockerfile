@@ -17,7 +17,8 @@ RUN pip install --no-deps -e . && tools/vendor.sh
 
 FROM python:3.12-slim-bookworm
 
-# tini is process 1: it reaps what has no parent, and its death, not the server's, would end the workers.
+# tini is process 1, because the end of process 1 ends every other: it reaps what has no parent, and under it
+# tools/serve.sh starts the server again should it be killed, while the workers go on.
 RUN apt-get update \
     && apt-get install -y --no-install-recommends tini \
     && rm -rf /var/lib/apt/lists/* \
@@ -36,5 +37,6 @@ EXPOSE 8000
 HEALTHCHECK --interval=15s --timeout=5s --start-period=30s \
     CMD ["python", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:8000/readyz', timeout=4)"]
 
-ENTRYPOINT ["tini", "--"]
-CMD ["python", "-m", "app"]
+# -g: what ends the container is told to the server too, not only to its script; workers have sessions of their own.
+ENTRYPOINT ["tini", "-g", "--"]
+CMD ["tools/serve.sh"]

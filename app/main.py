@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import logging
 import os
 import secrets
 from collections.abc import AsyncIterator, Iterator
@@ -26,6 +27,9 @@ from app.settings import Settings
 from app.store import runs as run_rows
 from app.store.engine import Store, migrate
 from cognate import __version__
+from cognate.config import ConfigError
+
+log = logging.getLogger(__name__)
 
 STATIC = Path(__file__).resolve().parents[1] / "static"
 
@@ -115,4 +119,7 @@ def _launch_quickstart(store: Store, service: RunService) -> None:
     with store.read() as session:
         if run_rows.page(session, 1, preset="quickstart"):
             return
-    service.create(Request("quickstart", {}, name="quickstart"))
+    try:
+        service.create(Request("quickstart", {}, name="quickstart"))
+    except ConfigError as error:  # no device at all: serve, and say why nothing trains
+        log.warning("no quickstart run: %s", error)

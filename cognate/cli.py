@@ -20,11 +20,14 @@ from cognate import worker
 from cognate.config import SIX_DATASETS, SPECIALISTS, ConfigError, RunConfig, resolve, set_path
 from cognate.data.report import describe_sources, stage_samples
 from cognate.events import Event, Kind
-from cognate.rundir import Control, RunDir, take_lease, write_control
+from cognate.rundir import Control, RunDir, lease_is_free, take_lease, write_control
 from cognate.training.loop import Places
 
 app = typer.Typer(no_args_is_help=True, add_completion=False)
 console = Console(highlight=False)
+
+# As shells know them: 130 is what Ctrl-C leaves.
+_EXIT_CODES = {Kind.FINISHED: 0, Kind.FAILED: 1, Kind.PAUSED: 130, Kind.STOPPED: 130}
 
 DataOption = Annotated[
     Path | None, typer.Option("--data", envvar="COGNATE_DATA_DIR", help="Folder of Parquet datasets; without it, generated problems.")
@@ -46,7 +49,9 @@ def train(
     """Train a preset here, in this process, without the service."""
     places = Places(data, Path(os.environ.get("COGNATE_CACHE_DIR") or "var/cache"))
     if resume is not None:
-        raise typer.Exit(_attempt(RunDir(resume), places))
+        if preset or specialization or every or settings or batch_size or mixed_precision:
+            raise typer.BadParameter("--resume goes on with a run as it was configured; it takes no preset and no settings")
+        raise typer.Exit(_EXIT_CODES[_attempt(_resumable(resume), places)])
     named = tuple(name for name in (preset, specialization) if name is not None)
     if len(named) + every != 1:
         raise typer.BadParameter("name one preset, or --all")
@@ -57,8 +62,8 @@ def train(
     except ConfigError as error:
         raise typer.BadParameter(str(error)) from error
     for config in configs:
-        if code := _attempt(_new_run(output, config), places):
-            raise typer.Exit(code)
+        if (ending := _attempt(_new_run(output, config), places)) is not Kind.FINISHED:
+            raise typer.Exit(_EXIT_CODES[ending])
 
 
 @app.command("data")
@@ -105,10 +110,18 @@ def _new_run(output: Path, config: RunConfig) -> RunDir:
     return run
 
 
-def _attempt(run: RunDir, places: Places) -> int:
-    """Train one attempt of `run` here; the exit code."""
-    attempts = sorted(path.name for path in (run.path / "attempts").glob("*"))
-    attempt = run.attempt(int(attempts[-1]) + 1 if attempts else 1)
+def _resumable(folder: Path) -> RunDir:
+    run = RunDir(folder)
+    if not run.config_file.is_file():
+        raise typer.BadParameter(f"{folder} is no run directory: it has no {run.config_file.name}")
+    if not all(lease_is_free(attempt) for attempt in run.attempts()):
+        raise typer.BadParameter(f"{folder} is being trained by another process")
+    return run
+
+
+def _attempt(run: RunDir, places: Places) -> Kind:
+    """Train one more attempt of `run` here; how it ended."""
+    attempt = run.attempt(max((attempt.number for attempt in run.attempts()), default=0) + 1)
     attempt.create()
     lease = take_lease(attempt)
     assert lease is not None, "a new attempt's lease is free"

@@ -4,7 +4,7 @@ Every parameter is declared here once. The REST API, the launch form, the comman
 the documentation are drawn from these fields; nothing about a parameter is written elsewhere.
 `resolve(preset, overrides)` is the one way in. Imports no torch: the server reads this file too.
 
-Source of the values: MODEL.md's tables ("report" numbers).
+Source of the values: docs/model.md's tables ("report" numbers).
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class _Section(BaseModel):
 
 
 class ModelConfig(_Section):
-    """Cognate's shape (MODEL.md section 1). The defaults give exactly 26,974,561 parameters."""
+    """Cognate's shape (docs/model.md section 1). The defaults give exactly 26,974,561 parameters."""
 
     vocab_size: int = Field(32768, ge=258, le=65536, description="Size of the byte-level BPE vocabulary.")
     d_model: int = Field(320, ge=16, le=4096, description="Width of the residual stream.")
@@ -91,7 +91,7 @@ class ModelConfig(_Section):
 
 
 class OptimizerConfig(_Section):
-    """MuGrokfast (MODEL.md section 2): Grokfast filter, momentum, orthogonalised update."""
+    """MuGrokfast (docs/model.md section 2): Grokfast filter, momentum, orthogonalised update."""
 
     muon_lr: float = Field(1e-3, gt=0, le=1, description="Learning rate of the matrices.")
     embedding_lr: float = Field(1e-3, gt=0, le=1, description="Learning rate of the embedding, which is also the output head.")
@@ -105,7 +105,7 @@ class OptimizerConfig(_Section):
 
 
 class DataConfig(_Section):
-    """What is trained on (MODEL.md section 3)."""
+    """What is trained on (docs/model.md section 3)."""
 
     datasets: tuple[DatasetName, ...] | None = Field(None, min_length=1, description="Datasets to use; empty means every available one.")
     source: Literal["auto", "real", "synthetic"] = Field(
@@ -188,7 +188,10 @@ def resolve(preset: str, overrides: Mapping[str, Any] | None = None) -> RunConfi
     """
     if preset not in PRESETS:
         raise UnknownPreset(preset)
-    merged = _merge({"preset": preset, **PRESETS[preset]}, overrides or {})
+    try:
+        merged = _merge({"preset": preset, **PRESETS[preset]}, overrides or {})
+    except RecursionError:
+        raise ConfigError([{"field": "config", "message": "nested deeper than any configuration is"}]) from None
     if merged["preset"] != preset:
         raise ConfigError([{"field": "preset", "message": f"the preset is {preset!r}; it cannot be overridden"}])
     return parse(merged)

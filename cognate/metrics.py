@@ -3,7 +3,7 @@
 Database columns, API, charts, documentation and mirrors are derived from METRICS; a value that was not
 measured is absent, never 0. training/measure.py turns tensors into these values.
 
-Source: MODEL.md section 4, which numbers them.
+Source: docs/model.md section 4, which numbers them.
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ MARGIN = 1.02
 
 
 class MuGrokfast(torch.optim.Optimizer):
-    """Filter, momentum, orthogonalised update; the whole of MODEL.md section 2.
+    """Filter, momentum, orthogonalised update; the whole of docs/model.md section 2.
 
     `parameters` are named: `model.named_parameters()`, or group dicts whose "params" are named. A group is split by
     kind (group["kind"]); its "lr" is the kind's rate unless the group brings one. Every group keeps its names in

@@ -78,7 +78,8 @@ class AttemptDir:
         return self.path / "lease"
 
     def create(self) -> None:
-        self.path.mkdir(parents=True, exist_ok=True)
+        """Make the directory; raises FileExistsError when some process has had this attempt already."""
+        self.path.mkdir(parents=True)
         write_control(self, Control())
 
 
@@ -96,6 +97,10 @@ class RunDir:
 
     def attempt(self, number: int) -> AttemptDir:
         return AttemptDir(self.path / "attempts" / f"{number:04d}")
+
+    def attempts(self) -> list[AttemptDir]:
+        """Those made so far, oldest first."""
+        return [AttemptDir(path) for path in sorted((self.path / "attempts").glob("[0-9]*"))]
 
     def checkpoint(self, step: int) -> Path:
         return self.checkpoints / f"step_{step:06d}"
@@ -205,10 +210,9 @@ def read_journal(path: Path, offset: int = 0, limit: int = 1 << 20) -> Iterator[
                 block += file.readline()
     except FileNotFoundError:
         return
-    for line in block.splitlines(keepends=True):
-        if not line.endswith(b"\n"):
-            return
-        offset += len(line)
+    *lines, _torn = block.split(b"\n")
+    for line in lines:
+        offset += len(line) + 1
         try:
             yield decode(line), offset
         except MalformedLine as error:

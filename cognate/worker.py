@@ -23,7 +23,7 @@ from cognate.data.files import DataMissing, DataUnreadable
 from cognate.events import Failure, Kind
 from cognate.rundir import AttemptDir, Journal
 from cognate.training.control import ControlFile
-from cognate.training.loop import Places, train
+from cognate.training.loop import DataChanged, Places, train
 from cognate.training.reporter import Listener, Reporter
 
 EXIT_FAILED = 1
@@ -32,31 +32,36 @@ EXIT_FAILED = 1
 def main(arguments: list[str] | None = None) -> int:
     (attempt,) = arguments if arguments is not None else sys.argv[1:]
     device = os.environ.get("COGNATE_DEVICE")
-    return run_attempt(AttemptDir(Path(attempt)), Places(_path("COGNATE_DATA_DIR"), _path("COGNATE_CACHE_DIR")), device)
+    places = Places(_path("COGNATE_DATA_DIR"), _path("COGNATE_CACHE_DIR"))
+    return EXIT_FAILED if run_attempt(AttemptDir(Path(attempt)), places, device) is Kind.FAILED else 0
 
 
-def run_attempt(attempt: AttemptDir, places: Places, device: str | None, *listeners: Listener) -> int:
-    """Train `attempt` in this process; the exit code."""
+def run_attempt(attempt: AttemptDir, places: Places, device: str | None, *listeners: Listener) -> Kind:
+    """Train `attempt` in this process; how it ended."""
     reporter = Reporter(Journal(attempt), *listeners)
     try:
         chosen = choose_device(attempt.run.config().training.device if device is None else device)
         make_deterministic(chosen)
-        ending = train(attempt.run, reporter, ControlFile(attempt).poll, places, chosen)
+        return train(attempt.run, reporter, ControlFile(attempt).poll, places, chosen)
     except Exception as error:  # the edge of the process: everything is answered here, with a reason
         traceback.print_exc()
-        reporter.say(Kind.FAILED, reason=explain(error), detail=f"{type(error).__name__}: {error}"[:2000])
-        return EXIT_FAILED
-    return EXIT_FAILED if ending is Kind.FAILED else 0
+        try:
+            reporter.say(Kind.FAILED, reason=explain(error), detail=f"{type(error).__name__}: {error}"[:2000])
+        except OSError:  # a disk too full for a last word; the exit code and worker.log are all there is
+            traceback.print_exc()
+        return Kind.FAILED
 
 
 def explain(error: BaseException) -> Failure:
     """The reason of a failure, from its exception."""
     match error:
-        case DataMissing() | DataUnreadable():
+        case DataMissing() | DataUnreadable() | DataChanged():
             return Failure.DATA_MISSING
         case torch.OutOfMemoryError():
             return Failure.OOM_CUDA
         case MemoryError():
+            return Failure.OOM_HOST
+        case RuntimeError() if "DefaultCPUAllocator" in str(error):
             return Failure.OOM_HOST
         case OSError(errno=errno.ENOSPC | errno.EDQUOT | errno.EFBIG):
             return Failure.DISK_FULL

@@ -41,7 +41,14 @@ def main() -> int:
         (folder / "state.json").write_text(f'{{"step": {step}}}')
         files = {"state.json": {"bytes": (folder / "state.json").stat().st_size, "sha256": file_digest(folder / "state.json")}}
         write_json(folder / MANIFEST, {"step": step, "files": files})
-        journal.append(Kind.CHECKPOINT, step=step, name=folder.name, files=files, removed_steps=[], serial=serial)
+        journal.append(
+            Kind.CHECKPOINT,
+            step=step,
+            name=folder.name,
+            files=files,
+            kept_steps=[found for found, _ in run.complete_checkpoints()],
+            serial=serial,
+        )
 
     while step < total:
         if (asked := control.poll()) and asked.command in ("pause", "stop"):

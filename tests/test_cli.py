@@ -1,6 +1,7 @@
 """The command line: the same runs without the service, and sentences where something is amiss."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,8 @@ from typer.testing import CliRunner, Result
 
 from cognate.cli import app
 from cognate.config import SPECIALISTS
-from cognate.rundir import RunDir
+from cognate.rundir import Control, RunDir, take_lease
+from cognate.training.control import ControlFile
 from tests.training.runs import TINY, rows
 
 SMALL = [
@@ -69,9 +71,30 @@ def test_a_run_is_resumed_from_its_directory(here: Path) -> None:
     assert "finished at step 2" in done.output  # nothing was left to do
 
 
+def test_ctrl_c_ends_all_of_them(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pause of the first specialist is not the start of the second."""
+    monkeypatch.setattr(ControlFile, "poll", lambda _: Control("pause", 1))
+    done = cognate("train", "--all", *SMALL, "--output", "out")
+    assert done.exit_code == 130
+    assert [run.config().preset for run in made(here / "out")] == ["reasoning"]
+
+
+def test_a_directory_that_is_being_trained_is_not_trained_twice(here: Path) -> None:
+    cognate("train", "quickstart", *SMALL, "--output", "out")
+    (run,) = made(here / "out")
+    lease = take_lease(run.attempt(1))
+    assert lease is not None
+    refused = cognate("train", "--resume", str(run.path))
+    os.close(lease)
+    assert refused.exit_code == 2
+    assert "another process" in refused.output
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
+        (["train", "--resume", "nowhere"], "is no run directory"),
+        (["train", "quickstart", "--resume", "nowhere"], "takes no preset"),
         (["train"], "name one preset"),
         (["train", "resoning"], "did you mean 'reasoning'"),
         (["train", "quickstart", "--set", "training.batchsize=3"], "did you mean 'batch_size'"),

@@ -21,7 +21,7 @@ def test_every_preset_resolves_and_survives_json(preset: str) -> None:
 
 
 def test_the_specialists_carry_the_reports_numbers() -> None:
-    """MODEL.md's table, so that a changed default cannot change a specialist unseen."""
+    """docs/model.md's table, so that a changed default cannot change a specialist unseen."""
     numbers = {
         name: (
             config.model.act_threshold,
@@ -78,7 +78,7 @@ def test_overrides_lie_over_the_preset_and_leave_the_rest() -> None:
     ],
 )
 def test_what_cannot_be_run_is_refused_with_the_field_and_the_way_out(overrides: dict[str, Any], field: str, words: str) -> None:
-    """A typo that is silently ignored costs a night (PAINS 29)."""
+    """A typo that is silently ignored costs a night."""
     assert words in problems(overrides)[field]
 
 

@@ -283,7 +283,7 @@ def test_a_tensors_kind_follows_from_its_name_and_shape(name: str, shape: tuple[
 
 
 def test_five_steps_of_a_matrix_follow_the_equations() -> None:
-    """MODEL.md section 2, lines 1 to 4, written out again in the plainest way."""
+    """docs/model.md section 2, lines 1 to 4, written out again in the plainest way."""
     model = toy()
     options = {"muon_lr": 0.02, "weight_decay": 0.1, "grokfast_alpha": 0.9, "grokfast_lambda": 0.7, "grokfast_ramp_steps": 2}
     gradients = [random_gradients(model, seed) for seed in range(5)]

@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.errors import problem
@@ -89,7 +90,10 @@ class GateMiddleware:
                 await self._app(scope, receive, send)
             return
         send = _with_headers(send)
-        body = b"" if refusal else await _read_body(receive)
+        try:
+            body = b"" if refusal else await _read_body(receive)
+        except ClientDisconnect:
+            return
         if body is None:
             refusal = ("body_too_large", f"the body is larger than {BODY_LIMIT} bytes")
         elif body and headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
@@ -110,7 +114,8 @@ class GateMiddleware:
             return "forbidden_origin", "this may be asked from this service's own pages only"
         path: str = scope["path"]
         is_open = scope["type"] == "http" and (path in OPEN or path.startswith(OPEN_FOLDER))
-        if not is_open and not self._gate.admits(headers, _ticket(headers)):
+        ticket = _ticket(headers) if scope["type"] == "websocket" else None
+        if not is_open and not self._gate.admits(headers, ticket):
             return "unauthorized", "a bearer token is required"
         return None
 
@@ -130,7 +135,10 @@ def _is_foreign(headers: Headers, host: str) -> bool:
     if site is not None and site not in ("same-origin", "none"):
         return True
     origin = headers.get("origin")
-    return origin is not None and urlsplit(origin).netloc.lower() != host.lower()
+    try:
+        return origin is not None and urlsplit(origin).netloc.lower() != host.lower()
+    except ValueError:  # not an address at all
+        return True
 
 
 def _ticket(headers: Headers) -> str | None:
@@ -144,7 +152,7 @@ async def _read_body(receive: Receive) -> bytes | None:
     while len(body) <= BODY_LIMIT:
         message = await receive()
         if message["type"] != "http.request":
-            return body  # the client left
+            raise ClientDisconnect  # half a request is none
         body += message.get("body", b"")
         if not message.get("more_body", False):
             break

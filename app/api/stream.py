@@ -67,7 +67,7 @@ class Wanted:
 
 
 @router.post("/stream/ticket", summary="A single-use ticket for one websocket, for clients that cannot send headers")
-def issue_ticket(service: Service) -> dict[str, Any]:
+async def issue_ticket(service: Service) -> dict[str, Any]:
     return {"ticket": service.gate.issue_ticket(), "subprotocol": SUBPROTOCOL}
 
 
@@ -118,7 +118,10 @@ async def _next_request(websocket: WebSocket, wanted: Wanted) -> Wanted | None:
         except WebSocketDisconnect:
             return None
         except (ValidationError, KeyError):
-            await _send(websocket, {"type": "error", "problem": "invalid_request", "detail": "not a subscribe message"})
+            try:
+                await _send(websocket, {"type": "error", "problem": "invalid_request", "detail": "not a subscribe message"})
+            except (WebSocketDisconnect, RuntimeError, TimeoutError):
+                return None
             continue
         chosen = frozenset(request.runs) if request.runs is not None else wanted.runs
         return replace(wanted, after=request.after, runs=chosen, keys=frozenset(request.keys) if request.keys else wanted.keys)

@@ -1,13 +1,18 @@
-"""GPUs as NVML sees them. Without a driver there are none, which is no error."""
+"""The GPUs this service may use: those CUDA_VISIBLE_DEVICES leaves it, else all that NVML sees."""
 
 from __future__ import annotations
+
+import os
 
 import pynvml
 
 
-def gpu_count() -> int:
+def usable_gpus() -> list[str]:
+    """What CUDA_VISIBLE_DEVICES must say for each, in order. Without a driver there are none, which is no error."""
     try:
         pynvml.nvmlInit()
-        return int(pynvml.nvmlDeviceGetCount())
+        present = [str(index) for index in range(int(pynvml.nvmlDeviceGetCount()))]
     except pynvml.NVMLError:
-        return 0
+        return []
+    granted = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return present if granted is None else [name.strip() for name in granted.split(",") if name.strip()]

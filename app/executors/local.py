@@ -11,11 +11,11 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from app.executors.base import Exit, LaunchError
-from app.executors.devices import gpu_count
+from app.executors.devices import usable_gpus
 from cognate import rundir, shim
 from cognate.rundir import AttemptDir
 
@@ -29,7 +29,8 @@ class LocalExecutor:
         self._data_dir = data_dir
         self._cache_dir = cache_dir
         self._worker = list(worker)
-        self._slots = [f"cuda:{index}" for index in range(gpu_count())] + ["cpu"] * cpu_slots
+        self._gpus = {f"cuda:{number}": name for number, name in enumerate(usable_gpus())}
+        self._slots = [*self._gpus, *["cpu"] * cpu_slots]
         self._shims: dict[AttemptDir, subprocess.Popen[bytes]] = {}
 
     def slots(self) -> list[str]:
@@ -48,7 +49,7 @@ class LocalExecutor:
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
-                    env=self._environment(device),
+                    env=self.environment(device),
                     start_new_session=True,
                     pass_fds=(lease,),
                 )
@@ -79,12 +80,17 @@ class LocalExecutor:
             if shim.identity(started["pid"]) == known:  # the pid has not been given to somebody else
                 os.killpg(started["pid"], signal.SIGKILL)
 
-    def _environment(self, device: str) -> dict[str, str]:
+    def environment(self, device: str) -> dict[str, str]:
+        """All that a worker on `device` sees of the outside."""
         environment = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
         environment |= {"COGNATE_CACHE_DIR": str(self._cache_dir.resolve()), "PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1"}
         if self._data_dir is not None:
             environment["COGNATE_DATA_DIR"] = str(self._data_dir.resolve())
-        return {**environment, **_device_environment(device)}
+        # One worker sees one GPU, which is its cuda:0, or none. NVML counts in the order of the bus.
+        environment["CUDA_DEVICE_ORDER"] = os.environ.get("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
+        environment["CUDA_VISIBLE_DEVICES"] = self._gpus.get(device, "")
+        environment["COGNATE_DEVICE"] = "cuda:0" if device in self._gpus else "cpu"
+        return environment
 
 
 def _rebooted_since(attempt: AttemptDir) -> bool:
@@ -93,11 +99,3 @@ def _rebooted_since(attempt: AttemptDir) -> bool:
     except (FileNotFoundError, ValueError):
         return False
     return bool(started["boot_id"] != shim.boot_id())
-
-
-def _device_environment(device: str) -> Mapping[str, str]:
-    """One worker sees one GPU, which is its cuda:0, or none."""
-    kind, _, index = device.partition(":")
-    if kind == "cuda":
-        return {"CUDA_VISIBLE_DEVICES": index, "CUDA_DEVICE_ORDER": "PCI_BUS_ID", "COGNATE_DEVICE": "cuda:0"}
-    return {"CUDA_VISIBLE_DEVICES": "", "COGNATE_DEVICE": "cpu"}

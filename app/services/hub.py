@@ -30,7 +30,8 @@ class Subscription:
         wanted = [message for message in messages if self._wants(message)]
         if not wanted or self._overflown:
             return
-        if len(self._queue) + len(wanted) > QUEUE_MESSAGES:
+        # A single commit may be large (a long journal taken in at start): only what is left unread counts against a reader.
+        if self._queue and len(self._queue) + len(wanted) > QUEUE_MESSAGES:
             self._overflown = True
             self._queue.clear()
         else:

@@ -6,8 +6,9 @@ begins at the stored offset. Returns what the lines say about the attempt's life
 
 from __future__ import annotations
 
-from typing import Any
+import time
 
+from sqlalchemy.exc import SQLAlchemyError
 from uuid_utils import uuid7
 
 from app.services.lifecycle import Fact, State, advance
@@ -22,14 +23,32 @@ BLOCK_BYTES = 1 << 20
 
 def ingest(write: Write, run: Run, attempt: Attempt, directory: AttemptDir) -> bool:
     """Take up to BLOCK_BYTES of new lines; whether there were any."""
-    before = attempt.journal_offset
+    before, progress = attempt.journal_offset, run.progress
     for entry, offset in read_journal(directory.journal, attempt.journal_offset, BLOCK_BYTES):
         if isinstance(entry, MalformedLine):
-            runs.add_event(write, run.id, attempt.number, "warning", run.updated_at, None, {"message": f"journal: {entry}"})
+            _warn(write, run, attempt, entry)
         else:
-            _apply(write, run, attempt, entry)
+            _apply_or_warn(write, run, attempt, entry)
         attempt.journal_offset = offset
+    if run.progress is not progress:
+        write.tell(Message(0, run.id, "progress", run.progress or {}))
     return attempt.journal_offset != before
+
+
+def _apply_or_warn(write: Write, run: Run, attempt: Attempt, event: Event) -> None:
+    """A line that cannot be applied must not keep the rest of the journal waiting for ever."""
+    told = len(write.messages)
+    try:
+        with write.session.begin_nested():
+            _apply(write, run, attempt, event)
+    except (LookupError, TypeError, ValueError, SQLAlchemyError) as error:
+        del write.messages[told:]
+        _warn(write, run, attempt, error)
+
+
+def _warn(write: Write, run: Run, attempt: Attempt, error: Exception) -> None:
+    message = f"a line of the journal was passed over: {type(error).__name__}: {error}"[:500]
+    runs.add_event(write, run.id, attempt.number, "warning", time.time(), None, {"message": message})
 
 
 def _apply(write: Write, run: Run, attempt: Attempt, event: Event) -> None:
@@ -37,11 +56,10 @@ def _apply(write: Write, run: Run, attempt: Attempt, event: Event) -> None:
     if event.kind is Kind.METRICS:
         metrics.add(write, run.id, attempt.number, data["step"], data["epoch"], event.at, data["values"])
         run.latest = {**(run.latest or {}), **_spelled(data["values"])}
-        if data["progress"]:
-            _progress(write, run, data["progress"])
+        run.progress = data["progress"] or run.progress
         return
     if event.kind is Kind.PROGRESS:
-        _progress(write, run, data["progress"])
+        run.progress = data["progress"]
         return
     runs.add_event(write, run.id, attempt.number, event.kind, event.at, data.get("step"), data)
     if event.kind is Kind.STARTED:
@@ -58,17 +76,16 @@ def _apply(write: Write, run: Run, attempt: Attempt, event: Event) -> None:
         attempt.ending, attempt.ending_data = event.kind, data
 
 
-def _progress(write: Write, run: Run, progress: dict[str, Any]) -> None:
-    run.progress = progress
-    write.tell(Message(0, run.id, "progress", progress))
-
-
 def _checkpoint(write: Write, run: Run, attempt: Attempt, event: Event) -> None:
+    """Note a checkpoint, and which others are left. A worker also tells of the one it resumes from: it may have died
+    between writing it and saying so."""
     data = event.data
-    gone = {*data["removed_steps"], data["step"]}  # a step saved again replaces its older writing
-    for old in runs.checkpoints(write.session, run.id):
-        if old.step in gone and old.removed_at is None:
-            old.removed_at = event.at
+    kept = [row for row in runs.checkpoints(write.session, run.id) if row.removed_at is None]
+    for row in kept:
+        if row.step == data["step"] and row.files == data["files"]:
+            return
+        if row.step not in data["kept_steps"] or row.step == data["step"]:  # a step saved again replaces its older writing
+            row.removed_at = event.at
     write.session.add(
         Checkpoint(
             id=f"ckpt_{uuid7()}",

@@ -85,9 +85,8 @@ class RunService:
 
     def _refuse_missing_device(self, wanted: str) -> None:
         """A run that asks for a device this machine lacks would wait for ever."""
-        slots = self._supervisor.slots()
-        if wanted not in ("auto", *slots) and not (wanted == "cuda" and any(slot.startswith("cuda") for slot in slots)):
-            message = f"{wanted!r} is not here; have {', '.join(sorted(set(slots))) or 'no device'}"
+        if not self._supervisor.has_place_for(wanted):
+            message = f"{wanted!r} is not here; have {', '.join(sorted(set(self._supervisor.slots()))) or 'no device'}"
             raise ConfigError([{"field": "training.device", "message": message}])
 
     def command(self, run_id: str, command: Command, grace_s: float | None = None) -> tuple[Run, bool]:
@@ -98,11 +97,12 @@ class RunService:
         with self._store.write() as write:
             run = runs.get(write.session, run_id)
             before = State(run.state)
-            if in_effect(before, command):
+            if in_effect(before, command) or (command is Command.KILL and run.kill_requested):
                 return run, False
             state = advance(before, command)
             changes: dict[str, Any] = {"control_serial": run.control_serial + 1}
             if command is Command.RESUME:
+                self._refuse_missing_device(run.config["training"]["device"])
                 changes |= {"queued_at": time.time(), "ended_at": None}
             if state is State.STOPPED:
                 changes["ended_at"] = time.time()

@@ -15,18 +15,19 @@ from pathlib import Path
 
 from app.executors.base import Executor, Exit, LaunchError
 from app.services import journal
-from app.services.lifecycle import LIVE, TRANSITIONS, Fact, Reason, State, advance
+from app.services.lifecycle import LIVE, TRANSITIONS, Command, Fact, Reason, State, advance
 from app.store import runs
 from app.store.engine import Store, Write
 from app.store.tables import Attempt, Run
+from cognate import rundir
 from cognate.events import Kind
-from cognate.rundir import AttemptDir, Command, Control, RunDir, read_control, write_control
+from cognate.rundir import AttemptDir, Control, RunDir, read_control, write_control
 
 log = logging.getLogger(__name__)
 
 LOOK_EVERY_S = 0.1
 # What a worker is asked to do in each live state.
-_INTENT: dict[State, Command] = {State.STARTING: "run", State.RUNNING: "run", State.PAUSING: "pause", State.STOPPING: "stop"}
+_INTENT: dict[State, rundir.Command] = {State.STARTING: "run", State.RUNNING: "run", State.PAUSING: "pause", State.STOPPING: "stop"}
 _ENDING_FACTS = {Kind.PAUSED: Fact.PAUSED, Kind.STOPPED: Fact.STOPPED, Kind.FINISHED: Fact.FINISHED, Kind.FAILED: Fact.FAILED}
 
 
@@ -43,11 +44,14 @@ class Supervisor:
         self.looked_at = 0.0
 
     def start(self) -> None:
-        self._resume_after_shutdown()
         self._thread.start()
 
     def slots(self) -> list[str]:
         return self._executor.slots()
+
+    def has_place_for(self, device: str) -> bool:
+        """Whether a run that asks for `device` can ever be launched here."""
+        return _fitting(device, self.slots(), self.slots()) is not None
 
     def wake(self) -> None:
         """Look now: something changed."""
@@ -62,9 +66,9 @@ class Supervisor:
         while self._live() and time.monotonic() < deadline:
             self.wake()
             time.sleep(LOOK_EVERY_S)
-        for run in self._live():
-            self._executor.kill(self._directory(run))
-        while self._live() and time.monotonic() < deadline + 5:
+        while (stubborn := self._live()) and time.monotonic() < deadline + 5:
+            for run in stubborn:
+                self._executor.kill(self._directory(run))
             self.wake()
             time.sleep(LOOK_EVERY_S)
         self._stop.set()
@@ -94,6 +98,7 @@ class Supervisor:
                 except Exception:  # one run's trouble must not keep the others from being looked after
                     log.exception("run %s: could not be looked after; trying again", run.id)
             if not self._draining:
+                self._resume_after_shutdown()
                 self._launch_queued()
         self.looked_at = time.monotonic()
 
@@ -173,7 +178,16 @@ class Supervisor:
                 return  # paused or stopped since we looked
             number = run.attempt + 1
             write.session.add(Attempt(run_id=run.id, number=number, device=device, launched_at=time.time()))
-            runs.set_state(write, run, advance(State.QUEUED, Fact.LAUNCHED), attempt=number, control_serial=0, ended_at=None)
+            runs.set_state(
+                write,
+                run,
+                advance(State.QUEUED, Fact.LAUNCHED),
+                attempt=number,
+                control_serial=0,
+                control_deadline_at=None,
+                kill_requested=False,
+                ended_at=None,
+            )
         try:
             directory = self._directory(run)
             directory.create()
@@ -182,8 +196,10 @@ class Supervisor:
             log.error("run %s: %s", run_id, error)
             with self._store.write() as write:
                 run = runs.get(write.session, run_id)
+                attempt, now = runs.attempt(write.session, run_id, run.attempt), time.time()
+                attempt.ended_at, attempt.ending = now, Kind.FAILED
                 failed = advance(State(run.state), Fact.FAILED)
-                runs.set_state(write, run, failed, reason=Reason.LAUNCH_FAILED, detail=str(error), ended_at=time.time())
+                runs.set_state(write, run, failed, reason=Reason.LAUNCH_FAILED, detail=str(error), ended_at=now)
 
     # --- shutdown and start ---------------------------------------------------------------------------------
 
@@ -195,11 +211,14 @@ class Supervisor:
                     runs.set_state(write, run, State.PAUSING, reason=Reason.SHUTDOWN, control_serial=run.control_serial + 1)
 
     def _resume_after_shutdown(self) -> None:
-        """What a shutdown paused goes on where it was."""
-        with self._store.write() as write:
-            for run in runs.in_states(write.session, [State.PAUSED, State.INTERRUPTED]):
+        """What a shutdown paused, its own or one that was itself cut short, goes on where it was."""
+        with self._store.read() as session:
+            ended = [run.id for run in runs.in_states(session, [State.PAUSED, State.INTERRUPTED]) if run.state_reason == Reason.SHUTDOWN]
+        for run_id in ended:
+            with self._store.write() as write:
+                run = runs.get(write.session, run_id)
                 if run.state_reason == Reason.SHUTDOWN:
-                    runs.set_state(write, run, State.QUEUED)
+                    runs.set_state(write, run, advance(State(run.state), Command.RESUME))
 
     def _live(self) -> list[Run]:
         with self._store.read() as session:
@@ -231,4 +250,6 @@ def _explain(run: Run, attempt: Attempt, fact: Fact, ended: Exit) -> tuple[str |
         return Reason.EXIT_NONZERO, f"the worker left with code {ended.code} and no last word; see its log"
     if ended.rebooted:
         return Reason.HOST_RESTART, "the machine was started anew while the run was at work"
+    if run.state == State.STARTING:
+        return Reason.WORKER_LOST, "the server ended while it was starting the worker, or the worker before it could say a word"
     return Reason.WORKER_LOST, "the worker and its shim are gone and left no record of how they ended"

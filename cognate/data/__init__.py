@@ -4,5 +4,5 @@ Read in this order: sources.py (the 14 datasets), formats.py (row -> prompt, ans
 held out), rows.py (which rows a run gets), corpus.py (load_corpus), batches.py (packing). The disk is touched by files.py,
 cache.py and corpus.py only; all the rest is pure.
 
-Source: MODEL.md, section 3.
+Source: docs/model.md, section 3.
 """

@@ -53,6 +53,15 @@ class Corpus:
     warnings: tuple[str, ...]
     digests: Mapping[str, str]  # sha-256 of every data file, by its path inside the data folder
 
+    @property
+    def fingerprint(self) -> str:
+        """sha-256 over all that is trained on, token by token."""
+        digest = hashlib.sha256()
+        for name, documents in sorted(self.training.items()):
+            for part in (name.encode(), documents.ids.tobytes(), documents.offsets.tobytes()):
+                digest.update(part)
+        return digest.hexdigest()
+
 
 def load_corpus(config: RunConfig, data_dir: Path | None, cache_dir: Path | None, tokenizer: Tokenizer | None = None) -> Corpus:
     """The corpus of a run. `tokenizer` is that of a checkpoint; without one it is learned from the training text.

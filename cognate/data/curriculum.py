@@ -2,7 +2,7 @@
 
 Curriculum answers the first, divide() the second. Pure: rows and names come in as arguments.
 
-Source: MODEL.md, section 3: epochs 1-3 Foundation, 4-6 Reasoning, 7 and later Advanced; stages accumulate.
+Source: docs/model.md, section 3: epochs 1-3 Foundation, 4-6 Reasoning, 7 and later Advanced; stages accumulate.
 """
 
 from __future__ import annotations

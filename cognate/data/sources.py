@@ -3,7 +3,7 @@
 formats.py turns their rows into text; files.py finds and reads the files. Adding a dataset is a row here,
 its name in cognate/config.py, and a formatter.
 
-Layout of a data folder: <folder>/<split>.parquet with the hub's column names. Source: MODEL.md, section 3.
+Layout of a data folder: <folder>/<split>.parquet with the hub's column names. Source: docs/model.md, section 3.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 The head predicts it per token from the latent z_t. Its target is a fact of the training step: 1 where no later recursion has a
 cross-entropy lower by more than `delta`. Nothing but the head learns from it. `halting_depths` turns probabilities into depths.
 
-Source: MODEL.md section 1; the idea is Graves, ACT, arXiv:1603.08983, with the Q-learning halt of TRM (arXiv:2510.04871, fig. 3)
+Source: docs/model.md section 1; the idea is Graves, ACT, arXiv:1603.08983, with the Q-learning halt of TRM (arXiv:2510.04871, fig. 3)
 replaced by this supervised target.
 """
 

@@ -6,7 +6,7 @@
 Every mean in the loss is over counted targets, so neither padding nor the way documents are packed changes it.
 Weights are float32; activations have `compute_dtype`. Parts are switched off with config.ltm, config.trm and config.act.
 
-Source: MODEL.md section 1.
+Source: docs/model.md section 1.
 """
 
 from __future__ import annotations

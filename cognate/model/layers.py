@@ -4,7 +4,7 @@ Attention and MLP are what mag.py (the backbone) and trm.py (the recursion) call
 built once per batch and passed down, and `attend` is the one place that chooses an attention kernel.
 Weights stay float32; activations have whatever dtype they came in with, and norms are computed in float32.
 
-Source: MODEL.md section 1. RMSNorm arXiv:1910.07467, RoPE arXiv:2104.09864, ReLU^2 arXiv:2109.08668 (Primer), section 3,
+Source: docs/model.md section 1. RMSNorm arXiv:1910.07467, RoPE arXiv:2104.09864, ReLU^2 arXiv:2109.08668 (Primer), section 3,
 QK-norm arXiv:2010.04245.
 """
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shutil
 import time
 from dataclasses import asdict, dataclass
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -51,6 +53,8 @@ class Saved:
     optimizer: dict[str, Any]
     tokenizer: Tokenizer
     environment: dict[str, Any]
+    data: str
+    files: dict[str, Any]
 
 
 def save(
@@ -60,17 +64,21 @@ def save(
     optimizer: torch.optim.Optimizer,
     tokenizer: Tokenizer,
     environment: dict[str, Any],
+    data: str,
 ) -> tuple[Path, dict[str, Any]]:
-    """Write the checkpoint of `position`; its directory and manifest. Leaves nothing behind when it fails."""
+    """Write the checkpoint of `position`; its directory and manifest. Leaves nothing behind when it fails.
+
+    environment: what a bit-exact resume depends on besides; data: the corpus's fingerprint
+    """
     target = run.checkpoint(position.step)
     temporary = target.with_name(f".{target.name}.tmp")
     discard_unfinished(run)
     temporary.mkdir()
     try:
         numbers, tensors = _take_apart(optimizer.state_dict())
-        save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, temporary / "model.safetensors")
-        save_file(tensors, temporary / "optimizer.safetensors")
-        write_json(temporary / "state.json", {"position": asdict(position), "environment": environment, "optimizer": numbers})
+        _write_tensors({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, temporary / "model.safetensors")
+        _write_tensors(tensors, temporary / "optimizer.safetensors")
+        write_json(temporary / "state.json", {"position": asdict(position), "environment": environment, "data": data, "optimizer": numbers})
         tokenizer.save(temporary / "tokenizer.json")
         shutil.copyfile(run.config_file, temporary / "config.json")
         manifest = _write_manifest(temporary, position.step)
@@ -85,7 +93,7 @@ def save(
 
 def load(path: Path) -> Saved:
     """Read a checkpoint whose digests hold; raises CorruptCheckpoint."""
-    verify_checkpoint(path)
+    manifest = verify_checkpoint(path)
     state = read_json(path / "state.json")
     return Saved(
         path,
@@ -94,34 +102,51 @@ def load(path: Path) -> Saved:
         _put_together(state["optimizer"], load_file(path / "optimizer.safetensors")),
         Tokenizer.load(path / "tokenizer.json"),
         state["environment"],
+        state["data"],
+        manifest["files"],
     )
 
 
 def newest(run: RunDir) -> tuple[Saved | None, list[str]]:
-    """The newest checkpoint that verifies, and a sentence for each newer one that did not."""
+    """The newest checkpoint that verifies, and a sentence for each newer one that did not.
+
+    Those are set aside under another name: kept for whoever wants to look, but counted no longer.
+    """
     refused: list[str] = []
     for _, path in reversed(run.complete_checkpoints()):
         try:
             return load(path), refused
         except CorruptCheckpoint as error:
-            refused.append(str(error))
+            aside = path.with_name(f"refused_{path.name}")
+            shutil.rmtree(aside, ignore_errors=True)
+            path.rename(aside)
+            refused.append(f"{error}; it is set aside as {aside.name}")
     return None, refused
 
 
 def discard_older(run: RunDir, keep: int) -> list[int]:
-    """Delete all but the newest `keep` checkpoints; the steps that went."""
-    old = run.complete_checkpoints()[:-keep]
-    for _, path in old:
+    """Delete all but the newest `keep` checkpoints; the steps that are left."""
+    complete = run.complete_checkpoints()
+    for _, path in complete[:-keep]:
         doomed = path.with_name(f".{path.name}.tmp")  # renamed first: half-deleted must not look complete
         path.rename(doomed)
         shutil.rmtree(doomed)
-    return [step for step, _ in old]
+    return [step for step, _ in complete[-keep:]]
 
 
 def discard_unfinished(run: RunDir) -> None:
     """Remove what a killed worker was writing."""
     for path in run.checkpoints.glob(".step_*.tmp"):
         shutil.rmtree(path)
+
+
+def _write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    try:
+        save_file(tensors, path)
+    except SafetensorError as error:  # wraps the system's error in words
+        if number := re.search(r"os error (\d+)", str(error)):
+            raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
+        raise
 
 
 def _write_manifest(directory: Path, step: int) -> dict[str, Any]:

@@ -7,6 +7,7 @@ order is a function of (seed, epoch), the randomness of a step of (seed, step), 
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -30,6 +31,10 @@ from cognate.training.reporter import Reporter
 from cognate.training.schedule import lr_scale
 
 
+class DataChanged(RuntimeError):
+    """The data of a resumed run are not those it was started on."""
+
+
 @dataclass(frozen=True)
 class Places:
     """Where an attempt finds and keeps what is not the run's own."""
@@ -48,6 +53,8 @@ def train(run: RunDir, reporter: Reporter, poll: Callable[[], Control | None], p
     for sentence in refused:
         reporter.warning(f"{sentence}; falling back to an older checkpoint")
     reporter.say(Kind.STARTED, **environment, resumed_from_step=saved.position.step if saved else None)
+    if saved:  # told again: whoever wrote it may have died before saying so
+        _tell_checkpoint(reporter, run, saved.path, saved.files)
     if saved and (changed := _changes(saved.environment, environment)):
         reporter.warning(f"resumed under other conditions ({changed}); the result will be close, not bit-identical")
 
@@ -55,9 +62,11 @@ def train(run: RunDir, reporter: Reporter, poll: Callable[[], Control | None], p
     corpus = load_corpus(config, places.data_dir, places.cache_dir, saved.tokenizer if saved else None)
     for sentence in corpus.warnings:
         reporter.warning(sentence)
+    if saved and saved.data != corpus.fingerprint:
+        raise DataChanged("the data are not those this run was started on: its place in them would mean nothing; launch a new run")
     batches = TrainingBatches(corpus, training, config.seed)
     held_out = validation_batches(corpus, training, config.data.validation_batches)
-    steps_in = {epoch: max(1, batches.steps_in_epoch(epoch) // training.gradient_accumulation) for epoch in range(1, training.epochs + 1)}
+    steps_in = {epoch: math.ceil(batches.steps_in_epoch(epoch) / training.gradient_accumulation) for epoch in range(1, training.epochs + 1)}
     total_steps = min(sum(steps_in.values()), training.max_steps or sum(steps_in.values()))
 
     torch.manual_seed(config.seed)
@@ -81,13 +90,12 @@ def train(run: RunDir, reporter: Reporter, poll: Callable[[], Control | None], p
         fill_ratio=batches.fill_ratio(position.epoch),
     )
 
-    def save(serial: int | None = None) -> str:
+    def save(serial: int | None = None) -> None:
         reporter.phase("checkpointing")
         reporter.sync()
-        path, manifest = checkpoint.save(run, position, model, optimizer, corpus.tokenizer, environment)
-        removed = checkpoint.discard_older(run, training.keep_checkpoints)
-        reporter.say(Kind.CHECKPOINT, step=position.step, name=path.name, files=manifest["files"], removed_steps=removed, serial=serial)
-        return path.name
+        path, manifest = checkpoint.save(run, position, model, optimizer, corpus.tokenizer, environment, corpus.fingerprint)
+        checkpoint.discard_older(run, training.keep_checkpoints)
+        _tell_checkpoint(reporter, run, path, manifest["files"], serial)
 
     model.train()
     if position.step == 0:  # the untrained model's score: what all later ones are compared with
@@ -124,7 +132,8 @@ def train(run: RunDir, reporter: Reporter, poll: Callable[[], Control | None], p
         if finite:
             optimizer.step()
         position.step, position.epoch_step = step, position.epoch_step + 1
-        position.tokens += training.batch_size * training.sequence_length * training.gradient_accumulation
+        tokens = len(losses) * training.batch_size * training.sequence_length
+        position.tokens += tokens
         pace.took(time.monotonic() - began)
         position.seconds, position.epoch_seconds = position.seconds + pace.last, position.epoch_seconds + pace.last
 
@@ -135,7 +144,7 @@ def train(run: RunDir, reporter: Reporter, poll: Callable[[], Control | None], p
             "total_steps": total_steps,
             "epoch": epoch,
             "step_time_s": pace.last,
-            "tokens_per_s": training.batch_size * training.sequence_length * training.gradient_accumulation / pace.mean,
+            "tokens_per_s": tokens / pace.last,
             "eta_s": (total_steps - step) * pace.mean,
             "tokens": position.tokens,
             "fill_ratio": batches.fill_ratio(position.epoch),
@@ -216,16 +225,26 @@ class Pace:
 def _backward(
     model: Cognate, batches: TrainingBatches, config: RunConfig, position: Position, device: torch.device, *, measure: bool
 ) -> list[Loss]:
-    """Accumulate the gradient of the step at `position`; the loss of each of its batches."""
+    """Accumulate the gradient of the step at `position`; the loss of each of its batches.
+
+    The last step of an epoch has the batches that are left, so that none goes untrained.
+    """
     losses = []
-    accumulation = config.training.gradient_accumulation
-    for turn in range(accumulation):
-        batch = batches.batch(position.epoch, position.epoch_step * accumulation + turn)
+    first = position.epoch_step * config.training.gradient_accumulation
+    last = min(first + config.training.gradient_accumulation, batches.steps_in_epoch(position.epoch))
+    for index in range(first, last):
+        batch = batches.batch(position.epoch, index)
         tokens, targets, documents = (part.to(device, non_blocking=True) for part in (batch.tokens, batch.targets, batch.documents))
-        loss = model.loss(tokens, targets, documents, measure=measure and turn == accumulation - 1)
-        torch.autograd.backward(loss.loss / accumulation)
+        loss = model.loss(tokens, targets, documents, measure=measure and index == last - 1)
+        torch.autograd.backward(loss.loss / (last - first))
         losses.append(loss)
     return losses
+
+
+def _tell_checkpoint(reporter: Reporter, run: RunDir, path: Path, files: dict[str, Any], serial: int | None = None) -> None:
+    kept = [step for step, _ in run.complete_checkpoints()]
+    step = next(step for step, found in run.complete_checkpoints() if found == path)
+    reporter.say(Kind.CHECKPOINT, step=step, name=path.name, files=files, kept_steps=kept, serial=serial)
 
 
 def _changes(before: dict[str, Any], now: dict[str, Any]) -> str:

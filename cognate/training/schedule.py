@@ -1,6 +1,6 @@
 """The learning rate as a function of the step: warm-up, plateau, linear decay.
 
-Source: MODEL.md section 2 (100 steps of warm-up or 5 % of a short run; decay to 0.1 over the last half).
+Source: docs/model.md section 2 (100 steps of warm-up or 5 % of a short run; decay to 0.1 over the last half).
 """
 
 from cognate.config import TrainingConfig

@@ -62,6 +62,7 @@ def test_our_own_names_are_served(client: TestClient, host: str) -> None:
     [
         {"Origin": "http://evil.example"},
         {"Origin": "null"},
+        {"Origin": "http://["},
         {"Origin": "http://127.0.0.1:9999"},
         {"Origin": "http://127.0.0.1:8000.evil.example"},
         {"Sec-Fetch-Site": "cross-site"},
@@ -136,6 +137,11 @@ def test_a_ticket_opens_one_websocket_and_no_second(guarded: TestClient) -> None
         assert socket.accepted_subprotocol == "cognate.v1"
     with pytest.raises(WebSocketDisconnect), connect(guarded, "/v1/stream", subprotocols=offered):
         pass
+
+
+def test_a_ticket_opens_nothing_but_a_websocket(guarded: TestClient) -> None:
+    ticket = guarded.post("/v1/stream/ticket", headers=BEARER).json()["ticket"]
+    assert guarded.get("/v1/runs", headers={"Sec-WebSocket-Protocol": f"ticket.{ticket}"}).status_code == 401
 
 
 def test_a_token_is_made_when_the_service_is_reachable_without_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

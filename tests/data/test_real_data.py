@@ -1,4 +1,4 @@
-"""The real data, where COGNATE_DATA_DIR names it: the counts of MODEL.md, nothing leaked, rows well filled."""
+"""The real data, where COGNATE_DATA_DIR names it: the counts of docs/model.md, nothing leaked, rows well filled."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.slow
 FOURTEEN = resolve("reasoning")
 SIX = resolve("reasoning", {"data": {"datasets": list(SIX_DATASETS)}})
 
-# (rows in the files trained, validated and tested on), samples used: the data folder's README and MODEL.md's table
+# (rows in the files trained, validated and tested on), samples used: the data folder's README and docs/model.md's table
 COUNTS = {
     "gsm8k": (7473, 0, 1319, 7473),
     "svamp": (700, 0, 300, 700),

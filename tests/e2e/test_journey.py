@@ -1,6 +1,6 @@
 """One run from the form to the chart, through the real server, the real worker and everything between.
 
-DESIGN.md calls this one parameter's journey. The model is tiny; nothing else is.
+docs/architecture.md calls this one parameter's journey. The model is tiny; nothing else is.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""What must be true of the whole model (MODEL.md section 5)."""
+"""What must be true of the whole model (docs/model.md section 5)."""
 
 import math
 from collections.abc import Callable
@@ -36,7 +36,7 @@ def shipped() -> Cognate:
 
 
 def test_the_default_model_has_exactly_the_parameters_of_the_table(shipped: Cognate) -> None:
-    """MODEL.md section 1, part by part: a layer that silently grew or vanished shows here."""
+    """docs/model.md section 1, part by part: a layer that silently grew or vanished shows here."""
     parts = {
         "embedding": lambda name: name == "embedding.weight",
         "attention": lambda name: ".attention." in name and "gain" not in name,

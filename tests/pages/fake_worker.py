@@ -90,7 +90,8 @@ def save(run: RunDir, step: int, journal: Journal) -> None:
         file.name: {"bytes": file.stat().st_size, "sha256": file_digest(file)} for file in sorted(unfinished.iterdir())
     }
     unfinished.rename(path)
-    journal.append(Kind.CHECKPOINT, step=step, name=path.name, files=files, removed_steps=[], serial=None)
+    kept = [found for found, _ in run.complete_checkpoints()]
+    journal.append(Kind.CHECKPOINT, step=step, name=path.name, files=files, kept_steps=kept, serial=None)
 
 
 if __name__ == "__main__":

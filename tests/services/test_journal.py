@@ -89,15 +89,30 @@ def test_a_malformed_line_becomes_a_warning_and_the_rest_is_taken(store: Store, 
     store.close()
 
 
-def test_a_checkpoint_saved_again_replaces_the_one_before(store: Store, attempt: AttemptDir) -> None:
+def test_a_line_that_cannot_be_applied_becomes_a_warning_and_the_rest_is_taken(store: Store, attempt: AttemptDir) -> None:
+    """It would otherwise be tried again for ever, and the run never be concluded."""
     lines = Journal(attempt)
-    for removed in ([], [5]):
-        lines.append(
-            Kind.CHECKPOINT, step=10, name="step_000010", files={"a": {"bytes": 3, "sha256": "x"}}, removed_steps=removed, serial=None
-        )
+    write_row(lines, 1)
+    write_row(lines, 1)  # a second row for the same step and attempt
+    lines.append(Kind.METRICS, step=2, epoch=0.0, values={"no_such_metric": 1.0}, progress={})
+    lines.append(Kind.PLAN)
+    lines.append(Kind.STARTED)
+    write_row(lines, 3)
     take(store, attempt)
     with store.read() as session:
-        first, second = runs.checkpoints(session, "run_1")
-        assert (first.removed_at is None, second.removed_at is None) == (False, True)
-        assert second.bytes == 3
+        assert metrics.columns(session, "run_1", ["loss"])["step"] == [1, 3]
+        assert [event.kind for event in runs.events(session, "run_1", 0, 10)].count("warning") == 3
+    store.close()
+
+
+def test_the_checkpoints_that_are_left_are_those_the_worker_names(store: Store, attempt: AttemptDir) -> None:
+    """Also after a death between deleting and saying so: the next worker tells of the one it resumes from, and mends the list."""
+    lines = Journal(attempt)
+    for step, digest, kept in ((10, "x", [10]), (20, "y", [10, 20]), (20, "y", [20]), (20, "z", [20])):
+        files = {"a": {"bytes": step, "sha256": digest}}
+        lines.append(Kind.CHECKPOINT, step=step, name=f"step_{step:06d}", files=files, kept_steps=kept, serial=None)
+    take(store, attempt)
+    with store.read() as session:
+        found = [(row.step, row.files["a"]["sha256"], row.removed_at is None) for row in runs.checkpoints(session, "run_1")]
+    assert found == [(10, "x", False), (20, "y", False), (20, "z", True)]
     store.close()

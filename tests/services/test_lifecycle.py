@@ -56,7 +56,7 @@ def test_no_history_leads_out_of_a_final_state_or_past_a_live_process(history: l
 
 @pytest.mark.parametrize("state", LIVE)
 def test_a_live_run_can_always_be_killed_and_always_survives_the_loss_of_its_worker(state: State) -> None:
-    """Stuck in stopping, not to be killed, was a peer's hour-long complaint (PAINS 4)."""
+    """Stuck in stopping, not to be killed, was a peer's hour-long complaint."""
     assert Command.KILL in TRANSITIONS[state]
     assert advance(state, Fact.VANISHED) in (State.INTERRUPTED, State.STOPPED)
 

@@ -7,8 +7,10 @@ import os
 from pathlib import Path
 
 import psutil
+import pynvml
 import pytest
 
+from app.executors.local import LocalExecutor
 from cognate.rundir import RunDir, lease_is_free, read_json
 from tests.service import launch, serving, steps_of, until, wait_for
 
@@ -70,7 +72,7 @@ def test_a_stop_saves_and_is_final(tmp_path: Path) -> None:
 
 
 def test_a_worker_that_does_not_listen_is_killed_when_its_grace_is_over(tmp_path: Path) -> None:
-    """Stuck in `stopping` for an hour is what people complain about (PAINS 4)."""
+    """Stuck in `stopping` for an hour is what people complain about."""
     with serving(tmp_path, "--fault", "hang@3") as client:
         run_id = launch(client)
         until(lambda: len(steps_of(client, run_id)) == 3)
@@ -111,7 +113,7 @@ def test_a_killed_shim_takes_its_worker_with_it(tmp_path: Path) -> None:
 
 
 def test_what_a_worker_leaves_behind_is_killed_with_it(tmp_path: Path) -> None:
-    """Grandchildren that keep the GPU are why a stop does not stop (PAINS 5)."""
+    """Grandchildren that keep the GPU are why a stop does not stop."""
     with serving(tmp_path, "--fault", "child@3") as client:
         wait_for(client, launch(client), "completed")
         assert not processes_naming(tmp_path)
@@ -129,7 +131,7 @@ def test_an_ending_has_its_reason(fault: str, state: str, reason: str, tmp_path:
 
 
 def test_nan_is_nan_everywhere_and_never_null(tmp_path: Path) -> None:
-    """SQLite turns NaN into NULL and browsers reject it bare (PAINS 23)."""
+    """SQLite turns NaN into NULL and browsers reject it bare."""
     with serving(tmp_path, "--fault", "nan@3") as client:
         run_id = launch(client)
         assert wait_for(client, run_id, "failed")["metrics"]["loss"] == "NaN"
@@ -190,10 +192,46 @@ def test_a_second_server_on_the_same_state_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_worker_that_cannot_be_started_fails_the_run_with_the_reason(tmp_path: Path) -> None:
+    with serving(tmp_path, "--step-seconds", "0.05") as client:
+        launch(client, steps=20)
+        run_id = launch(client)  # waits in the queue
+        (tmp_path / "runs" / run_id / "attempts").write_text("in the way")
+        run = wait_for(client, run_id, "failed")
+        assert run["state_reason"] == "launch_failed"
+        assert client.get(f"/v1/runs/{run_id}/attempts").json()["data"][0]["ending"] == "failed"
+
+
+def test_a_device_that_is_not_here_is_refused_rather_than_waited_for(tmp_path: Path) -> None:
+    with serving(tmp_path, cpu_slots=0) as client:
+        answer = client.post("/v1/runs", json={"preset": "quickstart", "config": {"training": {"device": "cpu"}}})
+        assert (answer.status_code, answer.json()["errors"][0]["field"]) == (422, "training.device")
+
+
+def test_a_shutdown_that_is_cut_short_is_made_good_by_the_next_start(tmp_path: Path) -> None:
+    """Ctrl-C, and then the server is killed before it has seen its worker pause."""
+    with serving(tmp_path, "--step-seconds", "0.02") as client:
+        run_id = launch(client, steps=60)
+        until(lambda: len(steps_of(client, run_id)) > 5)
+        supervisor = client.app.state.parts.supervisor  # type: ignore[attr-defined]
+        supervisor._draining = True  # as if this server had not come back to look for what is paused
+        supervisor._pause_for_shutdown()
+        assert wait_for(client, run_id, "paused")["state_reason"] == "shutdown"
     with serving(tmp_path) as client:
-        (tmp_path / "runs").mkdir(exist_ok=True)
-        run_id = launch(client, steps=5)
         wait_for(client, run_id, "completed")
-        blocked = client.post("/v1/runs", json={"preset": "quickstart", "config": {"training": {"device": "cuda"}}})
-        assert blocked.status_code == 422
-        assert "have cpu" in blocked.json()["errors"][0]["message"]
+
+
+def test_only_the_gpus_that_were_granted_are_offered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a shared machine the others belong to somebody else."""
+    monkeypatch.setattr(pynvml, "nvmlInit", lambda: None)
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetCount", lambda: 4)
+    assert LocalExecutor(None, tmp_path, 1).slots() == ["cuda:0", "cuda:1", "cuda:2", "cuda:3", "cpu"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3, GPU-abc")
+    executor = LocalExecutor(None, tmp_path, 1)
+    assert executor.slots() == ["cuda:0", "cuda:1", "cpu"]
+    assert [executor.environment(slot)["CUDA_VISIBLE_DEVICES"] for slot in executor.slots()] == ["3", "GPU-abc", ""]
+
+
+def test_a_worker_sees_only_what_it_needs_of_the_servers_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COGNATE_TOKEN", "secret")
+    monkeypatch.setenv("HF_TOKEN", "secret")
+    assert "secret" not in LocalExecutor(None, tmp_path, 1).environment("cpu").values()

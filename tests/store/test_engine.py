@@ -106,7 +106,7 @@ def test_a_state_is_set_only_by_who_saw_the_state_before(path: Path) -> None:
 
 
 def test_many_threads_write_and_none_is_refused(path: Path) -> None:
-    """ "database is locked" is what people know other trackers for (PAINS 16)."""
+    """ "database is locked" is what people know other trackers for."""
     store = Store(path)
     with store.write() as write:
         write.session.add(run_row())

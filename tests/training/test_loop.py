@@ -8,11 +8,14 @@ import torch
 from safetensors.torch import load_file
 
 from cognate.config import resolve
+from cognate.data.batches import Batch, TrainingBatches
+from cognate.data.corpus import Corpus
 from cognate.events import Failure, Kind
 from cognate.metrics import METRICS, Cadence
 from cognate.model import Cognate
 from cognate.optimizer import MuGrokfast
 from cognate.rundir import RunDir
+from cognate.training.loop import DataChanged
 from tests.training.runs import TINY, CommandAt, attempt_at, digests, events, new_run, reproducible_rows, rows, tiny
 
 
@@ -174,13 +177,43 @@ def test_a_damaged_checkpoint_is_passed_over_and_said_so(whole: RunDir, cache: P
     newest.write_bytes(body)
     assert attempt_at(run, cache=cache) is Kind.FINISHED
     assert any("model.safetensors does not have the digest" in event.data["message"] for event in events(run) if event.kind is Kind.WARNING)
+    assert (run.checkpoints / f"refused_{newest.parent.name}").is_dir()  # set aside: it must not count as one that is kept
     assert digests(run, 12) == digests(whole, 12)
 
 
-def test_accumulated_batches_make_one_step(cache: Path, tmp_path: Path) -> None:
+def test_accumulated_batches_make_one_step(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three batches of four rows a step: all of them, each once, and the same gradient scale as one batch."""
+    asked: list[int] = []
+    batch = TrainingBatches.batch
+
+    def note(batches: TrainingBatches, epoch: int, index: int) -> Batch:
+        asked.append(index)
+        return batch(batches, epoch, index)
+
+    monkeypatch.setattr(TrainingBatches, "batch", note)
     run = new_run(tmp_path / "run", tiny(training={"gradient_accumulation": 3, "max_steps": 4}))
     assert attempt_at(run, cache=cache) is Kind.FINISHED
+    assert asked == list(range(12))
     assert rows(run)[-1].data["progress"]["tokens"] == 4 * 3 * 4 * 64
+
+
+def test_an_epoch_whose_batches_do_not_divide_is_trained_to_its_last(cache: Path, tmp_path: Path) -> None:
+    """More accumulation than there are batches is one step an epoch, not an index that is not there."""
+    config = tiny(data={"synthetic_problems": 100}, training={"gradient_accumulation": 1000, "max_steps": None, "epochs": 2})
+    run = new_run(tmp_path / "run", config)
+    assert attempt_at(run, cache=cache) is Kind.FINISHED
+    plan = next(event.data for event in events(run) if event.kind is Kind.PLAN)
+    assert plan["steps_per_epoch"] == [1, 1]
+    assert rows(run)[-1].data["epoch"] == 2.0
+
+
+def test_a_run_does_not_go_on_with_other_data(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A data folder that appears or changes between pause and resume: its place in the data would mean nothing."""
+    run = new_run(tmp_path / "run", tiny())
+    attempt_at(run, CommandAt(run, "pause", 4), cache)
+    monkeypatch.setattr(Corpus, "fingerprint", "another")
+    with pytest.raises(DataChanged):
+        attempt_at(run, cache=cache)
 
 
 def test_epochs_end_with_a_validation_and_their_time(cache: Path, tmp_path: Path) -> None:
@@ -198,8 +231,8 @@ def test_old_checkpoints_are_deleted_and_named(cache: Path, tmp_path: Path) -> N
     run = new_run(tmp_path / "run", tiny(training={"checkpoint_every_steps": 2, "keep_checkpoints": 2}))
     attempt_at(run, cache=cache)
     assert [step for step, _ in run.complete_checkpoints()] == [10, 12]
-    removed = [step for event in events(run) if event.kind is Kind.CHECKPOINT for step in event.data["removed_steps"]]
-    assert removed == [2, 4, 6, 8]
+    kept = [event.data["kept_steps"] for event in events(run) if event.kind is Kind.CHECKPOINT]
+    assert kept == [[2], [2, 4], [4, 6], [6, 8], [8, 10], [10, 12]]
 
 
 def test_what_a_killed_worker_was_writing_is_removed(whole: RunDir, cache: Path, tmp_path: Path) -> None:
