@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from types import FrameType
 from typing import Annotated
 
 import typer
@@ -52,7 +53,16 @@ def serve(
     listening = config.bind_socket()  # before any run is touched: a taken port ends it here
     address = f"http://{settings.host}:{listening.getsockname()[1]}"
     print(f"Cognate: {address}  (state in {settings.home.resolve()}; Ctrl-C saves and stops)", flush=True)
-    uvicorn.Server(config).run(sockets=[listening])
+    _Server(config).run(sockets=[listening])
+
+
+class _Server(uvicorn.Server):
+    """Says what a Ctrl-C does, for it may take a step and a checkpoint to do it."""
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if not self.should_exit:
+            print("Cognate: saving what is running, then stopping; Ctrl-C again leaves the workers to the next start", flush=True)
+        super().handle_exit(sig, frame)
 
 
 def serve_main() -> None:
