@@ -174,7 +174,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "optimizer": {"muon_lr": 1e-2, "embedding_lr": 1e-2, "adamw_lr": 3e-3},
         "data": {"source": "auto", "synthetic_problems": 1000},
         "training": {
-            "batch_size": 8, "sequence_length": 128, "epochs": 10, "max_steps": 240, "log_every_steps": 1, "checkpoint_every_steps": 60,
+            "batch_size": 8, "sequence_length": 128, "epochs": 10, "max_steps": 200, "log_every_steps": 1, "checkpoint_every_steps": 50,
+            "precision": "fp32",  # at this width bf16 costs more in conversions than it saves
         },
     },
 }  # fmt: skip
