@@ -2,8 +2,8 @@
 
     python fake_worker.py [--step-seconds S] [--fault NAME@STEP] ATTEMPT_DIR
 
-Faults: nan (a loss that is no number, then failed), crash (exit 3), hang (never answers again), child (leaves a
-process behind when it ends), error (failed with a reason).
+Faults: nan (a loss that is no number, then failed), crash (exit 3), hang (never answers again), error (failed with a
+reason), mumble (failed without one), child (leaves a process behind when it ends).
 """
 
 import argparse
@@ -69,6 +69,9 @@ def main() -> int:
                 return 3
             if fault == "hang":
                 time.sleep(3600)
+            if fault == "mumble":
+                journal.append(Kind.FAILED, step=step)  # says neither why nor what
+                return 1
             if fault == "error":
                 journal.append(Kind.FAILED, reason="worker_error", detail="ValueError: planted")
                 return 1

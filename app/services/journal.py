@@ -1,7 +1,7 @@
 """From a worker's journal to rows: each line once, whatever is killed when.
 
 The rows of a stretch and the offset behind it are committed in one transaction; after any crash the next look
-begins at the stored offset. Returns what the lines say about the attempt's life; the supervisor acts on it.
+begins at the stored offset. What the lines say of the attempt's end is noted in its row; the supervisor acts on it.
 """
 
 from __future__ import annotations
@@ -80,12 +80,13 @@ def _checkpoint(write: Write, run: Run, attempt: Attempt, event: Event) -> None:
     """Note a checkpoint, and which others are left. A worker also tells of the one it resumes from: it may have died
     between writing it and saying so."""
     data = event.data
-    kept = [row for row in runs.checkpoints(write.session, run.id) if row.removed_at is None]
-    for row in kept:
-        if row.step == data["step"] and row.files == data["files"]:
-            return
-        if row.step not in data["kept_steps"] or row.step == data["step"]:  # a step saved again replaces its older writing
+    listed = [row for row in runs.checkpoints(write.session, run.id) if row.removed_at is None]
+    known = [row for row in listed if row.step == data["step"] and row.files == data["files"]]
+    for row in listed:
+        if row.step not in data["kept_steps"] or (row.step == data["step"] and row not in known):  # a step saved again is another
             row.removed_at = event.at
+    if known:
+        return
     write.session.add(
         Checkpoint(
             id=f"ckpt_{uuid7()}",

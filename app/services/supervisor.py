@@ -239,7 +239,7 @@ def _explain(run: Run, attempt: Attempt, fact: Fact, ended: Exit) -> tuple[str |
     """The reason and detail of the state a run enters when an attempt has ended."""
     if fact is Fact.FAILED:
         data = attempt.ending_data or {}
-        return data["reason"], data["detail"]
+        return data.get("reason", Reason.WORKER_ERROR), data.get("detail", "the worker did not say why; see its log")
     if fact is not Fact.VANISHED or run.kill_requested or run.state == State.STOPPING:
         return (run.state_reason, None) if fact is not Fact.FINISHED else (None, None)
     if run.state_reason == Reason.SHUTDOWN:

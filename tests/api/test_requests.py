@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
+from app.api import system
 from app.api.errors import PROBLEMS
 from tests.service import launch, serving, until, wait_for
 
@@ -149,8 +150,10 @@ def test_metrics_can_be_chosen_by_key_and_step(tmp_path: Path) -> None:
         assert client.get(f"/v1/runs/{run_id}/metrics", params={"keys": "los"}).status_code == 422
 
 
-def test_readiness_names_what_is_wrong(tmp_path: Path) -> None:
+def test_readiness_names_what_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with serving(tmp_path) as client:
-        ready = until(lambda: client.get("/readyz"))
-        assert ready.json()["status"] == "ready"
-        assert set(ready.json()["checks"]) == {"database", "disk", "supervisor"}
+        until(lambda: client.get("/readyz").status_code == 200)
+        monkeypatch.setattr(system, "DISK_FLOOR_BYTES", 1 << 60)
+        answer = client.get("/readyz")
+        assert answer.status_code == 503
+        assert [name for name, check in answer.json()["checks"].items() if not check["ok"]] == ["disk"]

@@ -116,3 +116,15 @@ def test_the_checkpoints_that_are_left_are_those_the_worker_names(store: Store, 
         found = [(row.step, row.files["a"]["sha256"], row.removed_at is None) for row in runs.checkpoints(session, "run_1")]
     assert found == [(10, "x", False), (20, "y", False), (20, "z", True)]
     store.close()
+
+
+def test_a_checkpoint_that_was_refused_is_listed_no_longer(store: Store, attempt: AttemptDir) -> None:
+    """The worker fell back over a damaged step 30 to step 20, tells of 20 again, and of what is left."""
+    lines = Journal(attempt)
+    for step, kept in ((20, [20]), (30, [20, 30]), (20, [20])):
+        files = {"a": {"bytes": step, "sha256": "x"}}
+        lines.append(Kind.CHECKPOINT, step=step, name=f"step_{step:06d}", files=files, kept_steps=kept, serial=None)
+    take(store, attempt)
+    with store.read() as session:
+        assert [(row.step, row.removed_at is None) for row in runs.checkpoints(session, "run_1")] == [(20, True), (30, False)]
+    store.close()

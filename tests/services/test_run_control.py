@@ -121,7 +121,12 @@ def test_what_a_worker_leaves_behind_is_killed_with_it(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("fault", "state", "reason"),
-    [("crash@3", "interrupted", "exit_nonzero"), ("error@3", "failed", "worker_error"), ("nan@3", "failed", "nonfinite_loss")],
+    [
+        ("crash@3", "interrupted", "exit_nonzero"),
+        ("error@3", "failed", "worker_error"),
+        ("mumble@3", "failed", "worker_error"),
+        ("nan@3", "failed", "nonfinite_loss"),
+    ],
 )
 def test_an_ending_has_its_reason(fault: str, state: str, reason: str, tmp_path: Path) -> None:
     with serving(tmp_path, "--fault", fault) as client:
