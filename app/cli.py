@@ -22,6 +22,7 @@ app = typer.Typer(help="Train Cognate models, from the command line or through t
 HANDED_ON = {
     "train": "Train a preset here, in this process, without the service.",
     "data": "Show the datasets: what is present, and what the curriculum will be.",
+    "generate": "Let a checkpoint continue prompts.",
 }
 
 

@@ -1,6 +1,6 @@
-"""`cognate train | data`: the same runs as the service's, in this process, with progress on the terminal.
+"""`cognate train | data | generate`: the same runs as the service's, in this process, with progress on the terminal.
 
-A run made here is a run directory like any other; Ctrl-C saves it, and --resume goes on with it.
+A run made here is a run directory like any other; Ctrl-C saves it, and --resume goes on with it. generate lets a checkpoint write.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,7 +21,8 @@ from cognate import worker
 from cognate.config import SIX_DATASETS, SPECIALISTS, ConfigError, RunConfig, resolve, set_path
 from cognate.data.report import describe_sources, stage_samples
 from cognate.events import Event, Kind
-from cognate.rundir import Control, RunDir, lease_is_free, take_lease, write_control
+from cognate.rundir import MANIFEST, Control, CorruptCheckpoint, RunDir, lease_is_free, take_lease, write_control
+from cognate.training.checkpoint import load_model
 from cognate.training.loop import Places
 
 app = typer.Typer(no_args_is_help=True, add_completion=False)
@@ -85,6 +87,54 @@ def show_data(data: DataOption = None) -> None:
         console.print(f"{title}: {sums} samples")
 
 
+@app.command()
+def generate(
+    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint, or a run directory: its newest checkpoint.")],
+    prompt: Annotated[
+        list[str] | None, typer.Option("--prompt", "-p", help='What to continue, such as "Question: ... Answer:"; may be repeated.')
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 128,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token; above, one is drawn.")] = 0.0,
+    top_k: Annotated[int | None, typer.Option(min=1, help="Draw from this many likeliest tokens.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
+    halting: Annotated[bool, typer.Option(help="Stop thinking about a token once the halting head says so.")] = True,
+    recursions: Annotated[int | None, typer.Option(min=1, max=64, help="The most recursions to spend on a token.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print an object a prompt: text, tokens, depths, seconds.")] = False,
+) -> None:
+    """Let a checkpoint continue prompts; from standard input, a line each, where none is given."""
+    try:
+        model, tokenizer = load_model(_checkpoint_in(checkpoint))
+    except CorruptCheckpoint as error:
+        raise typer.BadParameter(str(error)) from error
+    for text in prompt or (line.rstrip("\n") for line in sys.stdin):
+        prompt_tokens = tokenizer.encode(text)
+        if not prompt_tokens:
+            raise typer.BadParameter("the prompt is empty: there is nothing to continue")
+        tokens: list[int] = []
+        depths: list[int] = []
+        shown = 0
+        began = time.monotonic()
+        for new in model.stream(
+            [prompt_tokens], max_new_tokens, temperature=temperature, top_k=top_k, stop={tokenizer.end_id}, seed=seed,
+            vocab_size=tokenizer.vocab_size, adaptive=halting, recursions=recursions,
+        ):  # fmt: skip
+            tokens.append(new.token)
+            depths.append(new.depth)
+            written = tokenizer.decode(tokens)
+            if not as_json and not written.endswith("\ufffd"):  # else a character is still incomplete
+                typer.echo(written[shown:], nl=False)
+                shown = len(written)
+        seconds = time.monotonic() - began
+        written = tokenizer.decode(tokens)
+        if as_json:
+            result = {"prompt": text, "text": written, "tokens": tokens, "depths": depths, "seconds": seconds}
+            typer.echo(json.dumps(result, ensure_ascii=False))
+        else:
+            typer.echo(written[shown:])
+            mean = sum(depths) / len(depths)
+            typer.echo(f"{len(tokens)} tokens, {len(tokens) / seconds:.0f} a second, {mean:.2f} recursions a token", err=True)
+
+
 def main() -> None:
     app(prog_name="cognate")
 
@@ -117,6 +167,15 @@ def _resumable(folder: Path) -> RunDir:
     if not all(lease_is_free(attempt) for attempt in run.attempts()):
         raise typer.BadParameter(f"{folder} is being trained by another process")
     return run
+
+
+def _checkpoint_in(folder: Path) -> Path:
+    complete = RunDir(folder).complete_checkpoints() if (folder / "checkpoints").is_dir() else []
+    if complete:
+        return complete[-1][1]
+    if not (folder / MANIFEST).is_file():
+        raise typer.BadParameter(f"{folder} is no checkpoint, nor a run directory that has one")
+    return folder
 
 
 def _attempt(run: RunDir, places: Places) -> Kind:

@@ -122,6 +122,41 @@ def test_the_datasets_are_listed_with_their_counts(data_dir: Path) -> None:
     assert done.output.count("\n") > 14
 
 
+def test_a_checkpoint_continues_prompts(here: Path) -> None:
+    """Text as it comes, or an object a prompt with what was spent on each token; the same by the run and by the checkpoint."""
+    cognate("train", "quickstart", *SMALL, "--output=runs")
+    (run,) = made(here / "runs")
+    options = ["--prompt=Question: 1 + 2?", "--prompt=12", "--max-new-tokens=5"]
+    shown = cognate("generate", str(run.path), *options)
+    assert shown.exit_code == 0, shown.output
+    assert "recursions a token" in shown.stderr
+    answers = [
+        json.loads(line) for line in cognate("generate", str(run.complete_checkpoints()[-1][1]), *options, "--json").stdout.splitlines()
+    ]
+    assert [answer["prompt"] for answer in answers] == ["Question: 1 + 2?", "12"]
+    assert shown.stdout == "".join(answer["text"] + "\n" for answer in answers)
+    for answer in answers:
+        assert 1 <= len(answer["tokens"]) == len(answer["depths"]) <= 5
+    deep = cognate("generate", str(run.path), *options, "--json", "--no-halting", "--recursions=5", "--temperature=1", "--top-k=9")
+    assert {depth for line in deep.stdout.splitlines() for depth in json.loads(line)["depths"]} == {5}
+
+
+def test_prompts_come_from_standard_input_too(here: Path) -> None:
+    cognate("train", "quickstart", *SMALL, "--output=runs")
+    (run,) = made(here / "runs")
+    made_of = CliRunner().invoke(app, ["generate", str(run.path), "--json", "--max-new-tokens=2"], input="1 + 1\n2 + 2\n")
+    assert [json.loads(line)["prompt"] for line in made_of.stdout.splitlines()] == ["1 + 1", "2 + 2"]
+
+
+def test_what_is_no_checkpoint_continues_nothing(here: Path) -> None:
+    assert "is no checkpoint" in cognate("generate", str(here), "--prompt=1").output
+    cognate("train", "quickstart", *SMALL, "--output=runs")
+    (run,) = made(here / "runs")
+    weights = run.complete_checkpoints()[-1][1] / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    assert "does not have the digest" in cognate("generate", str(run.path), "--prompt=1").output
+
+
 def test_the_console_command_knows_all_of_it() -> None:
     """One command for people; what concerns models is handed to a process of its own, so that the server never loads torch."""
     help_text = subprocess.run([Path(sys.executable).with_name("cognate"), "--help"], capture_output=True, text=True, check=True).stdout

@@ -1,7 +1,9 @@
 """Adaptive computation time: after each recursion, would thinking on help?
 
 The head predicts it per token from the latent z_t. Its target is a fact of the training step: 1 where no later recursion has a
-cross-entropy lower by more than `delta`. Nothing but the head learns from it. `halting_depths` turns probabilities into depths.
+cross-entropy lower by more than `delta`. Nothing but the head learns from it. Of the last recursion training sees nothing later,
+so it teaches nothing; a model that may think longer than it was trained to judges by what it learned of the earlier ones.
+`halting_depths` turns probabilities into depths.
 
 Source: docs/model.md section 1; the idea is Graves, ACT, arXiv:1603.08983, with the Q-learning halt of TRM (arXiv:2510.04871, fig. 3)
 replaced by this supervised target.
@@ -17,7 +19,7 @@ EMA_DECAY = 0.98
 
 
 class HaltingHead(nn.Module):
-    """h_t = w.z_t + b, and a calibration: running means per recursion of what was predicted and of what was true.
+    """h_t = w.z_t + b, and a calibration: running means of what was predicted and of what was true, per recursion but the last.
 
     Both means start at 1/2, so that the correction grows with the evidence. They are saved with a checkpoint.
     """
@@ -30,11 +32,11 @@ class HaltingHead(nn.Module):
         self.linear = nn.Linear(width, 1)
         nn.init.zeros_(self.linear.weight)
         nn.init.constant_(self.linear.bias, -2.0)  # at first: think on
-        self.register_buffer("predicted", torch.full((recursions,), 0.5))
-        self.register_buffer("observed", torch.full((recursions,), 0.5))
+        self.register_buffer("predicted", torch.full((max(1, recursions - 1),), 0.5))
+        self.register_buffer("observed", torch.full((max(1, recursions - 1),), 0.5))
 
     def forward(self, latents: Tensor) -> Tensor:
-        """latents: [recursion, token, width], taken as given (detached); returns logits [recursion, token], float32."""
+        """latents: [..., width], taken as given (detached); returns logits [...], float32."""
         logits: Tensor = self.linear(latents.detach().float())
         return logits.squeeze(-1)
 
@@ -42,19 +44,26 @@ class HaltingHead(nn.Module):
     def calibrate(self, logits: Tensor, targets: Tensor) -> None:
         """Take one step's predictions and truths into the running means.
 
-        logits, targets: [recursion, token]; no tokens, no change
+        logits, targets: [recursion, token], without the last recursion; no tokens, no change
         """
-        if logits.size(1):
+        if logits.numel():
             self.predicted.lerp_(logits.sigmoid().mean(1), 1 - EMA_DECAY)
             self.observed.lerp_(targets.mean(1), 1 - EMA_DECAY)
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        """sigmoid(h_t + logit(observed_t) - logit(predicted_t)).
+        """sigmoid(h_t + logit(observed_t) - logit(predicted_t)); from the last recursion on, as for the one before it.
 
         logits: [recursion, token]; returns the same shape, 0..1
         """
-        correction = torch.logit(self.observed, eps=1e-3) - torch.logit(self.predicted, eps=1e-3)
-        return torch.sigmoid(logits + correction[:, None])
+        return torch.stack([self._calibrated(logit, number) for number, logit in enumerate(logits, start=1)])
+
+    def halts(self, latents: Tensor, number: int, threshold: float) -> Tensor:
+        """Whether tokens halt after recursion `number`, counted from 1; latents: [..., width], returns bool [...]"""
+        return self._calibrated(self(latents), number) >= threshold
+
+    def _calibrated(self, logits: Tensor, number: int) -> Tensor:
+        known = min(number, len(self.observed)) - 1
+        return torch.sigmoid(logits + torch.logit(self.observed[known], eps=1e-3) - torch.logit(self.predicted[known], eps=1e-3))
 
 
 def halting_targets(cross_entropy: Tensor, delta: float) -> Tensor:

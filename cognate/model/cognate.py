@@ -21,9 +21,11 @@ from torch.nn import functional
 from cognate.config import ModelConfig
 from cognate.model.act import HaltingHead, halting_depths, halting_loss, halting_targets
 from cognate.model.cross_entropy import cross_entropy_of, linear_cross_entropy
+from cognate.model.generate import generate, stream
 from cognate.model.layers import look, rms_norm, segment
 from cognate.model.mag import Backbone, Reading, Watch, watch
 from cognate.model.memory import cut
+from cognate.model.state import State, look_back
 from cognate.model.trm import Recursion, Thought
 
 NOT_COUNTED = -100  # a target that is not scored: padding, a masked prompt, a document's last token
@@ -34,6 +36,19 @@ class Output:
     """logits: [batch, time, vocabulary], float32, of the last recursion"""
 
     logits: Tensor
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """What extend() makes of its tokens.
+
+    answers: [batch, time, width], for logits()
+    depths:  int64 [batch, time], recursions spent on each token
+    """
+
+    answers: Tensor
+    depths: Tensor
+    state: State
 
 
 @dataclass(frozen=True)
@@ -64,6 +79,9 @@ class Loss:
 class Cognate(nn.Module):
     """A causal language model. Build it under torch.manual_seed for reproducible weights."""
 
+    generate = generate
+    stream = stream
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
@@ -83,7 +101,53 @@ class Cognate(nn.Module):
                    A token sees only its own document in its own row.
         """
         thoughts, _ = self._think(tokens, self._segments(tokens, documents))
-        return Output(functional.linear(thoughts[-1].answer, self.embedding.weight.to(self.compute_dtype)).float())
+        return Output(self.logits(thoughts[-1].answer))
+
+    def logits(self, answers: Tensor) -> Tensor:
+        """[..., width] to [..., vocabulary], float32"""
+        return functional.linear(answers, self.embedding.weight.to(answers.dtype)).float()
+
+    @torch.no_grad()
+    def extend(
+        self,
+        tokens: Tensor,
+        state: State | None = None,
+        lengths: Tensor | None = None,
+        *,
+        adaptive: bool = True,
+        recursions: int | None = None,
+    ) -> Continuation:
+        """Read on: the answers of tokens that continue what `state` has read, computed from them alone.
+
+        tokens:  int64 [batch, time]
+        state:   of the same batch, and written into; None: the tokens are the first of their documents
+        lengths: int64 [batch], how many of a row's tokens are its own, 0..time; the rest is padding and has no meaning. None: all
+        adaptive: a token halts once its halting probability reaches config.act_threshold; else all recursions are made
+        recursions: the most to make; None: as many as in training
+        """
+        batch, time = tokens.shape
+        if state is None:
+            state = State.empty(self.config, batch, self.compute_dtype, tokens.device)
+        if lengths is None:
+            lengths = torch.full_like(state.position, time)
+        if not len(state.position) == len(lengths) == batch:
+            raise ValueError(f"tokens have {batch} rows, the state has {len(state.position)}, lengths {len(lengths)}")
+        sight = look_back(state, lengths, time, self.config, self.compute_dtype)
+        padding = torch.arange(time, device=tokens.device) >= lengths[:, None]
+        chunks = cut(torch.zeros_like(tokens[:1]), self.config.memory_chunk)
+        features = self.backbone.resume(self._embed(tokens), sight, chunks, padding, state.blocks)
+        state.position, state.is_blank = state.position + lengths, False
+        if self.recursion is None or state.recursion is None:
+            return Continuation(features, torch.ones_like(tokens), state)
+        limit = recursions or self.config.recursions
+
+        def halts(latents: Tensor, number: int) -> Tensor:
+            if self.halting is None or not adaptive:
+                return torch.zeros(latents.shape[:-1], dtype=torch.bool, device=latents.device)
+            return self.halting.halts(latents, number, self.config.act_threshold)
+
+        answers, depths = self.recursion.ponder(features, sight, state.recursion, halts, limit)
+        return Continuation(answers, depths, state)
 
     def loss(self, tokens: Tensor, targets: Tensor, documents: Tensor | None = None, *, measure: bool = False) -> Loss:
         """The training loss of one batch; `measure` adds Measurements taken from the same tensors.
@@ -137,11 +201,13 @@ class Cognate(nn.Module):
         config = self.config
         sight = look(segments, config.window, config.d_model // config.n_heads, config.rope_base, self.compute_dtype)
         chunks = cut(segments, config.memory_chunk) if config.ltm else None
-        x = rms_norm(self.embedding(tokens)).to(self.compute_dtype)
-        features, readings = self.backbone(x, sight, chunks, seen)
+        features, readings = self.backbone(self._embed(tokens), sight, chunks, seen)
         if self.recursion is None:
             return [Thought(features, features)], readings
         return self.recursion(features, sight), readings
+
+    def _embed(self, tokens: Tensor) -> Tensor:
+        return rms_norm(self.embedding(tokens)).to(self.compute_dtype)
 
     def _choose(self, count: int) -> Tensor:
         """Which of `count` tokens the early recursions are scored on, drawn on the CPU so that every device draws alike."""
@@ -170,8 +236,8 @@ class Cognate(nn.Module):
         logits = self.halting(torch.stack([_at(thought.latent.detach(), chosen) for thought in thoughts]))
         targets = halting_targets(ce_chosen, self.config.act_delta)
         if self.training:
-            self.halting.calibrate(logits, targets)
-        return halting_loss(logits, targets), logits.detach()
+            self.halting.calibrate(logits[:-1], targets[:-1])
+        return halting_loss(logits[:-1], targets[:-1]), logits.detach()
 
     def _gate_loss(self, readings: list[Reading], scored: Tensor) -> Tensor:
         """Minus the mean entropy of the gates, nats, times its coefficient."""
@@ -184,7 +250,8 @@ class Cognate(nn.Module):
         steps = mean = std = usage = surprise_rate = gate_mean = gate_entropy = None
         if self.halting is not None and halting_logits is not None:
             probabilities = self.halting.probabilities(halting_logits)
-            mean, std = probabilities.mean(), probabilities.std(correction=0)
+            if len(probabilities) > 1:  # the last recursion decides nothing
+                mean, std = probabilities[:-1].mean(), probabilities[:-1].std(correction=0)
             steps = halting_depths(probabilities, self.config.act_threshold).float().mean()
         if readings:
             recollections = [reading.recollection for reading in readings if reading.recollection is not None]

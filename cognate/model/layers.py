@@ -1,7 +1,8 @@
 """The layers every part of Cognate is made of: linear maps, RMSNorm, rotary positions, windowed attention, the MLP.
 
 Attention and MLP are what mag.py (the backbone) and trm.py (the recursion) call. `Sight` says who sees whom; it is
-built once per batch and passed down, and `attend` is the one place that chooses an attention kernel.
+built once per batch and passed down, and `attend` is the one place that chooses an attention kernel. A `Window` keeps
+the keys and values that later calls may look back at (state.py).
 Weights stay float32; activations have whatever dtype they came in with, and norms are computed in float32.
 
 Source: docs/model.md section 1. RMSNorm arXiv:1910.07467, RoPE arXiv:2104.09864, ReLU^2 arXiv:2109.08668 (Primer), section 3,
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -25,13 +26,54 @@ EPSILON = 1e-6
 class Sight:
     """Where the tokens of a batch stand and whom they see.
 
-    cosine, sine: [time, 1, head_dim/2], in the dtype of the activations
+    cosine, sine: [batch or absent, time, 1, head_dim/2], in the dtype of the activations
     mask:         [batch or 1, 1, query, key], 0 where the query sees the key, -inf elsewhere; same dtype
+    places:       where the tokens go in a Window, when they continue earlier ones
     """
 
     cosine: Tensor
     sine: Tensor
     mask: Tensor
+    places: Places | None = None
+
+
+@dataclass(frozen=True)
+class Places:
+    """Which of a call's tokens a Window keeps, and where; as three lists of equal length.
+
+    row, token: which token of the call
+    slot:       its place in the window
+    seen:       where what the call's tokens see is found: they are the first ones and see only each other; they see the
+                window and each other; or each is the only one of its row, and the window, once it is in, holds all it sees
+    """
+
+    row: Tensor
+    token: Tensor
+    slot: Tensor
+    seen: Literal["call", "both", "window"]
+
+
+@dataclass(frozen=True)
+class Window:
+    """The keys and values of each row's last `window` tokens, in a ring: the token at position p is in slot p mod window.
+
+    key, value: [batch, slot, head, head_dim]; written in place
+    """
+
+    key: Tensor
+    value: Tensor
+
+    def join(self, key: Tensor, value: Tensor, places: Places) -> tuple[Tensor, Tensor]:
+        """Take in a call's keys and values; those that its tokens may see, the window's before the call's.
+
+        key, value: [batch, time, head, head_dim]
+        """
+        joined = key, value
+        if places.seen == "both":
+            joined = torch.cat((self.key, key), dim=1), torch.cat((self.value, value), dim=1)
+        self.key[places.row, places.slot] = key[places.row, places.token]
+        self.value[places.row, places.slot] = value[places.row, places.token]
+        return (self.key, self.value) if places.seen == "window" else joined
 
 
 def look(segments: Tensor, window: int, head_dim: int, rope_base: float, dtype: torch.dtype) -> Sight:
@@ -43,10 +85,19 @@ def look(segments: Tensor, window: int, head_dim: int, rope_base: float, dtype: 
     behind = position[:, None] - position[None, :]  # [query, key]
     seen = (behind >= 0) & (behind < window) & (segments[:, :, None] == segments[:, None, :])
     # Additive rather than boolean: SDPA would turn a boolean mask into this one anew in every layer.
-    mask = torch.zeros(seen.shape, dtype=dtype, device=segments.device).masked_fill_(~seen, -torch.inf)
-    frequency = rope_base ** (-torch.arange(0, head_dim, 2, device=segments.device, dtype=torch.float32) / head_dim)
-    angle = torch.outer(position.float(), frequency)[:, None, :]  # [time, 1, head_dim/2]
-    return Sight(angle.cos().to(dtype), angle.sin().to(dtype), mask[:, None])
+    return Sight(*turns(position, head_dim, rope_base, dtype), additive(seen, dtype))
+
+
+def turns(position: Tensor, head_dim: int, rope_base: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Cosine and sine of each position's angles, [..., time, 1, head_dim/2]; position: [..., time]"""
+    frequency = rope_base ** (-torch.arange(0, head_dim, 2, device=position.device, dtype=torch.float32) / head_dim)
+    angle = (position.float()[..., None] * frequency)[..., None, :]
+    return angle.cos().to(dtype), angle.sin().to(dtype)
+
+
+def additive(seen: Tensor, dtype: torch.dtype) -> Tensor:
+    """bool [batch, query, key] as the mask of a Sight."""
+    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, -torch.inf)[:, None]
 
 
 def segment(documents: Tensor) -> Tensor:
@@ -100,13 +151,16 @@ class Attention(nn.Module):
         self.key_gain = nn.Parameter(torch.ones(n_heads))
         nn.init.zeros_(self.out.weight)
 
-    def forward(self, x: Tensor, sight: Sight) -> Tensor:
+    def forward(self, x: Tensor, sight: Sight, window: Window | None = None) -> Tensor:
         """x: [batch, time, width]; returns the same shape."""
         # One gain on the query is the product of both on the score.
         gain = (self.query_gain * self.key_gain).to(x.dtype)[:, None]
         query = rotate(rms_norm(split_heads(self.query(x), self.n_heads)), sight) * gain
         key = rotate(rms_norm(split_heads(self.key(x), self.n_heads)), sight)
-        return attend(query, key, split_heads(self.value(x), self.n_heads), sight)
+        value = split_heads(self.value(x), self.n_heads)
+        if window is not None and sight.places is not None:
+            key, value = window.join(key, value, sight.places)
+        return attend(query, key, value, sight)
 
 
 class MLP(nn.Module):

@@ -9,6 +9,7 @@ Where we differ: the gate is a sigmoid of normalised attention and memory channe
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -17,8 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cognate.config import ModelConfig
-from cognate.model.layers import MLP, Attention, RMSNorm, Sight, rms_norm
-from cognate.model.memory import Chunks, LongTermMemory, Signals, cut, observe, usage
+from cognate.model.layers import MLP, Attention, RMSNorm, Sight, Window, rms_norm
+from cognate.model.memory import Chunks, LongTermMemory, Signals, cut, hold, observe, usage
 
 
 class Recollection(NamedTuple):
@@ -78,6 +79,25 @@ class Backbone(nn.Module):
                 readings.append(reading)
         return self.norm(x), readings
 
+    def resume(self, x: Tensor, sight: Sight, chunks: Chunks, padding: Tensor, past: Sequence[Past]) -> Tensor:
+        """Features of tokens that continue what is `past`, one a block, which takes them in.
+
+        x: [batch, time, width]; padding: bool [batch, time], tokens that are none; returns the shape of x
+        """
+        for block, before in zip(self.blocks, past, strict=True):
+            assert isinstance(block, Block)
+            x = block.resume(x, sight, chunks, padding, before)
+        out: Tensor = self.norm(x)
+        return out
+
+
+@dataclass
+class Past:
+    """What a block keeps of the tokens before: the keys and values in sight, and its memory (None without one)."""
+
+    window: Window
+    memory: Tensor | None
+
 
 class Block(nn.Module):
     """x = lambda x + mixer(n(x)), then x + MLP(n(x)); both begin at zero, so a new block is the identity."""
@@ -95,8 +115,21 @@ class Block(nn.Module):
     def forward(self, x: Tensor, sight: Sight, chunks: Chunks | None, watch: Watch | None) -> tuple[Tensor, Reading | None]:
         """x: [batch, time, width]; returns the same shape."""
         mixed, reading = self._mix(self.norm_mixer(x), sight, chunks, watch)
+        return self._add(x, mixed), reading
+
+    def resume(self, x: Tensor, sight: Sight, chunks: Chunks, padding: Tensor, past: Past) -> Tensor:
+        """forward() for tokens that continue `past`, which takes them in."""
+        u = self.norm_mixer(x)
+        mixed = self.attention(u, sight, past.window)
+        if self.memory is not None and self.gate is not None and past.memory is not None:
+            recalled, past.memory = self.memory.resume(u, past.memory, padding, chunks)
+            mixed, _, _ = self.gate(mixed, recalled)
+        return self._add(x, mixed)
+
+    def _add(self, x: Tensor, mixed: Tensor) -> Tensor:
         x = self.residual.to(x.dtype) * x + self.attention.out(mixed)
-        return x + self.mlp(self.norm_mlp(x)), reading
+        out: Tensor = x + self.mlp(self.norm_mlp(x))
+        return out
 
     def _mix(self, u: Tensor, sight: Sight, chunks: Chunks | None, watch: Watch | None) -> tuple[Tensor, Reading | None]:
         attended = self.attention(u, sight)
@@ -133,7 +166,5 @@ class Gate(nn.Module):
 
 @torch.no_grad()
 def _recollect(gate: Tensor, signals: Signals, watch: Watch) -> Recollection:
-    still = watch.after[:, None]
-    quiet = signals._replace(log_decay=signals.log_decay.masked_fill(still, 0), write=signals.write.masked_fill(still, 0))
-    surprise, state = observe(quiet, watch.chunks)
+    surprise, state = observe(hold(signals, watch.after), watch.chunks)
     return Recollection(gate.mean(-1, dtype=torch.float32), surprise, usage(state).mean(dim=1))

@@ -122,7 +122,25 @@ class LongTermMemory(nn.Module):
         """
         signals = self.signals(x)
         recalled, _ = scan(signals, chunks)
-        return self.out(recalled.transpose(1, 2).flatten(2).to(x.dtype)), signals
+        return self._combine(recalled, x.dtype), signals
+
+    def resume(self, x: Tensor, state: Tensor, padding: Tensor, chunks: Chunks) -> tuple[Tensor, Tensor]:
+        """What is recalled for features that continue a document, and the memory after them.
+
+        x: [batch, time, width]; padding: bool [batch, time], tokens that leave the memory as it is
+        state: the memory before, [batch, head, key_dim, value_dim]
+        """
+        signals = hold(self.signals(x), padding)
+        if x.size(1) > 1:
+            recalled, after = scan(signals, chunks, state)
+        else:
+            after, read = step(state, Signals(*(signal[:, :, 0] for signal in signals)))
+            recalled = read[:, :, None]
+        return self._combine(recalled, x.dtype), after
+
+    def _combine(self, recalled: Tensor, dtype: torch.dtype) -> Tensor:
+        out: Tensor = self.out(recalled.transpose(1, 2).flatten(2).to(dtype))
+        return out
 
     def signals(self, x: Tensor) -> Signals:
         """x: [batch, time, width]"""
@@ -139,6 +157,12 @@ class LongTermMemory(nn.Module):
     def _unit(self, x: Tensor) -> Tensor:
         heads = split_heads(functional.silu(x).float(), self.n_heads).transpose(1, 2)
         return functional.normalize(heads, dim=-1)
+
+
+def hold(signals: Signals, still: Tensor) -> Signals:
+    """The signals with which the tokens in `still`, bool [batch, time], leave the memory as it is."""
+    still = still[:, None]
+    return signals._replace(log_decay=signals.log_decay.masked_fill(still, 0), write=signals.write.masked_fill(still, 0))
 
 
 def step(state: Tensor, now: Signals) -> tuple[Tensor, Tensor]:

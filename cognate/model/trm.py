@@ -12,13 +12,15 @@ bptt="last" is the paper's scheme.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from cognate.config import ModelConfig
-from cognate.model.layers import MLP, Linear, RMSNorm, Sight, attend, rms_norm, rotate, split_heads
+from cognate.model.layers import MLP, Linear, RMSNorm, Sight, Window, attend, rms_norm, rotate, split_heads
 
 
 class Thought(NamedTuple):
@@ -62,11 +64,34 @@ class Recursion(nn.Module):
             thoughts.append(thought)
         return thoughts
 
-    def keys_values(self, x: Tensor, sight: Sight) -> KeysValues:
+    def ponder(self, x: Tensor, sight: Sight, window: Window, halts: Callable[[Tensor, int], Tensor], limit: int) -> tuple[Tensor, Tensor]:
+        """As forward() for tokens that continue what is in `window`, but a token is done once it halts, at `limit` at the latest.
+
+        x: [batch, time, width]
+        halts: (latents [row, token, width], number of the recursion) -> bool [row, token]
+        returns the answers [batch, time, width], and the number of each token's last recursion, int64 [batch, time]
+        """
+        going = _Going.all_of(self.begin(x), x, self.keys_values(x, sight, window), sight)
+        answers, depths = torch.empty_like(x), torch.empty(x.shape[:2], dtype=torch.long, device=x.device)
+        for number in range(1, limit + 1):
+            thought = self.advance(going.thought, going.x, going.kept, going.sight)
+            halted = going.live if number == limit else going.live & halts(thought.latent, number)
+            answers.flatten(0, 1)[going.token[halted]] = thought.answer[halted]
+            depths.flatten()[going.token[halted]] = number
+            live = going.live & ~halted
+            if not live.any():
+                break
+            going = replace(going, thought=thought, live=live).narrowed()
+        return answers, depths
+
+    def keys_values(self, x: Tensor, sight: Sight, window: Window | None = None) -> KeysValues:
         """What every application of the net may look at."""
         features = self.norm_features(x)
         key = rotate(rms_norm(split_heads(self.key(features), self.n_heads)), sight)
-        return KeysValues(key, split_heads(self.value(features), self.n_heads))
+        value = split_heads(self.value(features), self.n_heads)
+        if window is not None and sight.places is not None:
+            key, value = window.join(key, value, sight.places)
+        return KeysValues(key, value)
 
     def begin(self, x: Tensor) -> Thought:
         return Thought(x + self.y0.to(x.dtype), self.z0.to(x.dtype).expand_as(x))
@@ -83,3 +108,44 @@ class Recursion(nn.Module):
         h = self.norm_attention(h + self.out(attend(query, *kept, sight)))
         out: Tensor = self.norm_mlp(h + self.mlp(h))
         return out
+
+
+@dataclass(frozen=True)
+class _Going:
+    """The tokens that still think, in rows as short as the row with the most of them; fewer rows than the batch, maybe.
+
+    live:  bool [row, place], false where a row is filled up with tokens that have halted
+    token: int64 [row, place], which token of the flattened batch it is
+    The rest as in Recursion.advance().
+    """
+
+    live: Tensor
+    token: Tensor
+    thought: Thought
+    x: Tensor
+    kept: KeysValues
+    sight: Sight
+
+    @classmethod
+    def all_of(cls, thought: Thought, x: Tensor, kept: KeysValues, sight: Sight) -> _Going:
+        token = torch.arange(x.size(0) * x.size(1), device=x.device).view(x.shape[:2])
+        cosine, sine = (table.expand(*token.shape, *table.shape[-2:]) for table in (sight.cosine, sight.sine))
+        sight = Sight(cosine, sine, sight.mask.expand(len(x), -1, -1, -1))
+        return cls(torch.ones_like(token, dtype=torch.bool), token, thought, x, kept, sight)
+
+    def narrowed(self) -> _Going:
+        """Without the places and rows that hold none of the living any more."""
+        counts = self.live.sum(1)
+        length = int(counts.max())
+        row = counts.nonzero()  # [row, 1]
+        if (len(row), length) == self.live.shape:
+            return self
+        place = self.live[row[:, 0]].int().argsort(dim=1, descending=True, stable=True)[:, :length]  # the living first, in order
+        return _Going(
+            live=self.live[row, place],
+            token=self.token[row, place],
+            thought=Thought(self.thought.answer[row, place], self.thought.latent[row, place]),
+            x=self.x[row, place],
+            kept=self.kept if len(row) == len(self.live) else KeysValues(self.kept.key[row[:, 0]], self.kept.value[row[:, 0]]),
+            sight=Sight(self.sight.cosine[row, place], self.sight.sine[row, place], self.sight.mask[row, 0, place][:, None]),
+        )

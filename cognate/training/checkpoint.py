@@ -27,7 +27,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from cognate import __version__
+from cognate.config import parse
 from cognate.data.tokenizer import Tokenizer
+from cognate.model import Cognate
 from cognate.rundir import MANIFEST, CorruptCheckpoint, RunDir, file_digest, read_json, sync_directory, verify_checkpoint, write_json
 
 
@@ -105,6 +107,14 @@ def load(path: Path) -> Saved:
         state["data"],
         manifest["files"],
     )
+
+
+def load_model(path: Path) -> tuple[Cognate, Tokenizer]:
+    """The model of a checkpoint, in eval mode, and its tokenizer; raises CorruptCheckpoint."""
+    verify_checkpoint(path)
+    model = Cognate(parse(read_json(path / "config.json")).model)
+    model.load_state_dict(load_file(path / "model.safetensors"))
+    return model.eval(), Tokenizer.load(path / "tokenizer.json")
 
 
 def newest(run: RunDir) -> tuple[Saved | None, list[str]]:

@@ -67,7 +67,7 @@ def converge(head: HaltingHead, logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def test_calibration_is_a_running_mean_per_recursion() -> None:
-    head = HaltingHead(4, 2)
+    head = HaltingHead(4, 3)
     logits, targets = torch.tensor([[0.0, 2.0], [1.0, 1.0]]), torch.tensor([[0.0, 1.0], [1.0, 1.0]])
     head.calibrate(logits, targets)
     torch.testing.assert_close(head.predicted, 0.98 * 0.5 + 0.02 * logits.sigmoid().mean(1))
@@ -84,12 +84,25 @@ def test_a_new_head_is_not_corrected() -> None:
 
 def test_calibrated_probabilities_are_as_frequent_as_the_truth() -> None:
     """A head that says 12 % where 75 % are true is moved to 75 %; a certainty stays finite."""
-    head = HaltingHead(4, 2)
+    head = HaltingHead(4, 3)
     logits = torch.full((2, 8), -2.0)
     targets = torch.tensor([[1.0, 1, 1, 0] * 2, [1.0] * 8])
     probabilities = converge(head, logits, targets)
     torch.testing.assert_close(probabilities[0], torch.full((8,), 0.75), atol=1e-3, rtol=0)
     assert 0.99 < probabilities[1, 0] < 1
+
+
+def test_recursions_never_trained_are_calibrated_as_the_last_that_was() -> None:
+    """Three recursions decide twice; a model that thinks on to the fifth goes by the second decision."""
+    head = HaltingHead(4, 3)
+    head.observed.copy_(torch.tensor([0.2, 0.9]))
+    probabilities = head.probabilities(torch.zeros(5, 1))[:, 0]
+    torch.testing.assert_close(probabilities, torch.tensor([0.2, 0.9, 0.9, 0.9, 0.9]))
+    with torch.no_grad():
+        head.linear.bias.zero_()
+    for number, probability in enumerate(probabilities.tolist(), start=1):
+        assert head.halts(torch.zeros(1, 4), number, probability - 1e-4)
+        assert not head.halts(torch.zeros(1, 4), number, probability + 1e-4)
 
 
 def test_the_head_starts_by_thinking_on_and_calibration_is_saved() -> None:

@@ -302,6 +302,23 @@ def test_the_loss_in_train_mode_updates_the_calibration(small: Build) -> None:
     assert not torch.equal(before, model.state_dict()["halting.predicted"])
 
 
+def test_the_last_recursion_teaches_the_halting_head_nothing(small: Build) -> None:
+    """Training sees nothing after it, so "thinking on would not help" is no fact there: two recursions make one lesson."""
+    model = small(recursions=2)
+    assert model.halting is not None
+    tokens, documents = batch()
+    targets = next_tokens(tokens, documents)
+    counted = targets != NOT_COUNTED
+    thoughts, _ = model._think(tokens, model._segments(tokens, documents))
+    first, last = (
+        functional.cross_entropy(model.logits(thought.answer)[counted], targets[counted], reduction="none") for thought in thoughts
+    )
+    is_better = (first <= last + model.config.act_delta).float()
+    expected = functional.binary_cross_entropy_with_logits(model.halting(thoughts[0].latent)[counted], is_better)
+    assert 0 < is_better.mean() < 1
+    torch.testing.assert_close(model.loss(tokens, targets, documents).loss_act, expected.detach())
+
+
 def test_the_state_dict_holds_weights_and_calibration_only(small: Build) -> None:
     """Capacity is configuration, and a memory's contents belong to a sequence."""
     model = small()

@@ -1,0 +1,133 @@
+"""Generation: prompts of any lengths in, a new token at a time for all of them, each after as much thought as it takes.
+
+`stream` yields tokens as they come, `generate` collects them; both are methods of Cognate. A row that has stopped costs nothing
+more, and what a row says depends on its prompt, its number and the seed, not on who else is in the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from cognate.model.state import State
+
+if TYPE_CHECKING:
+    from cognate.model.cognate import Cognate
+
+
+class NewToken(NamedTuple):
+    """A token that continues prompt `row`, and how many recursions were spent on choosing it."""
+
+    row: int
+    token: int
+    depth: int
+
+
+@dataclass(frozen=True)
+class Generation:
+    """The new tokens of each row, a stop token included, and the recursions spent on each.
+
+    state: after all but the last new token of each row; a prompt that goes on from it begins with that token.
+    """
+
+    tokens: list[list[int]]
+    depths: list[list[int]]
+    state: State
+
+
+def generate(
+    model: Cognate,
+    prompt_tokens: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    *,
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    stop: Collection[int] = (),
+    seed: int = 0,
+    vocab_size: int | None = None,
+    state: State | None = None,
+    adaptive: bool = True,
+    recursions: int | None = None,
+) -> Generation:
+    """Continue each prompt up to a token in `stop`, or by max_new_tokens.
+
+    temperature, top_k: 0 takes the likeliest token; else one is drawn, from the top_k likeliest or (None) from all
+    vocab_size: tokens that the tokenizer has, where they are fewer than the model's; no other is chosen
+    state: what was read before the prompts, written into; None: they are beginnings
+    adaptive, recursions: as in Cognate.extend()
+    """
+    state = _blank(model, len(prompt_tokens)) if state is None else state
+    tokens: list[list[int]] = [[] for _ in prompt_tokens]
+    depths: list[list[int]] = [[] for _ in prompt_tokens]
+    for row, token, depth in stream(
+        model, prompt_tokens, max_new_tokens, temperature=temperature, top_k=top_k, stop=stop, seed=seed, vocab_size=vocab_size,
+        state=state, adaptive=adaptive, recursions=recursions,
+    ):  # fmt: skip
+        tokens[row].append(token)
+        depths[row].append(depth)
+    return Generation(tokens, depths, state)
+
+
+@torch.no_grad()
+def stream(
+    model: Cognate,
+    prompt_tokens: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    *,
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    stop: Collection[int] = (),
+    seed: int = 0,
+    vocab_size: int | None = None,
+    state: State | None = None,
+    adaptive: bool = True,
+    recursions: int | None = None,
+) -> Iterator[NewToken]:
+    """generate(), as it happens: the rows that have not stopped take turns. `state` is whole when all have stopped."""
+    if not prompt_tokens or not all(prompt_tokens):
+        raise ValueError("there must be at least one prompt, and none may be empty: the model was never told how texts begin")
+    if not temperature >= 0 or (top_k is not None and top_k < 1):
+        raise ValueError(f"temperature is {temperature} and top_k {top_k}; they must be at least 0 and 1")
+    device = model.embedding.weight.device
+    whole = _blank(model, len(prompt_tokens)) if state is None else state
+    going, current = torch.arange(len(prompt_tokens)), whole  # the rows that have not stopped, and their state
+    lengths = torch.tensor([len(prompt) for prompt in prompt_tokens])
+    fed = pad_sequence([torch.tensor(prompt) for prompt in prompt_tokens], batch_first=True)
+    draws = torch.Generator().manual_seed(seed)
+    for left in reversed(range(max_new_tokens)):
+        read = model.extend(fed.to(device), current, lengths.to(device), adaptive=adaptive, recursions=recursions)
+        last = torch.arange(len(going), device=device), lengths.to(device) - 1
+        draw = torch.rand(len(prompt_tokens), generator=draws)[going]  # one for every row there ever was: rows do not share
+        new = choose(model.logits(read.answers[last])[:, :vocab_size], draw.to(device), temperature, top_k).cpu()
+        yield from map(NewToken, going.tolist(), new.tolist(), read.depths[last].tolist())
+        goes_on = torch.tensor([token not in stop and left > 0 for token in new.tolist()])
+        if not goes_on.all():
+            if current is not whole:
+                whole.put(going[~goes_on], current.rows((~goes_on).nonzero()[:, 0]))
+            current = current.rows(goes_on.nonzero()[:, 0])
+        going, fed = going[goes_on], new[goes_on, None]
+        lengths = torch.ones_like(going)
+        if not len(going):
+            return
+
+
+def choose(logits: Tensor, draw: Tensor, temperature: float, top_k: int | None) -> Tensor:
+    """The next token of each row.
+
+    logits: [row, vocabulary]; draw: [row], uniform in 0..1, decides where the temperature leaves a choice
+    """
+    if temperature == 0:
+        return logits.argmax(-1)
+    values, tokens = logits.topk(min(top_k or logits.size(-1), logits.size(-1)), dim=-1)  # likeliest first
+    cumulated = torch.softmax(values.double() / temperature, dim=-1).cumsum(-1)
+    place = (cumulated < draw[:, None] * cumulated[:, -1:]).sum(-1, keepdim=True)
+    return tokens.gather(1, place)[:, 0]
+
+
+def _blank(model: Cognate, batch: int) -> State:
+    return State.empty(model.config, batch, model.compute_dtype, model.embedding.weight.device)

@@ -1,0 +1,260 @@
+"""Reading on from a state, halting early, and generating: all must say what a full forward pass says."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from cognate.config import ModelConfig
+from cognate.model import Cognate, State
+from cognate.model.generate import choose
+from tests.model.conftest import SMALL
+
+Build = Callable[..., Cognate]
+SWITCHES = [{}, {"ltm": False}, {"act": False}, {"trm": False}, {"ltm": False, "trm": False}]
+
+
+def full(model: Cognate, tokens: Tensor) -> Tensor:
+    with torch.no_grad():
+        return model(tokens).logits
+
+
+@pytest.mark.parametrize("switches", SWITCHES, ids=str)
+@pytest.mark.parametrize("cuts", [[1] * 23, [9, *[1] * 14], [23], [3, 5, 1, 14], [8, 7, 8]], ids=str)
+def test_reading_in_pieces_is_reading_at_once(small: Build, switches: dict[str, bool], cuts: list[int]) -> None:
+    """Prefill, decode and whatever is between; the window of 7 is passed three times, chunks of 4 are cut anywhere."""
+    model, tokens = small(**switches), torch.randint(300, (3, 23))
+    state, logits = None, []
+    for piece in tokens.split(cuts, dim=1):
+        read = model.extend(piece, state, adaptive=False)
+        state = read.state
+        logits.append(model.logits(read.answers))
+    torch.testing.assert_close(torch.cat(logits, 1), full(model, tokens), atol=1e-5, rtol=1e-5)
+    assert state is not None
+    assert state.position.tolist() == [23] * 3
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(st.lists(st.lists(st.integers(0, 9), min_size=3, max_size=3), min_size=1, max_size=6))
+def test_rows_read_on_at_their_own_pace(calls: list[list[int]]) -> None:
+    """Each call gives row r `call[r]` tokens, none included; padding leaves no trace in windows and memories."""
+    model = stirred()
+    texts = torch.randint(300, (3, 60))
+    state = State.empty(SMALL, 3, torch.float32, torch.device("cpu"))
+    done, logits = [0, 0, 0], [[], [], []]  # type: ignore[var-annotated]
+    for call in calls:
+        fed = torch.randint(300, (3, max(*call, 1)))
+        for row, length in enumerate(call):
+            fed[row, :length] = texts[row, done[row] : done[row] + length]
+        read = model.extend(fed, state, torch.tensor(call), adaptive=False)
+        assert torch.isfinite(read.answers).all()
+        for row, length in enumerate(call):
+            logits[row].append(model.logits(read.answers[row, :length]))
+            done[row] += length
+    assert state.position.tolist() == done
+    for row in range(3):
+        if done[row]:
+            torch.testing.assert_close(torch.cat(logits[row]), full(model, texts[row : row + 1, : done[row]])[0], atol=1e-5, rtol=1e-5)
+
+
+def test_a_state_goes_on_in_two_ways_when_cloned(small: Build) -> None:
+    model, tokens = small(), torch.randint(300, (2, 12))
+    state = model.extend(tokens).state
+    twin, a, b = state.clone(), torch.randint(300, (2, 3)), torch.randint(300, (2, 3))
+    first = model.extend(a, state, adaptive=False)
+    second = model.extend(b, twin, adaptive=False)
+    for piece, read in ((a, first), (b, second)):
+        torch.testing.assert_close(model.logits(read.answers), full(model, torch.cat((tokens, piece), 1))[:, 12:], atol=1e-5, rtol=1e-5)
+
+
+def test_a_beginning_is_shared_by_its_endings(small: Build) -> None:
+    """One context, read once, for several candidates: what scoring multiple choices does."""
+    model, context, endings = small(), torch.randint(300, (1, 11)), torch.randint(300, (4, 5))
+    state = model.extend(context).state.rows(torch.zeros(4, dtype=torch.long))
+    logits = model.logits(model.extend(endings, state, adaptive=False).answers)
+    torch.testing.assert_close(logits, full(model, torch.cat((context.expand(4, -1), endings), 1))[:, 11:], atol=1e-5, rtol=1e-5)
+
+
+# --- halting --------------------------------------------------------------------------------------------------
+
+
+def undecided(model: Cognate) -> Cognate:
+    """With a head that lets some tokens halt at each recursion."""
+    assert model.halting is not None
+    with torch.no_grad():
+        model.halting.linear.weight.mul_(3)
+        model.halting.linear.bias.fill_(0.0)
+    model.config = model.config.model_copy(update={"act_threshold": 0.6})
+    return model
+
+
+def thoughts_of(model: Cognate, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """Answers and latents of all recursions, [recursion, batch, time, width], by the path that training takes."""
+    with torch.no_grad():
+        thoughts, _ = model._think(tokens, torch.zeros_like(tokens[:1]))
+    return torch.stack([thought.answer for thought in thoughts]), torch.stack([thought.latent for thought in thoughts])
+
+
+def first_halts(model: Cognate, latents: Tensor) -> Tensor:
+    """A plain loop over recursions, from the definition: the number of the first that reaches the threshold, else the last."""
+    assert model.halting is not None
+    depths = torch.full(latents.shape[1:3], len(latents))
+    for number in reversed(range(1, len(latents))):
+        odds = torch.logit(model.halting.observed[number - 1]) - torch.logit(model.halting.predicted[number - 1])
+        logit = latents[number - 1] @ model.halting.linear.weight[0] + model.halting.linear.bias + odds
+        depths[torch.sigmoid(logit) >= model.config.act_threshold] = number
+    return depths
+
+
+@pytest.mark.parametrize("pieces", [[40], [30, *[1] * 10]], ids=str)
+def test_a_token_that_halts_says_what_the_full_pass_says_at_that_depth(small: Build, pieces: list[int]) -> None:
+    model, tokens = undecided(small(recursions=4)), torch.randint(300, (3, 40))
+    assert model.halting is not None
+    model.halting.observed.copy_(torch.tensor([0.2, 0.5, 0.9]))
+    model.halting.predicted.copy_(torch.tensor([0.5, 0.6, 0.5]))
+    answers, latents = thoughts_of(model, tokens)
+    expected = first_halts(model, latents)
+    assert set(expected.flatten().tolist()) == {1, 2, 3, 4}  # else this test says little
+    state, read = None, []
+    for piece in tokens.split(pieces, dim=1):
+        read.append(model.extend(piece, state))
+        state = read[-1].state
+    assert torch.equal(torch.cat([each.depths for each in read], 1), expected)
+    at_depth = answers.gather(0, (expected - 1)[None, ..., None].expand(1, -1, -1, answers.size(-1)))[0]
+    torch.testing.assert_close(torch.cat([each.answers for each in read], 1), at_depth, atol=1e-5, rtol=1e-5)
+
+
+def test_halted_tokens_cost_nothing_more(small: Build) -> None:
+    """Counted where the work is: the tokens that pass through the net's query projection."""
+    model, tokens = undecided(small(recursions=4)), torch.randint(300, (4, 16))
+    assert model.recursion is not None
+    seen: list[int] = []
+    model.recursion.query.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0].numel() // 32))
+    depths = model.extend(tokens).depths
+    expected = []
+    for number in range(1, int(depths.max()) + 1):
+        alive = (depths >= number).sum(1)
+        expected += 3 * [int((alive > 0).sum() * alive.max())]  # rows are as long as the longest of them
+    assert seen == expected
+    assert sum(seen) < 3 * 4 * tokens.numel()
+    seen.clear()
+    one_each = model.extend(tokens[:, :1])  # while decoding, a row that halts is gone entirely
+    assert sum(seen) == 3 * int(one_each.depths.sum())
+
+
+def test_a_model_may_think_longer_than_it_was_trained_to(small: Build) -> None:
+    model, tokens = undecided(small()), torch.randint(300, (2, 9))
+    assert int(model.extend(tokens, recursions=6).depths.max()) > 3
+    longer = copy.deepcopy(model)
+    assert longer.recursion is not None
+    longer.recursion.recursions = 6
+    read = model.extend(tokens, adaptive=False, recursions=6)
+    torch.testing.assert_close(model.logits(read.answers), full(longer, tokens), atol=1e-5, rtol=1e-5)
+    assert read.depths.eq(6).all()
+
+
+def test_who_else_is_in_the_batch_decides_nothing(small: Build) -> None:
+    """Whatever the company, its order and its padding: the same answers and the same depths."""
+    model, tokens = undecided(small()), torch.randint(300, (5, 12))
+    alone = [model.extend(row[None]) for row in tokens]
+    together = model.extend(torch.cat((tokens, torch.randint(300, (5, 6))), 1).flip(0), lengths=torch.full((5,), 12))
+    for row in range(5):
+        assert torch.equal(together.depths[4 - row, :12], alone[row].depths[0])
+        torch.testing.assert_close(together.answers[4 - row, :12], alone[row].answers[0], atol=1e-5, rtol=1e-5)
+
+
+# --- generation -----------------------------------------------------------------------------------------------
+
+
+def greedy(model: Cognate, prompt: list[int], count: int, stop: int) -> list[int]:
+    """The definition: recompute everything for each token."""
+    tokens = list(prompt)
+    for _ in range(count):
+        tokens.append(int(full(model, torch.tensor([tokens]))[0, -1].argmax()))
+        if tokens[-1] == stop:
+            break
+    return tokens[len(prompt) :]
+
+
+def test_generation_is_what_recomputing_gives(small: Build) -> None:
+    """Prompts of any lengths; rows stop at different times, and the others go on as if alone."""
+    model, prompts = small(), [torch.randint(300, (length,)).tolist() for length in (1, 9, 4, 17, 2)]
+    stop = greedy(model, prompts[1], 3, -1)[-1]
+    made = model.generate(prompts, 20, stop={stop}, adaptive=False)
+    assert made.tokens == [greedy(model, prompt, 20, stop) for prompt in prompts]
+    assert len(made.tokens[1]) <= 3 < max(map(len, made.tokens))
+    assert [len(row) for row in made.depths] == [len(row) for row in made.tokens]
+    assert {depth for row in made.depths for depth in row} == {3}
+
+
+def test_generation_goes_on_from_its_state(small: Build) -> None:
+    model, prompts = undecided(small()), [[5, 6, 7], [8]]
+    whole = model.generate(prompts, 15)
+    first = model.generate(prompts, 6)
+    second = model.generate([row[-1:] for row in first.tokens], 9, state=first.state)
+    assert [a + b for a, b in zip(first.tokens, second.tokens, strict=True)] == whole.tokens
+    assert [a + b for a, b in zip(first.depths, second.depths, strict=True)] == whole.depths
+    assert second.state.position.tolist() == [3 + 15 - 1, 1 + 15 - 1]
+
+
+def test_the_state_of_a_row_that_stopped_is_kept(small: Build) -> None:
+    model, prompts = small(), [[5, 6, 7], [8, 9]]
+    alone = model.generate(prompts[:1], 4)
+    made = model.generate(prompts, 12, stop={alone.tokens[0][-1]})
+    assert len(made.tokens[0]) < len(made.tokens[1]), "the rows must stop at different times"
+    assert made.state.position.tolist() == [len(prompt) + len(row) - 1 for prompt, row in zip(prompts, made.tokens, strict=True)]
+    again = model.generate([made.tokens[0][-1:]], 5, state=made.state.rows(torch.tensor([0])))
+    assert again.tokens[0] == greedy(model, prompts[0] + made.tokens[0], 5, -1)
+
+
+def test_samples_depend_on_seed_and_row_alone(small: Build) -> None:
+    model, prompts = small(), [[1, 2], [3], [4, 5, 6]]
+    drawn = model.generate(prompts, 12, temperature=1.0, seed=3)
+    assert drawn.tokens == model.generate(prompts, 12, temperature=1.0, seed=3).tokens
+    assert drawn.tokens != model.generate(prompts, 12, temperature=1.0, seed=4).tokens
+    others = model.generate([prompts[0], [200, 201, 202, 203], [9]], 12, temperature=1.0, seed=3)
+    assert others.tokens[0] == drawn.tokens[0]
+
+
+def test_draws_have_the_probabilities_of_the_tempered_softmax() -> None:
+    logits, draws = torch.tensor([2.0, -1.0, 0.5, 1.0]), torch.linspace(0, 1, 20_001)[:-1]
+    counts = torch.bincount(choose(logits.expand(20_000, -1), draws, 0.7, None), minlength=4) / 20_000
+    torch.testing.assert_close(counts, torch.softmax(logits / 0.7, 0), atol=1e-3, rtol=0)
+    counts = torch.bincount(choose(logits.expand(20_000, -1), draws, 0.7, 2), minlength=4) / 20_000
+    expected = torch.softmax(torch.tensor([2.0, -torch.inf, -torch.inf, 1.0]) / 0.7, 0)
+    torch.testing.assert_close(counts, expected, atol=1e-3, rtol=0)
+
+
+def test_the_hottest_and_the_coldest_draws_are_tokens() -> None:
+    """A temperature next to zero is the likeliest; a draw of next to one is still in the vocabulary."""
+    logits = torch.randn(50, 40)
+    assert torch.equal(choose(logits, torch.rand(50), 1e-6, None), logits.argmax(-1))
+    assert choose(logits, torch.full((50,), 1 - 2**-24), 5.0, None).max() < 40
+
+
+@pytest.mark.parametrize(
+    ("prompts", "options"), [([], {}), ([[1], []], {}), ([[1]], {"temperature": -1.0}), ([[1]], {"top_k": 0})], ids=str
+)
+def test_what_cannot_be_generated_is_refused(small: Build, prompts: list[list[int]], options: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=r"none may be empty|must be at least"):
+        small().generate(prompts, 3, **options)  # type: ignore[arg-type]
+
+
+def test_mismatched_rows_are_refused(small: Build) -> None:
+    with pytest.raises(ValueError, match=r"tokens have 3 rows, the state has 2"):
+        small().extend(torch.zeros(3, 1, dtype=torch.long), State.empty(SMALL, 2, torch.float32, torch.device("cpu")))
+
+
+def stirred(config: ModelConfig = SMALL) -> Cognate:
+    torch.manual_seed(0)
+    model = Cognate(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    return model.eval()
