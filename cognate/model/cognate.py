@@ -20,9 +20,10 @@ from torch.nn import functional
 
 from cognate.config import ModelConfig
 from cognate.model.act import HaltingHead, halting_depths, halting_loss, halting_targets
+from cognate.model.attention import look, segment
 from cognate.model.cross_entropy import cross_entropy_of, linear_cross_entropy
 from cognate.model.generate import generate, stream
-from cognate.model.layers import look, rms_norm, segment
+from cognate.model.layers import rms_norm
 from cognate.model.mag import Backbone, Reading, Watch, watch
 from cognate.model.memory import cut
 from cognate.model.state import State, look_back

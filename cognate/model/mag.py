@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cognate.config import ModelConfig
-from cognate.model.layers import MLP, Attention, RMSNorm, Sight, Window, rms_norm
+from cognate.model.attention import Attention, Sight, Window
+from cognate.model.layers import MLP, RMSNorm, rms_norm
 from cognate.model.memory import Chunks, LongTermMemory, Signals, cut, hold, observe, usage
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from cognate.config import ModelConfig
-from cognate.model.layers import Places, Sight, Window, additive, turns
+from cognate.model.attention import Places, Sight, Window, additive, turns
 from cognate.model.mag import Past
 
 
@@ -88,4 +88,4 @@ def look_back(state: State, lengths: Tensor, time: int, config: ModelConfig, dty
     mask = (behind >= 0) & (behind < window) & (keys >= 0)[:, None]
     mask[..., 0] |= ~mask.any(-1)  # a padding token must see something, lest it be NaN
     cosine, sine = turns(here, config.d_model // config.n_heads, config.rope_base, dtype)
-    return Sight(cosine, sine, additive(mask, dtype), Places(row, kept, here[row, kept] % window, seen))
+    return Sight(cosine, sine, additive(mask, dtype), places=Places(row, kept, here[row, kept] % window, seen))

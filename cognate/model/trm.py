@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from cognate.config import ModelConfig
-from cognate.model.layers import MLP, Linear, RMSNorm, Sight, Window, attend, rms_norm, rotate, split_heads
+from cognate.model.attention import Sight, Window, attend, rotate
+from cognate.model.layers import MLP, Linear, RMSNorm, rms_norm, split_heads
 
 
 class Thought(NamedTuple):

@@ -1,0 +1,115 @@
+"""Attention against its definition: who sees whom, rotation, and the blocks it is computed in."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cognate.model.attention import Attention, Sight, attend, look, rotate, segment
+
+
+def sight_of(segments: torch.Tensor, window: int = 4, head_dim: int = 4) -> Sight:
+    return look(segments, window, head_dim, 10_000.0, torch.float32)
+
+
+def test_documents_are_numbered_by_their_runs() -> None:
+    documents = torch.tensor([[7, 7, 3, 3, 7], [0, 0, 0, 0, 0]])
+    assert segment(documents).tolist() == [[0, 0, 1, 1, 2], [0, 0, 0, 0, 0]]
+
+
+def test_a_query_sees_its_window_of_its_document() -> None:
+    """0 <= i - j < window, same document; element by element."""
+    segments = torch.tensor([[0, 0, 0, 0, 0, 0, 1, 1, 1]])
+    mask = sight_of(segments).mask[0, 0]
+    for i in range(9):
+        for j in range(9):
+            sees = 0 <= i - j < 4 and segments[0, i] == segments[0, j]
+            assert mask[i, j] == (0 if sees else -math.inf)
+
+
+def test_attention_is_the_softmax_average_of_what_is_seen() -> None:
+    query, key, value = (torch.randn(2, 9, 2, 4) for _ in range(3))
+    segments = torch.tensor([[0] * 9, [0, 0, 0, 1, 1, 1, 1, 1, 1]])
+    out = attend(query, key, value, sight_of(segments)).view(2, 9, 2, 4)
+    for row, i, head in ((0, 8, 0), (1, 3, 1), (1, 7, 0), (0, 0, 1)):
+        seen = [j for j in range(9) if 0 <= i - j < 4 and segments[row, i] == segments[row, j]]
+        weights = torch.softmax(key[row, seen, head] @ query[row, i, head] / math.sqrt(4), 0)
+        torch.testing.assert_close(out[row, i, head], weights @ value[row, seen, head])
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(st.integers(1, 3), st.integers(1, 300), st.integers(1, 300), st.booleans(), st.integers(0, 2**32))
+def test_blocks_leave_out_only_what_nobody_sees(rows: int, time: int, window: int, is_shared: bool, seed: int) -> None:
+    """Values and gradients are those of attention to all keys under the mask, wherever documents begin and blocks end."""
+    torch.manual_seed(seed)
+    starts = torch.rand(1 if is_shared else rows, time) < torch.rand(1) ** 3
+    sight = sight_of(segment(starts.cumsum(1)), window, 8)
+    query, key, value, weights = torch.randn(4, rows, time, 2, 8).unbind()
+    query.requires_grad_(), key.requires_grad_(), value.requires_grad_()
+    results = []
+    for blocks in (sight.blocks, None):
+        out = attend(query, key, value, replace(sight, blocks=blocks))
+        results.append((out, *torch.autograd.grad((out * weights.flatten(2)).sum(), (query, key, value))))
+    for blocked, plain in zip(*results, strict=True):
+        torch.testing.assert_close(blocked, plain, atol=2e-5, rtol=1e-4)
+
+
+def test_a_block_needs_no_key_before_its_documents_and_window() -> None:
+    """Two documents of 200, window 150: what the second's blocks leave out is work that is saved."""
+    blocks = sight_of(torch.tensor([[0] * 200 + [1] * 200]), 150).blocks
+    assert blocks is not None
+    assert [(block.first, block.last, block.oldest) for block in blocks] == [(0, 128, 0), (128, 256, 0), (256, 384, 200), (384, 400, 235)]
+
+
+def test_narrow_gradients_are_computed_wide() -> None:
+    """In bf16 the backward pass is as close to the truth as the kernel that it replaces."""
+    sight = sight_of(torch.zeros(1, 300, dtype=torch.long), 256, 64)
+    parts = [torch.randn(1, 300, 2, 64).bfloat16().requires_grad_() for _ in range(3)]
+    weights = torch.randn(1, 300, 128)
+
+    def gradients(dtype: torch.dtype, blocks: object) -> list[torch.Tensor]:
+        inputs = [part.detach().to(dtype).requires_grad_() for part in parts]
+        out = attend(*inputs, replace(sight, mask=sight.mask.to(dtype), blocks=blocks))
+        return list(torch.autograd.grad((out.float() * weights).sum(), inputs))
+
+    for ours, usual, true in zip(
+        gradients(torch.bfloat16, sight.blocks), gradients(torch.bfloat16, None), gradients(torch.float32, None), strict=True
+    ):
+        assert (ours - true).norm() < 1.5 * (usual - true).norm() < 0.01 * true.norm()
+
+
+def test_rotation_turns_scores_into_functions_of_distance() -> None:
+    """RoPE: the score of a query and a key depends on how far apart they stand, not on where."""
+    sight = sight_of(torch.zeros(1, 12, dtype=torch.long))
+    query, key = (rotate(torch.randn(4).expand(1, 12, 1, 4), sight)[0, :, 0] for _ in range(2))
+    scores = query @ key.T
+    for distance in range(11):
+        torch.testing.assert_close(scores.diagonal(-distance), scores[distance, 0].expand(12 - distance))
+    assert not torch.isclose(scores[5, 0], scores[6, 0])
+
+
+def test_rotation_is_multiplication_by_a_complex_number() -> None:
+    x, sight = torch.randn(1, 6, 1, 4), sight_of(torch.zeros(1, 6, dtype=torch.long))
+    turned = torch.complex(x[..., :2], x[..., 2:]) * torch.polar(
+        torch.ones(6, 1, 2), torch.arange(6.0)[:, None, None] * torch.tensor([1.0, 0.01])
+    )
+    torch.testing.assert_close(rotate(x, sight), torch.cat((turned.real, turned.imag), -1))
+
+
+def test_no_score_exceeds_what_the_gains_allow() -> None:
+    """QK-norm bounds a head's logits by 8 g_q g_k (head_dim 64), which is what the optimizer's QK-clip relies on."""
+    attention, seen = Attention(128, 2), []
+    with torch.no_grad():
+        attention.query_gain.copy_(torch.tensor([2.0, 1.0]))
+        attention.key_gain.copy_(torch.tensor([3.0, 1.0]))
+    x, sight = 100 * torch.randn(1, 40, 128), sight_of(torch.zeros(1, 40, dtype=torch.long), 40, 64)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("cognate.model.attention.attend", lambda q, k, v, _: seen.append((q, k)) or v.flatten(2))
+        attention(x, sight)
+    query, key = seen[0]
+    scores = torch.einsum("bihd,bjhd->hij", query, key) / math.sqrt(64)
+    assert (scores.abs().amax((1, 2)) <= torch.tensor([8 * 6.0, 8.0]) * (1 + 1e-5)).all()
+    assert scores[0].abs().max() > 8
