@@ -41,14 +41,16 @@ class HaltingHead(nn.Module):
         return logits.squeeze(-1)
 
     @torch.no_grad()
-    def calibrate(self, logits: Tensor, targets: Tensor) -> None:
+    def calibrate(self, logits: Tensor, targets: Tensor, weights: Tensor) -> None:
         """Take one step's predictions and truths into the running means.
 
-        logits, targets: [recursion, token], without the last recursion; no tokens, no change
+        logits, targets: [recursion, token], without the last recursion
+        weights: [token], of each in a mean; where they are all 0, nothing changes
         """
-        if logits.numel():
-            self.predicted.lerp_(logits.sigmoid().mean(1), 1 - EMA_DECAY)
-            self.observed.lerp_(targets.mean(1), 1 - EMA_DECAY)
+        if len(logits):
+            share = (1 - EMA_DECAY) * weights.sum()
+            self.predicted.lerp_(logits.sigmoid() @ weights, share)
+            self.observed.lerp_(targets @ weights, share)
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """sigmoid(h_t + logit(observed_t) - logit(predicted_t)); from the last recursion on, as for the one before it.
@@ -75,13 +77,13 @@ def halting_targets(cross_entropy: Tensor, delta: float) -> Tensor:
     return (cross_entropy - best_from_here <= delta).float()
 
 
-def halting_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """Mean binary cross-entropy over recursions and tokens, nats; 0 when there are no tokens.
+def halting_loss(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+    """Mean binary cross-entropy over recursions and tokens, nats; 0 when there are none.
 
-    logits, targets: [recursion, token]
+    logits, targets: [recursion, token]; weights: [token], of each in the mean over tokens
     """
-    total = functional.binary_cross_entropy_with_logits(logits, targets, reduction="sum")
-    return total / max(1, logits.numel())
+    each = functional.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+    return (each @ weights).sum() / max(1, len(logits))
 
 
 def halting_depths(probabilities: Tensor, threshold: float) -> Tensor:

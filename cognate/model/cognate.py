@@ -162,22 +162,20 @@ class Cognate(nn.Module):
         _check_alike(tokens, targets, "targets")
         segments = self._segments(tokens, documents)
         counted = targets != NOT_COUNTED
-        scored = counted.flatten().nonzero()[:, 0]  # positions in the flattened batch
-        choice = self._choose(len(scored)).to(scored.device)  # positions in `scored`
-        measure = measure and len(scored) > 0
+        places = self._places(counted)
         seen = watch(segments, counted, self.config.memory_chunk) if measure and self.config.ltm else None
 
         thoughts, readings = self._think(tokens, segments, seen)
-        loss_ce, ce_last, ce_chosen = self._cross_entropy(thoughts, targets.flatten(), scored, choice)
-        loss_act, halting_logits = self._halting(thoughts, ce_chosen, scored[choice])
-        loss_gate = self._gate_loss(readings, scored)
+        loss_ce, ce_last, ce_chosen = self._cross_entropy(thoughts, targets.flatten(), places)
+        loss_act, halting_logits = self._halting(thoughts, ce_chosen, places)
+        loss_gate = self._gate_loss(readings, counted)
         return Loss(
             loss=loss_ce + loss_act + loss_gate,
             loss_ce=loss_ce.detach(),
             loss_act=loss_act.detach(),
             loss_gate=loss_gate.detach(),
             ce_last=ce_last,
-            measurements=self._measure(readings, halting_logits, counted, scored) if measure else None,
+            measurements=self._measure(readings, halting_logits, counted, places) if measure and counted.any() else None,
         )
 
     @torch.no_grad()
@@ -210,47 +208,59 @@ class Cognate(nn.Module):
     def _embed(self, tokens: Tensor) -> Tensor:
         return rms_norm(self.embedding(tokens)).to(self.compute_dtype)
 
-    def _choose(self, count: int) -> Tensor:
-        """Which of `count` tokens the early recursions are scored on, drawn on the CPU so that every device draws alike."""
-        if not self.training:
-            return torch.arange(count)
-        return torch.randperm(count)[: math.ceil(self.config.supervised_fraction * count)]
+    def _places(self, counted: Tensor) -> _Places:
+        """Where the losses look. On the CPU only at counted tokens; elsewhere also at others, weighted 0, so that shapes do not vary
+        and nobody waits to learn how many there are."""
+        counted = counted.flatten()
+        if counted.device.type == "cpu":
+            scored = counted.nonzero()[:, 0]
+        else:
+            scored = torch.arange(len(counted), device=counted.device)
+        count = len(scored)
+        if self.training:  # drawn on the CPU, so that every device draws alike
+            chosen = torch.randperm(count)[: math.ceil(self.config.supervised_fraction * count)]
+        else:
+            chosen = torch.arange(count)
+        chosen = chosen.to(scored.device, non_blocking=True)
+        return _Places(scored, _shares(counted[scored]), chosen, scored[chosen], _shares(counted[scored[chosen]]))
 
-    def _cross_entropy(self, thoughts: list[Thought], targets: Tensor, scored: Tensor, choice: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _cross_entropy(self, thoughts: list[Thought], targets: Tensor, places: _Places) -> tuple[Tensor, Tensor, Tensor]:
         """loss_ce with its gradient; the last recursion's mean; and each recursion's at the chosen tokens, [recursion, chosen]."""
-        chosen = scored[choice]
-        places = [chosen] * (len(thoughts) - 1) + [scored]
-        answers = [_at(thought.answer, place) for thought, place in zip(thoughts, places, strict=True)]
+        where = [places.chosen] * (len(thoughts) - 1) + [places.scored]
+        weights = [places.chosen_weights] * (len(thoughts) - 1) + [places.scored_weights]
         shares = supervision_shares(self.config.supervision_weights, len(thoughts))
-        weights = [
-            torch.full_like(place, share / max(1, len(place)), dtype=torch.float32) for place, share in zip(places, shares, strict=True)
-        ]
         # One call for all recursions, so that the head's gradient is summed in one place.
-        loss_ce, each = linear_cross_entropy(torch.cat(answers), self.embedding.weight, targets[torch.cat(places)], torch.cat(weights))
-        *early, last = torch.split(each, [len(place) for place in places])
-        return loss_ce, last.sum() / max(1, len(scored)), torch.stack([*early, last[choice]])
+        loss_ce, each = linear_cross_entropy(
+            torch.cat([_at(thought.answer, place) for thought, place in zip(thoughts, where, strict=True)]),
+            self.embedding.weight,
+            targets[torch.cat(where)].clamp(min=0),
+            torch.cat([share * weight for share, weight in zip(shares, weights, strict=True)]),
+        )
+        *early, last = torch.split(each, [len(place) for place in where])
+        return loss_ce, (last * places.scored_weights).sum(), torch.stack([*early, last[places.choice]])
 
-    def _halting(self, thoughts: list[Thought], ce_chosen: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor | None]:
+    def _halting(self, thoughts: list[Thought], ce_chosen: Tensor, places: _Places) -> tuple[Tensor, Tensor | None]:
         """loss_act, and the head's logits [recursion, chosen]."""
         if self.halting is None:
             return ce_chosen.new_zeros(()), None
-        logits = self.halting(torch.stack([_at(thought.latent.detach(), chosen) for thought in thoughts]))
+        logits = self.halting(torch.stack([_at(thought.latent.detach(), places.chosen) for thought in thoughts]))
         targets = halting_targets(ce_chosen, self.config.act_delta)
         if self.training:
-            self.halting.calibrate(logits[:-1], targets[:-1])
-        return halting_loss(logits[:-1], targets[:-1]), logits.detach()
+            self.halting.calibrate(logits[:-1], targets[:-1], places.chosen_weights)
+        return halting_loss(logits[:-1], targets[:-1], places.chosen_weights), logits.detach()
 
-    def _gate_loss(self, readings: list[Reading], scored: Tensor) -> Tensor:
+    def _gate_loss(self, readings: list[Reading], counted: Tensor) -> Tensor:
         """Minus the mean entropy of the gates, nats, times its coefficient."""
         if not readings:
             return self.embedding.weight.new_zeros(())
-        return -self.config.gate_entropy * _mean_at(torch.stack([reading.gate_entropy for reading in readings]), scored)
+        entropy = torch.stack([reading.gate_entropy for reading in readings]).mean(0)  # [batch, time]
+        return -self.config.gate_entropy * (entropy * _shares(counted)).sum()
 
     @torch.no_grad()
-    def _measure(self, readings: list[Reading], halting_logits: Tensor | None, counted: Tensor, scored: Tensor) -> Measurements:
+    def _measure(self, readings: list[Reading], halting_logits: Tensor | None, counted: Tensor, places: _Places) -> Measurements:
         steps = mean = std = usage = surprise_rate = gate_mean = gate_entropy = None
         if self.halting is not None and halting_logits is not None:
-            probabilities = self.halting.probabilities(halting_logits)
+            probabilities = self.halting.probabilities(halting_logits[:, places.chosen_weights > 0])
             if len(probabilities) > 1:  # the last recursion decides nothing
                 mean, std = probabilities[:-1].mean(), probabilities[:-1].std(correction=0)
             steps = halting_depths(probabilities, self.config.act_threshold).float().mean()
@@ -258,10 +268,29 @@ class Cognate(nn.Module):
             recollections = [reading.recollection for reading in readings if reading.recollection is not None]
             usage = torch.stack([recollection.usage for recollection in recollections])[:, counted.any(1)].mean()
             surprised = torch.stack([recollection.surprise for recollection in recollections]) > self.config.surprise_threshold
-            surprise_rate = _mean_at(surprised.float(), scored)
-            gate_mean = _mean_at(torch.stack([recollection.gate_mean for recollection in recollections]), scored)
-            gate_entropy = _mean_at(torch.stack([reading.gate_entropy for reading in readings]), scored)
+            surprise_rate = surprised[:, counted].float().mean()
+            gate_mean = torch.stack([recollection.gate_mean for recollection in recollections])[:, counted].mean()
+            gate_entropy = torch.stack([reading.gate_entropy for reading in readings])[:, counted].mean()
         return Measurements(steps, mean, std, usage, surprise_rate, gate_mean, gate_entropy)
+
+
+@dataclass(frozen=True)
+class _Places:
+    """Positions in the flattened batch, and the weight of each in a mean over counted tokens: their sum is 1, or 0 without any.
+
+    scored: of the last recursion's losses, [scored]; chosen: of the earlier ones' and of halting, [chosen]
+    choice: the chosen ones as places in `scored`
+    """
+
+    scored: Tensor
+    scored_weights: Tensor
+    choice: Tensor
+    chosen: Tensor
+    chosen_weights: Tensor
+
+
+def _shares(counted: Tensor) -> Tensor:
+    return counted.float() / counted.sum().clamp(min=1)
 
 
 def supervision_shares(weights: tuple[float, ...], recursions: int) -> list[float]:
@@ -273,11 +302,6 @@ def supervision_shares(weights: tuple[float, ...], recursions: int) -> list[floa
 def _at(tensor: Tensor, positions: Tensor) -> Tensor:
     """[batch, time, ...] -> [position, ...], positions counting through the flattened batch."""
     return tensor.flatten(0, 1).index_select(0, positions)
-
-
-def _mean_at(layers: Tensor, positions: Tensor) -> Tensor:
-    """Mean over layers and positions of [layer, batch, time]; 0 when there are no positions."""
-    return _at(layers.mean(0), positions).sum() / max(1, len(positions))
 
 
 def _check_alike(tokens: Tensor, other: Tensor, name: str) -> None:

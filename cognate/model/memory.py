@@ -253,4 +253,4 @@ def usage(state: Tensor) -> Tensor:
     values = torch.linalg.svdvals(state)
     total = values.sum(-1, keepdim=True)
     entropy = torch.special.entr(values / total.clamp(min=1e-30)).sum(-1)
-    return torch.where(total[..., 0] > 0, entropy.exp(), 0.0) / state.size(-2)
+    return (torch.where(total[..., 0] > 0, entropy.exp(), 0.0) / state.size(-2)).clamp(max=1)

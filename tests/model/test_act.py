@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from cognate.model.act import HaltingHead, halting_depths, halting_loss, halting_targets
 
@@ -48,32 +49,40 @@ def test_the_loss_is_the_mean_binary_cross_entropy() -> None:
     logits, targets = torch.tensor([[0.0, 2.0], [-1.0, 0.5]]), torch.tensor([[1.0, 0.0], [0.0, 1.0]])
     p = logits.sigmoid()
     expected = -(targets * p.log() + (1 - targets) * (1 - p).log()).mean()
-    torch.testing.assert_close(halting_loss(logits, targets), expected)
-    assert halting_loss(logits[:, :0], targets[:, :0]) == 0
+    weights = even(logits)
+    torch.testing.assert_close(halting_loss(logits, targets, weights), expected)
+    assert halting_loss(logits[:, :0], targets[:, :0], weights[:0]) == 0
+    uncounted = functional.pad(logits, (0, 2), value=9.0), functional.pad(targets, (0, 2)), functional.pad(weights, (0, 2))
+    torch.testing.assert_close(halting_loss(*uncounted), expected)
 
 
 def test_only_the_head_learns_from_it() -> None:
     """Otherwise the model would learn to be predictable instead of right."""
     head, latents = HaltingHead(4, 3), torch.randn(3, 5, 4, requires_grad=True)
-    halting_loss(head(latents), torch.ones(3, 5)).backward()
+    halting_loss(head(latents), torch.ones(3, 5), torch.full((5,), 0.2)).backward()
     assert latents.grad is None
     assert all(parameter.grad is not None and parameter.grad.any() for parameter in head.parameters())
 
 
+def even(logits: Tensor) -> Tensor:
+    """The weights of a plain mean over tokens."""
+    return torch.full((logits.size(1),), 1 / logits.size(1))
+
+
 def converge(head: HaltingHead, logits: Tensor, targets: Tensor) -> Tensor:
     for _ in range(500):
-        head.calibrate(logits, targets)
+        head.calibrate(logits, targets, even(logits))
     return head.probabilities(logits)
 
 
 def test_calibration_is_a_running_mean_per_recursion() -> None:
     head = HaltingHead(4, 3)
     logits, targets = torch.tensor([[0.0, 2.0], [1.0, 1.0]]), torch.tensor([[0.0, 1.0], [1.0, 1.0]])
-    head.calibrate(logits, targets)
+    head.calibrate(logits, targets, even(logits))
     torch.testing.assert_close(head.predicted, 0.98 * 0.5 + 0.02 * logits.sigmoid().mean(1))
     torch.testing.assert_close(head.observed, torch.tensor([0.98 * 0.5 + 0.02 * 0.5, 0.98 * 0.5 + 0.02 * 1.0]))
     before = head.predicted.clone()
-    head.calibrate(logits[:, :0], targets[:, :0])
+    head.calibrate(logits, targets, 0 * even(logits))
     assert torch.equal(head.predicted, before)
 
 

@@ -149,3 +149,9 @@ def test_usage_is_the_effective_rank(singular_values: list[float], expected: flo
     left, right = torch.linalg.qr(torch.randn(4, 4))[0], torch.linalg.qr(torch.randn(6, 6))[0]
     state = left @ torch.diag(torch.tensor(singular_values, dtype=torch.float32)) @ right[:4]
     assert usage(state).item() == pytest.approx(expected, abs=1e-3)
+
+
+@pytest.mark.parametrize("rank", [32, 45])
+def test_usage_is_never_above_one(rank: int) -> None:
+    """Rounding alone would take a full memory to 1.000001."""
+    assert 0.9999 < usage(torch.eye(rank, 2 * rank)) <= 1
