@@ -12,7 +12,9 @@ Source: docs/model.md section 1.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,12 +22,13 @@ from torch.nn import functional
 
 from cognate.config import ModelConfig
 from cognate.model.act import HaltingHead, halting_depths, halting_loss, halting_targets
-from cognate.model.attention import look, segment
+from cognate.model.attention import Sight, look, segment
 from cognate.model.cross_entropy import cross_entropy_of, linear_cross_entropy
 from cognate.model.generate import generate, stream
 from cognate.model.layers import rms_norm
 from cognate.model.mag import Backbone, Reading, Watch, watch
-from cognate.model.memory import cut
+from cognate.model.memory import Chunks, cut
+from cognate.model.memory import usage as usage_of
 from cognate.model.state import State, look_back
 from cognate.model.trm import Recursion, Thought
 
@@ -87,6 +90,7 @@ class Cognate(nn.Module):
         super().__init__()
         self.config = config
         self.compute_dtype = torch.float32
+        self._compiled: Callable[..., _Made] | None = None
         # Small, so that the first loss is close to ln V: logits are y E^T with RMS(y) = 1.
         self.embedding = nn.Embedding(config.vocab_size, config.d_model)
         nn.init.normal_(self.embedding.weight, std=0.02)
@@ -101,7 +105,7 @@ class Cognate(nn.Module):
         documents: int64 [batch, time], an id per token, equal along each document; None: every row is one document.
                    A token sees only its own document in its own row.
         """
-        thoughts, _ = self._think(tokens, self._segments(tokens, documents))
+        thoughts, _ = self._think(tokens, *self._surroundings(self._segments(tokens, documents)))
         return Output(self.logits(thoughts[-1].answer))
 
     def logits(self, answers: Tensor) -> Tensor:
@@ -164,25 +168,34 @@ class Cognate(nn.Module):
         counted = targets != NOT_COUNTED
         places = self._places(counted)
         seen = watch(segments, counted, self.config.memory_chunk) if measure and self.config.ltm else None
-
-        thoughts, readings = self._think(tokens, segments, seen)
-        loss_ce, ce_last, ce_chosen = self._cross_entropy(thoughts, targets.flatten(), places)
-        loss_act, halting_logits = self._halting(thoughts, ce_chosen, places)
-        loss_gate = self._gate_loss(readings, counted)
+        compute = self._compiled or self._compute
+        made = compute(tokens, targets.flatten(), counted, places, *self._surroundings(segments), seen)
         return Loss(
-            loss=loss_ce + loss_act + loss_gate,
-            loss_ce=loss_ce.detach(),
-            loss_act=loss_act.detach(),
-            loss_gate=loss_gate.detach(),
-            ce_last=ce_last,
-            measurements=self._measure(readings, halting_logits, counted, places) if measure and counted.any() else None,
+            made.loss_ce + made.loss_act + made.loss_gate,
+            loss_ce=made.loss_ce.detach(),
+            loss_act=made.loss_act.detach(),
+            loss_gate=made.loss_gate.detach(),
+            ce_last=made.ce_last,
+            measurements=self._measure(made, counted, places) if measure and counted.any() else None,
         )
+
+    def compile(self, **options: Any) -> None:
+        """Let torch.compile make loss() of static shapes: the first call of each shape, measured or not, takes a minute."""
+        self._compiled = torch.compile(self._compute, fullgraph=True, dynamic=False, **options)
+
+    def _compute(
+        self, tokens: Tensor, targets: Tensor, counted: Tensor, places: _Places, sight: Sight, chunks: Chunks | None, seen: Watch | None
+    ) -> _Made:
+        thoughts, readings = self._think(tokens, sight, chunks, seen)
+        loss_ce, ce_last, ce_chosen = self._cross_entropy(thoughts, targets, places)
+        loss_act, halting_logits = self._halting(thoughts, ce_chosen, places)
+        return _Made(loss_ce, loss_act, self._gate_loss(readings, counted), ce_last, halting_logits, readings)
 
     @torch.no_grad()
     def validation_loss(self, tokens: Tensor, targets: Tensor, documents: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Summed cross-entropy of the last recursion over counted targets, in nats, and how many there are; as in loss()."""
         _check_alike(tokens, targets, "targets")
-        thoughts, _ = self._think(tokens, self._segments(tokens, documents))
+        thoughts, _ = self._think(tokens, *self._surroundings(self._segments(tokens, documents)))
         scored = (targets != NOT_COUNTED).flatten().nonzero()[:, 0]
         answers = thoughts[-1].answer.flatten(0, 1).index_select(0, scored)
         each = cross_entropy_of(answers, self.embedding.weight, targets.flatten()[scored])
@@ -195,11 +208,14 @@ class Cognate(nn.Module):
         _check_alike(tokens, documents, "documents")
         return segment(documents)
 
-    def _think(self, tokens: Tensor, segments: Tensor, seen: Watch | None = None) -> tuple[list[Thought], list[Reading]]:
-        """A Thought per recursion, and a Reading per block."""
+    def _surroundings(self, segments: Tensor) -> tuple[Sight, Chunks | None]:
+        """What all layers need to know of the batch; segments: [batch or 1, time]"""
         config = self.config
         sight = look(segments, config.window, config.d_model // config.n_heads, config.rope_base, self.compute_dtype)
-        chunks = cut(segments, config.memory_chunk) if config.ltm else None
+        return sight, cut(segments, config.memory_chunk) if config.ltm else None
+
+    def _think(self, tokens: Tensor, sight: Sight, chunks: Chunks | None, seen: Watch | None = None) -> tuple[list[Thought], list[Reading]]:
+        """A Thought per recursion, and a Reading per block."""
         features, readings = self.backbone(self._embed(tokens), sight, chunks, seen)
         if self.recursion is None:
             return [Thought(features, features)], readings
@@ -209,18 +225,14 @@ class Cognate(nn.Module):
         return rms_norm(self.embedding(tokens)).to(self.compute_dtype)
 
     def _places(self, counted: Tensor) -> _Places:
-        """Where the losses look. On the CPU only at counted tokens; elsewhere also at others, weighted 0, so that shapes do not vary
-        and nobody waits to learn how many there are."""
+        """Where the losses look: at counted tokens, or at all, the others weighted 0, where shapes must not vary and nobody
+        should wait to learn how many there are."""
         counted = counted.flatten()
-        if counted.device.type == "cpu":
-            scored = counted.nonzero()[:, 0]
-        else:
-            scored = torch.arange(len(counted), device=counted.device)
-        count = len(scored)
+        is_static = self._compiled is not None or counted.device.type != "cpu"
+        scored = torch.arange(len(counted), device=counted.device) if is_static else counted.nonzero()[:, 0]
+        chosen = torch.arange(len(scored))
         if self.training:  # drawn on the CPU, so that every device draws alike
-            chosen = torch.randperm(count)[: math.ceil(self.config.supervised_fraction * count)]
-        else:
-            chosen = torch.arange(count)
+            chosen = torch.randperm(len(scored))[: math.ceil(self.config.supervised_fraction * len(scored))]
         chosen = chosen.to(scored.device, non_blocking=True)
         return _Places(scored, _shares(counted[scored]), chosen, scored[chosen], _shares(counted[scored[chosen]]))
 
@@ -257,7 +269,8 @@ class Cognate(nn.Module):
         return -self.config.gate_entropy * (entropy * _shares(counted)).sum()
 
     @torch.no_grad()
-    def _measure(self, readings: list[Reading], halting_logits: Tensor | None, counted: Tensor, places: _Places) -> Measurements:
+    def _measure(self, made: _Made, counted: Tensor, places: _Places) -> Measurements:
+        readings, halting_logits = made.readings, made.halting_logits
         steps = mean = std = usage = surprise_rate = gate_mean = gate_entropy = None
         if self.halting is not None and halting_logits is not None:
             probabilities = self.halting.probabilities(halting_logits[:, places.chosen_weights > 0])
@@ -266,12 +279,23 @@ class Cognate(nn.Module):
             steps = halting_depths(probabilities, self.config.act_threshold).float().mean()
         if readings:
             recollections = [reading.recollection for reading in readings if reading.recollection is not None]
-            usage = torch.stack([recollection.usage for recollection in recollections])[:, counted.any(1)].mean()
+            usage = usage_of(torch.stack([recollection.memory for recollection in recollections])[:, counted.any(1)]).mean()
             surprised = torch.stack([recollection.surprise for recollection in recollections]) > self.config.surprise_threshold
             surprise_rate = surprised[:, counted].float().mean()
             gate_mean = torch.stack([recollection.gate_mean for recollection in recollections])[:, counted].mean()
             gate_entropy = torch.stack([reading.gate_entropy for reading in readings])[:, counted].mean()
         return Measurements(steps, mean, std, usage, surprise_rate, gate_mean, gate_entropy)
+
+
+class _Made(NamedTuple):
+    """What loss() computes that torch.compile can make; losses and ce_last: [], halting_logits: [recursion, chosen]"""
+
+    loss_ce: Tensor
+    loss_act: Tensor
+    loss_gate: Tensor
+    ce_last: Tensor
+    halting_logits: Tensor | None
+    readings: list[Reading]
 
 
 @dataclass(frozen=True)

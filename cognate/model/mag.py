@@ -20,7 +20,7 @@ from torch.nn import functional
 from cognate.config import ModelConfig
 from cognate.model.attention import Attention, Sight, Window
 from cognate.model.layers import MLP, RMSNorm, rms_norm
-from cognate.model.memory import Chunks, LongTermMemory, Signals, cut, hold, observe, usage
+from cognate.model.memory import Chunks, LongTermMemory, Signals, cut, hold, observe
 
 
 class Recollection(NamedTuple):
@@ -28,12 +28,12 @@ class Recollection(NamedTuple):
 
     gate_mean: [batch, time], 0..1, mean over channels
     surprise:  [batch, time] (memory.observe)
-    usage:     [batch], 0..1, mean over heads, after each row's last counted token
+    memory:    [batch, head, key_dim, value_dim], after each row's last counted token
     """
 
     gate_mean: Tensor
     surprise: Tensor
-    usage: Tensor
+    memory: Tensor
 
 
 class Reading(NamedTuple):
@@ -168,4 +168,4 @@ class Gate(nn.Module):
 @torch.no_grad()
 def _recollect(gate: Tensor, signals: Signals, watch: Watch) -> Recollection:
     surprise, state = observe(hold(signals, watch.after), watch.chunks)
-    return Recollection(gate.mean(-1, dtype=torch.float32), surprise, usage(state).mean(dim=1))
+    return Recollection(gate.mean(-1, dtype=torch.float32), surprise, state)

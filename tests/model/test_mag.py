@@ -65,7 +65,7 @@ def test_a_watched_memory_is_seen_before_the_padding() -> None:
         state = torch.zeros(1, 2, 4, 4)
         for t in range(first, last + 1):
             state, _ = step(state, Signals(*(tensor[row : row + 1, :, t] for tensor in signals)))
-        torch.testing.assert_close(reading.recollection.usage[row], usage(state).mean())
+        torch.testing.assert_close(reading.recollection.memory[row], state[0])
 
 
 def test_an_unwatched_block_measures_nothing() -> None:
