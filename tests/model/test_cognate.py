@@ -415,3 +415,24 @@ def test_random_tokens_cannot_be_learned_but_their_repetition_can() -> None:
     random_loss, repeated_loss = (torch.div(*model.validation_loss(tokens[:, :-1], targets)).item() for targets in (random, repeated))
     assert random_loss > math.log(symbols) - 0.05
     assert repeated_loss < math.log(symbols) / 2
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # torch of itself, while it traces
+def test_static_shapes_trace_in_one_graph_and_change_nothing(small: Build) -> None:
+    """What a GPU compiles, traced here without its code generation: no break in the graph, and uncounted tokens weigh nothing."""
+    model = small(n_layers=1)
+    tokens, documents = batch()
+    targets = next_tokens(tokens, documents)
+    assert (targets == NOT_COUNTED).any()
+    results = []
+    for is_compiled in (False, True):
+        if is_compiled:
+            model.compile(backend="aot_eager")
+        model.zero_grad()
+        loss = model.loss(tokens, targets, documents, measure=True)
+        loss.loss.backward()
+        gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+        assert loss.measurements is not None
+        results.append(({**vars(loss), "measurements": None}, vars(loss.measurements), gradients))
+    for expected, found in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
