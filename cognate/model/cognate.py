@@ -105,7 +105,7 @@ class Cognate(nn.Module):
         documents: int64 [batch, time], an id per token, equal along each document; None: every row is one document.
                    A token sees only its own document in its own row.
         """
-        thoughts, _ = self._think(tokens, *self._surroundings(self._segments(tokens, documents)))
+        thoughts, _ = self._think(tokens, *self._surroundings(tokens, self._segments(tokens, documents)))
         return Output(self.logits(thoughts[-1].answer))
 
     def logits(self, answers: Tensor) -> Tensor:
@@ -169,7 +169,7 @@ class Cognate(nn.Module):
         places = self._places(counted)
         seen = watch(segments, counted, self.config.memory_chunk) if measure and self.config.ltm else None
         compute = self._compiled or self._compute
-        made = compute(tokens, targets.flatten(), counted, places, *self._surroundings(segments), seen)
+        made = compute(tokens, targets.flatten(), counted, places, *self._surroundings(tokens, segments), seen)
         return Loss(
             made.loss_ce + made.loss_act + made.loss_gate,
             loss_ce=made.loss_ce.detach(),
@@ -195,7 +195,7 @@ class Cognate(nn.Module):
     def validation_loss(self, tokens: Tensor, targets: Tensor, documents: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Summed cross-entropy of the last recursion over counted targets, in nats, and how many there are; as in loss()."""
         _check_alike(tokens, targets, "targets")
-        thoughts, _ = self._think(tokens, *self._surroundings(self._segments(tokens, documents)))
+        thoughts, _ = self._think(tokens, *self._surroundings(tokens, self._segments(tokens, documents)))
         scored = (targets != NOT_COUNTED).flatten().nonzero()[:, 0]
         answers = thoughts[-1].answer.flatten(0, 1).index_select(0, scored)
         each = cross_entropy_of(answers, self.embedding.weight, targets.flatten()[scored])
@@ -208,10 +208,10 @@ class Cognate(nn.Module):
         _check_alike(tokens, documents, "documents")
         return segment(documents)
 
-    def _surroundings(self, segments: Tensor) -> tuple[Sight, Chunks | None]:
+    def _surroundings(self, tokens: Tensor, segments: Tensor) -> tuple[Sight, Chunks | None]:
         """What all layers need to know of the batch; segments: [batch or 1, time]"""
         config = self.config
-        sight = look(segments, config.window, config.d_model // config.n_heads, config.rope_base, self.compute_dtype)
+        sight = look(segments.expand_as(tokens), config.window, config.d_model // config.n_heads, config.rope_base, self.compute_dtype)
         return sight, cut(segments, config.memory_chunk) if config.ltm else None
 
     def _think(self, tokens: Tensor, sight: Sight, chunks: Chunks | None, seen: Watch | None = None) -> tuple[list[Thought], list[Reading]]:

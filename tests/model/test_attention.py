@@ -45,13 +45,13 @@ def test_attention_is_the_softmax_average_of_what_is_seen() -> None:
 def test_blocks_leave_out_only_what_nobody_sees(rows: int, time: int, window: int, is_shared: bool, seed: int) -> None:
     """Values and gradients are those of attention to all keys under the mask, wherever documents begin and blocks end."""
     torch.manual_seed(seed)
-    starts = torch.rand(1 if is_shared else rows, time) < torch.rand(1) ** 3
+    starts = (torch.rand(1 if is_shared else rows, time) < torch.rand(1) ** 3).expand(rows, -1)
     sight = sight_of(segment(starts.cumsum(1)), window, 8)
     query, key, value, weights = torch.randn(4, rows, time, 2, 8).unbind()
     query.requires_grad_(), key.requires_grad_(), value.requires_grad_()
     results = []
-    for blocks in (sight.blocks, None):
-        out = attend(query, key, value, replace(sight, blocks=blocks))
+    for groups in (sight.groups, None):
+        out = attend(query, key, value, replace(sight, groups=groups))
         results.append((out, *torch.autograd.grad((out * weights.flatten(2)).sum(), (query, key, value))))
     for blocked, plain in zip(*results, strict=True):
         torch.testing.assert_close(blocked, plain, atol=2e-5, rtol=1e-4)
@@ -59,9 +59,11 @@ def test_blocks_leave_out_only_what_nobody_sees(rows: int, time: int, window: in
 
 def test_a_block_needs_no_key_before_its_documents_and_window() -> None:
     """Two documents of 200, window 150: what the second's blocks leave out is work that is saved."""
-    blocks = sight_of(torch.tensor([[0] * 200 + [1] * 200]), 150).blocks
-    assert blocks is not None
-    assert [(block.first, block.last, block.oldest) for block in blocks] == [(0, 128, 0), (128, 256, 0), (256, 384, 200), (384, 400, 235)]
+    groups = sight_of(torch.tensor([[0] * 200 + [1] * 200]), 150).groups
+    assert groups is not None
+    needed = {int(query): key.tolist() for group in groups for query, key in zip(group.query, group.key, strict=True)}
+    # Blocks of 128 queries, blocks of 64 keys: 0..127 need 0..127; 128..255 begin in the first document, 256..383 see from 200 on.
+    assert needed == {0: [0, 1], 1: [0, 1, 2, 3], 2: [3, 4, 5], 3: [3, 4, 5, 6, 7]}
 
 
 def test_narrow_gradients_are_computed_wide() -> None:
@@ -70,13 +72,13 @@ def test_narrow_gradients_are_computed_wide() -> None:
     parts = [torch.randn(1, 300, 2, 64).bfloat16().requires_grad_() for _ in range(3)]
     weights = torch.randn(1, 300, 128)
 
-    def gradients(dtype: torch.dtype, blocks: object) -> list[torch.Tensor]:
+    def gradients(dtype: torch.dtype, groups: object) -> list[torch.Tensor]:
         inputs = [part.detach().to(dtype).requires_grad_() for part in parts]
-        out = attend(*inputs, replace(sight, mask=sight.mask.to(dtype), blocks=blocks))
+        out = attend(*inputs, replace(sight, mask=sight.mask.to(dtype), groups=groups))
         return list(torch.autograd.grad((out.float() * weights).sum(), inputs))
 
     for ours, usual, true in zip(
-        gradients(torch.bfloat16, sight.blocks), gradients(torch.bfloat16, None), gradients(torch.float32, None), strict=True
+        gradients(torch.bfloat16, sight.groups), gradients(torch.bfloat16, None), gradients(torch.float32, None), strict=True
     ):
         assert (ours - true).norm() < 1.5 * (usual - true).norm() < 0.01 * true.norm()
 

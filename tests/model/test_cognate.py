@@ -309,7 +309,7 @@ def test_the_last_recursion_teaches_the_halting_head_nothing(small: Build) -> No
     tokens, documents = batch()
     targets = next_tokens(tokens, documents)
     counted = targets != NOT_COUNTED
-    thoughts, _ = model._think(tokens, *model._surroundings(model._segments(tokens, documents)))
+    thoughts, _ = model._think(tokens, *model._surroundings(tokens, model._segments(tokens, documents)))
     first, last = (
         functional.cross_entropy(model.logits(thought.answer)[counted], targets[counted], reduction="none") for thought in thoughts
     )

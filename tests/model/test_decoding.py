@@ -97,7 +97,7 @@ def undecided(model: Cognate) -> Cognate:
 def thoughts_of(model: Cognate, tokens: Tensor) -> tuple[Tensor, Tensor]:
     """Answers and latents of all recursions, [recursion, batch, time, width], by the path that training takes."""
     with torch.no_grad():
-        thoughts, _ = model._think(tokens, *model._surroundings(torch.zeros_like(tokens[:1])))
+        thoughts, _ = model._think(tokens, *model._surroundings(tokens, torch.zeros_like(tokens[:1])))
     return torch.stack([thought.answer for thought in thoughts]), torch.stack([thought.latent for thought in thoughts])
 
 
