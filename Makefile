@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.set-up
+BENCH_STAMP := $(VENV)/.set-up-bench
 
-.PHONY: help setup run test lint docs clean
+.PHONY: help setup run test lint docs bench-train bench-decode clean
 
 help: ## show this list
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -34,6 +35,16 @@ lint: setup ## ruff, mypy --strict, import-linter
 
 docs: setup ## write the generated tables of docs/ anew
 	$(BIN)/python -m tools.docs
+
+$(BENCH_STAMP): $(STAMP)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	@touch $(BENCH_STAMP)
+
+bench-train: $(BENCH_STAMP) ## training speed beside other libraries' models; ARGS="--help" for its options
+	$(BIN)/python -m benchmarks.train $(ARGS)
+
+bench-decode: setup ## milliseconds a new token, cached and not, by recursions; ARGS="--help" for its options
+	$(BIN)/python -m benchmarks.decode $(ARGS)
 
 clean: ## remove the environment and caches; runs and data stay
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache static/vendor static/node_modules

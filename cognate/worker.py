@@ -14,8 +14,8 @@ from pathlib import Path
 
 # Before torch loads. cuBLAS is deterministic only with a fixed workspace.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-# Threads that wait by spinning make a step ten times slower as soon as anything else wants one of the cores.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# How long a thread that waits for the others spins before it sleeps: docs/decisions/0004.
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 import torch
 

@@ -1,0 +1,101 @@
+"""How fast Cognate writes: `make bench-decode`, or python -m benchmarks.decode [--checkpoint DIRECTORY].
+
+In turns, in one process: recomputing everything for each token (what a model without a state has to do), reading on from a state
+with one, two, three recursions a token, and as deep as the halting head wants. A new model's head never halts, so without
+a checkpoint the last line shows what the deciding costs. Times are of one new token after `--length` tokens.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+# Before torch loads, for the reason in cognate/worker.py.
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.sidebyside import describe_machine
+from cognate.config import resolve
+from cognate.model import Cognate
+from cognate.training.checkpoint import load_model
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint", type=Path, help="a trained model; else a new one of each preset")
+    parser.add_argument("--length", type=int, default=256, help="tokens read before the one that is timed")
+    parser.add_argument("--batch", type=int, nargs="*", default=[1, 16])
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--device", default="cpu")
+    options = parser.parse_args()
+    device = torch.device(options.device)
+    models = {preset: new_model(preset) for preset in ("reasoning", "speed")}
+    if options.checkpoint:
+        models = {str(options.checkpoint): load_model(options.checkpoint)[0]}
+    table = Table("model", "batch", "way", "ms a step", "ms a token", "times recomputing", "recursions")
+    for batch in options.batch:
+        tokens = torch.randint(512, (batch, options.length), device=device)
+        for name, model in models.items():
+            model.to(device).eval()
+            ways = ways_of(model, tokens)
+            figures = race({way: step for way, (step, _) in ways.items()}, options.repeats, device)
+            for way, milliseconds in figures.items():
+                ratio = figures["recompute"] / milliseconds
+                table.add_row(name, str(batch), way, f"{milliseconds:.1f}", f"{milliseconds / batch:.2f}", f"{ratio:.1f}", ways[way][1]())
+    Console(width=120).print(table)
+    Console(width=120).print(", ".join(f"{key} {value}" for key, value in describe_machine(device).items()), f"length {options.length}")
+
+
+def new_model(preset: str) -> Cognate:
+    torch.manual_seed(0)
+    return Cognate(resolve(preset).model)
+
+
+def ways_of(model: Cognate, tokens: torch.Tensor) -> dict[str, tuple[Callable[[], object], Callable[[], str]]]:
+    """Each way of finding the next token, and how deep it went."""
+    cap = model.config.recursions
+    with torch.no_grad():
+        start = model.extend(tokens[:, :-1]).state
+
+    def recompute() -> None:
+        read = model.extend(tokens, adaptive=False)  # all tokens anew, the vocabulary for the last one only
+        model.logits(read.answers[:, -1]).argmax(-1)
+
+    def read_on(recursions: int, *, adaptive: bool) -> tuple[Callable[[], None], Callable[[], str]]:
+        state, last, depths = start.clone(), tokens[:, -1:], []
+
+        def step() -> None:
+            nonlocal state, last
+            read = model.extend(last, state, adaptive=adaptive, recursions=recursions)
+            state, last = read.state, model.logits(read.answers[:, -1]).argmax(-1, keepdim=True)
+            depths.append(read.depths)
+
+        return step, lambda: f"{torch.stack(depths).float().mean():.2f}"
+
+    forced = {f"cached, {recursions} recursions": read_on(recursions, adaptive=False) for recursions in range(1, cap + 1)}
+    return {"recompute": (recompute, lambda: f"{cap:.2f}"), **forced, "cached, halting": read_on(cap, adaptive=True)}
+
+
+def race(ways: dict[str, Callable[[], object]], repeats: int, device: torch.device) -> dict[str, float]:
+    """Median milliseconds of each, in turns, after one untimed round."""
+    times: dict[str, list[float]] = {way: [] for way in ways}
+    for number in range(repeats + 1):
+        for way, step in ways.items():
+            began = time.perf_counter()
+            step()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            if number:
+                times[way].append(1000 * (time.perf_counter() - began))
+    return {way: statistics.median(each) for way, each in times.items()}
+
+
+if __name__ == "__main__":
+    main()

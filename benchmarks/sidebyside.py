@@ -1,0 +1,163 @@
+"""Measuring models side by side: in turns, so that whatever else the machine does slows all of them alike.
+
+A time from here means little on its own; the ratio of two from one call to `race` holds. FLOPs are counted, not estimated.
+Imports torch, and none of the models: rivals.py builds the contestants, train.py asks the questions.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+
+Precision = Literal["fp32", "bf16"]
+Shape = Sequence[int]
+DOCUMENT_TOKENS = 130  # the mean over the six-dataset plan, roughly
+
+
+@dataclass(frozen=True)
+class Batch:
+    """tokens, targets, documents: int64 [batch, time]; documents is None where every row is one document."""
+
+    tokens: Tensor
+    targets: Tensor
+    documents: Tensor | None
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """A model as its users would train it. `loss` gives a scalar with its graph."""
+
+    name: str
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    loss: Callable[[Batch, Precision], Tensor]
+
+
+@dataclass(frozen=True)
+class Lap:
+    """One step: seconds of forward and backward, seconds of the optimizer, and the loss."""
+
+    passes_s: float
+    optimizer_s: float
+    loss: float
+
+
+def race(
+    entries: Sequence[tuple[Contestant, Precision]], batch: Batch, *, warmups: int, repeats: int, say: Callable[[str], None]
+) -> list[list[Lap]]:
+    """`repeats` laps of every entry, in the order A B C A B C ..., after `warmups` such rounds that are not kept."""
+    laps: list[list[Lap]] = [[] for _ in entries]
+    for number in range(warmups + repeats):
+        say(f"warm-up {number + 1} of {warmups}" if number < warmups else f"round {number - warmups + 1} of {repeats}")
+        for kept, (contestant, precision) in zip(laps, entries, strict=True):
+            lap = step(contestant, batch, precision)
+            if number >= warmups:
+                kept.append(lap)
+    return laps
+
+
+def step(contestant: Contestant, batch: Batch, precision: Precision) -> Lap:
+    """One timed step: forward, backward, optimizer."""
+    device = batch.tokens.device
+    _wait(device)
+    began = time.perf_counter()
+    loss = contestant.loss(batch, precision)
+    torch.autograd.backward(loss)
+    _wait(device)
+    passed = time.perf_counter()
+    contestant.optimizer.step()
+    contestant.optimizer.zero_grad(set_to_none=True)
+    _wait(device)
+    return Lap(passed - began, time.perf_counter() - passed, float(loss.detach()))
+
+
+def count_flops(contestant: Contestant, batch: Batch, precision: Precision) -> int:
+    """FLOPs of one forward and backward: what matrix products really cost, a multiplication and an addition being two.
+
+    Attention is counted by the shapes a kernel is called with. A causal kernel called on whole rows counts every query with every
+    key, though it skips up to half of them; ours on the CPU is called block by block, and counts those blocks alone.
+    """
+    # Compiled code hides its products from the counter.
+    with torch.compiler.set_stance("force_eager"), FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION) as counter:
+        torch.autograd.backward(contestant.loss(batch, precision))
+    contestant.optimizer.zero_grad(set_to_none=True)
+    total: int = counter.get_total_flops()
+    return total
+
+
+def peak_memory(contestant: Contestant, batch: Batch, precision: Precision, steps: int = 3) -> int:
+    """Bytes at the highest point of `steps` steps: of the process on a CPU, of torch's tensors on CUDA. Wants a fresh process."""
+    for _ in range(steps):
+        step(contestant, batch, precision)
+    if batch.tokens.is_cuda:
+        return torch.cuda.max_memory_allocated(batch.tokens.device)
+    # Not getrusage's: that one remembers what the parent held when it started this process.
+    return _kib(Path("/proc/self/status").read_text(), "VmHWM") * 1024
+
+
+def random_batch(vocab_size: int, batch: int, length: int, *, packed: bool, device: torch.device, seed: int = 0) -> Batch:
+    """Random tokens, every target counted; packed: rows of several documents cut at random, DOCUMENT_TOKENS long on average."""
+    generator = torch.Generator().manual_seed(seed)
+    rows = torch.randint(vocab_size, (batch, length + 1), generator=generator).to(device)
+    documents = None
+    if packed:
+        cuts = max(1, round(length / DOCUMENT_TOKENS)) - 1
+        starts = torch.zeros(batch, length, dtype=torch.int64)
+        for row in starts:
+            row[1 + torch.randperm(length - 1, generator=generator)[:cuts]] = 1
+        documents = starts.cumsum(1).to(device)
+    return Batch(rows[:, :-1].contiguous(), rows[:, 1:].contiguous(), documents)
+
+
+def describe_machine(device: torch.device) -> dict[str, Any]:
+    """What a figure was measured on."""
+    described: dict[str, Any] = {
+        "cpu": _cpu_name(),
+        "cores": len(os.sched_getaffinity(0)),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+    }
+    return described
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _forward_flops(query: Shape, key: Shape, value: Shape, *_: object, **__: object) -> int:
+    return int(sdpa_flop_count(query, key, value))  # type: ignore[no-untyped-call]
+
+
+def _backward_flops(gradient: Shape, query: Shape, key: Shape, value: Shape, *_: object, **__: object) -> int:
+    return int(sdpa_backward_flop_count(gradient, query, key, value))  # type: ignore[no-untyped-call]
+
+
+# The counter knows CUDA's attention kernels; the CPU's is counted by the same formulas.
+_CPU_ATTENTION = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _forward_flops,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _backward_flops,
+}
+
+
+def _kib(status: str, name: str) -> int:
+    found = re.search(rf"^{name}:\s+(\d+) kB$", status, re.MULTILINE)
+    assert found, f"the kernel tells every process its {name}"
+    return int(found[1])
+
+
+def _cpu_name() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    found = re.search(r"^model name\s*:\s*(.+)$", cpuinfo.read_text(), re.MULTILINE) if cpuinfo.exists() else None
+    return found[1] if found else platform.machine()

@@ -1,0 +1,162 @@
+"""The benchmark measures what it says: FLOPs are all counted, turns are taken, results are complete. No time is asserted."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import pytest
+import torch
+from rich.console import Console
+from torch import Tensor, nn
+
+from benchmarks import rivals, train
+from benchmarks.sidebyside import Batch, Contestant, Precision, count_flops, describe_machine, race, random_batch
+from cognate.config import ModelConfig
+
+CPU = torch.device("cpu")
+TINY = ModelConfig(
+    vocab_size=512, d_model=32, n_layers=2, n_heads=2, d_ff=64, trm_d_ff=96, window=16, memory_key_dim=8, memory_value_dim=16
+)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_flop_counter_sees_every_product_forward_and_backward(precision: Precision) -> None:
+    """MLP, head and attention have backward passes of their own: a counter blind to one would flatter or slander us."""
+    contestant = rivals.ours(rivals.Setting(128, CPU), TINY)
+    counted = count_flops(contestant, random_batch(TINY.vocab_size, 2, 128, packed=True, device=CPU), precision)
+    assert counted == pytest.approx(analytic_flops(TINY, 2, 128), rel=0.01)
+
+
+def analytic_flops(config: ModelConfig, batch: int, length: int) -> float:
+    """Forward and backward of every matrix product in docs/model.md section 1, two operations for a multiplication and addition."""
+    d, heads, tokens, chunk = config.d_model, config.memory_heads, batch * length, config.memory_chunk
+    key, value = config.memory_key_dim, config.memory_value_dim
+    memory_linear = 2 * d * heads * key + 2 * d * heads * value + 2 * d * heads
+    chunks = length // chunk
+    # A token's share of one head: q k^T and its product with v within the chunk, k v^T, what chunks hand on, and the read.
+    memory_scan = heads * (chunk * (key + value) + key * value + chunks * key * value / chunk + key * value)
+    backbone = config.n_layers * (4 * d * d + 2 * d * config.d_ff + memory_linear + memory_scan)
+    applications = config.recursions * (config.micro_steps + 1)
+    recursion = 2 * d * d + applications * (2 * d * d + 2 * d * config.trm_d_ff)
+    scored = tokens + (config.recursions - 1) * math.ceil(config.supervised_fraction * tokens)
+    products = tokens * (backbone + recursion) + scored * d * config.vocab_size
+    # Two products forward; five backward, the scores being computed again. All keys count: rows are one block of queries long.
+    attention = (config.n_layers + applications) * (2 + 5) * tokens * length * d
+    return 2 * (3 * products + attention)
+
+
+def test_models_take_turns() -> None:
+    """A B A B, not A A B B: a neighbour's load must fall on all alike."""
+    calls: list[str] = []
+
+    def contestant(name: str) -> Contestant:
+        model = nn.Linear(1, 1)
+
+        def loss(batch: Batch, precision: Precision) -> Tensor:
+            calls.append(f"{name} {precision}")
+            return model(batch.tokens[:, :1].float()).sum()
+
+        return Contestant(name, model, torch.optim.SGD(model.parameters(), lr=0.0), loss)
+
+    a, b = contestant("a"), contestant("b")
+    batch = random_batch(8, 2, 4, packed=False, device=CPU)
+    laps = race([(a, "fp32"), (b, "fp32"), (a, "bf16")], batch, warmups=1, repeats=2, say=lambda _: None)
+    assert calls == ["a fp32", "b fp32", "a bf16"] * 3
+    assert [len(kept) for kept in laps] == [2, 2, 2]
+
+
+def test_packed_rows_hold_several_documents_and_the_same_tokens() -> None:
+    """Rivals and ours must be given the same work; only the layout differs."""
+    packed, plain = (random_batch(512, 4, 520, packed=packed, device=CPU) for packed in (True, False))
+    assert packed.documents is not None
+    assert plain.documents is None
+    assert [len(row.unique()) for row in packed.documents] == [4, 4, 4, 4]
+    assert torch.equal(packed.tokens, plain.tokens)
+    assert torch.equal(packed.targets, plain.targets)
+    assert torch.equal(packed.tokens[:, 1:], packed.targets[:, :-1])
+
+
+@pytest.fixture(scope="module")
+def options() -> train.Options:
+    return train.Options(batch=2, length=64, repeats=2, peak=False, only=("ours", "small"))
+
+
+@pytest.fixture(scope="module")
+def figures(options: train.Options) -> list[train.Figures]:
+    small = TINY.model_copy(update={"trm": False, "act": False})
+    builders = {
+        "ours": lambda setting: rivals.ours(setting, TINY),
+        "small": lambda setting: rivals.ours(setting, small, rivals.BASELINE),
+    }
+    return train.measure(options, builders, TINY.vocab_size)
+
+
+def test_every_model_has_figures_at_every_precision(figures: list[train.Figures]) -> None:
+    """Each figure is there, and the parts of a step belong to it."""
+    assert [(each.model, each.precision) for each in figures] == [
+        (name, precision) for precision in ("fp32", "bf16") for name in ("ours", rivals.BASELINE)
+    ]
+    for each in figures:
+        assert each.losses_are_finite
+        assert 0 < each.step_ms_min <= each.step_ms
+        assert each.tokens_per_s == pytest.approx(2 * 64 / (each.step_ms / 1e3))
+        assert each.flops_per_s == pytest.approx(each.flops_per_token * 2 * 64 / (each.passes_ms / 1e3))
+
+
+def test_ratios_are_to_the_baseline_at_the_same_precision(figures: list[train.Figures]) -> None:
+    """bf16 against fp32 would compare two machines' worth of difference."""
+    for ours, base in zip(figures[::2], figures[1::2], strict=True):
+        assert ours.tokens_per_s_ratio == ours.tokens_per_s / base.tokens_per_s
+        assert ours.flops_per_s_ratio == ours.flops_per_s / base.flops_per_s
+        assert base.tokens_per_s_ratio == 1
+
+
+def test_without_the_baseline_there_are_no_ratios(figures: list[train.Figures]) -> None:
+    """--only ours is a measurement too."""
+    alone = [each for each in figures if each.model != rivals.BASELINE]
+    cleared = [replace(each, tokens_per_s_ratio=None, flops_per_s_ratio=None) for each in alone]
+    assert train.compare(cleared) == cleared
+
+
+def test_a_json_line_is_complete_in_itself(figures: list[train.Figures], options: train.Options) -> None:
+    """A line is read months later, without the others: it must say when, on what, with what."""
+    lines = train.json_lines(figures, options, describe_machine(CPU), "abc123-dirty", datetime(2026, 1, 2, tzinfo=UTC))
+    assert len(lines) == 4
+    line = json.loads(lines[0])
+    assert line["date"] == "2026-01-02T00:00:00+00:00"
+    assert line["code"] == "abc123-dirty"
+    assert {"cpu", "threads", "torch", "packages"} <= line["machine"].keys()
+    assert (line["options"]["batch"], line["options"]["length"], line["precision"]) == (2, 64, "fp32")
+    assert line["parameters"] == figures[0].parameters
+
+
+def test_a_loss_that_is_not_finite_is_said(figures: list[train.Figures], options: train.Options) -> None:
+    """Fast and broken must not look like fast; and NaN is not JSON."""
+    broken = [replace(figures[0], loss_last=None, losses_are_finite=False)]
+    assert "not finite" in rendered(train.table(broken, options))
+    (line,) = train.json_lines(broken, options, {}, None, datetime(2026, 1, 2, tzinfo=UTC))
+    assert json.loads(line)["loss_last"] is None
+
+
+def test_the_table_names_what_was_measured(figures: list[train.Figures], options: train.Options) -> None:
+    """Size and layout change every number, so they stand above them."""
+    shown = rendered(train.table(figures, options))
+    assert "2 x 64 tokens, ours packed with documents, eager, median of 2" in shown
+    for each in figures:
+        assert f"{each.parameters:,}" in shown
+
+
+def test_a_missing_package_is_a_sentence_with_the_way_out() -> None:
+    """The extra is optional; who lacks it is told how to get it."""
+    with pytest.raises(rivals.RivalMissing, match=r"no-such-rival is not installed.*make bench-train"):
+        rivals._import("no_such_rival", "no-such-rival")
+
+
+def rendered(table: object) -> str:
+    console = Console(width=200, file=io.StringIO(), record=True)
+    console.print(table)
+    return console.export_text()
