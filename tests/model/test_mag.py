@@ -7,7 +7,7 @@ from cognate.config import ModelConfig
 from cognate.model.attention import look
 from cognate.model.layers import rms_norm
 from cognate.model.mag import Backbone, Gate, watch
-from cognate.model.memory import Signals, cut, step, usage
+from cognate.model.memory import Signals, cut, step
 
 
 def binary_entropy(g: Tensor) -> Tensor:
