@@ -88,16 +88,17 @@ class _RMSNorm(torch.autograd.Function):
 
 
 class _SquaredReLULinear(torch.autograd.Function):
-    """relu(x)^2 W^T. Of the widest tensors of a block one is kept, the square; its root is what the gradient needs besides."""
+    """relu(x)^2 W^T. The square, the widest tensor of a block, is computed again for the gradient instead of kept."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
-        square = functional.relu(x).square_()
-        ctx.save_for_backward(square, weight)
-        return functional.linear(square, weight)
+        rectified = functional.relu(x)
+        ctx.save_for_backward(rectified, weight)
+        return functional.linear(rectified * rectified, weight)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        square, weight = ctx.saved_tensors
-        weight_gradient = gradient.flatten(0, -2).mT @ square.flatten(0, -2)
-        return ((2 * gradient) @ weight).mul_(square.sqrt()), weight_gradient  # doubled on the narrow side
+        rectified, weight = ctx.saved_tensors
+        to_x = ((2 * gradient) @ weight).mul_(rectified)  # doubled on the narrow side
+        square = rectified.square_()  # in its place: nobody reads it any more, and a second backward pass is refused
+        return to_x, gradient.flatten(0, -2).mT @ square.flatten(0, -2)
