@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.set-up
 BENCH_STAMP := $(VENV)/.set-up-bench
 
-.PHONY: help setup run test lint docs bench-train bench-decode clean
+.PHONY: help setup run test lint docs bench-train bench-optimizer bench-decode clean
 
 help: ## show this list
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -42,6 +42,9 @@ $(BENCH_STAMP): $(STAMP)
 
 bench-train: $(BENCH_STAMP) ## training speed beside other libraries' models; ARGS="--help" for its options
 	$(BIN)/python -m benchmarks.train $(ARGS)
+
+bench-optimizer: $(BENCH_STAMP) ## milliseconds a step and bytes of state of MuGrokfast, Muon, AdamW; ARGS="--help" for its options
+	$(BIN)/python -m benchmarks.optimizer_step $(ARGS)
 
 bench-decode: setup ## milliseconds a new token, cached and not, by recursions; ARGS="--help" for its options
 	$(BIN)/python -m benchmarks.decode $(ARGS)

@@ -1,6 +1,6 @@
 """MuGrokfast: Grokfast's slow-gradient filter before Muon's orthogonalised update.
 
-The equation first, as pure functions: grokfast_ema(), orthogonalize(), row_normalize(), qk_clip(). MuGrokfast
+The equation first, as functions: grokfast_ema(), orthogonalize(), row_normalize(), qk_clip(), muon_clip(). MuGrokfast
 then applies them to a model, each kind of tensor by its own rule:
 
     matrix      momentum, orthogonalised; decays where decay and update agree
@@ -10,10 +10,14 @@ then applies them to a model, each kind of tensor by its own rule:
 The order inside a step matters: filter and momentum are linear, orthogonalisation is not and forgets the scale,
 so the filter comes first; decay and clip act on weights. Needs torch only; works on any model with named parameters.
 
+A gradient that is not finite changes nothing but a count. With `capturable` that is decided on the device: everything a
+step adds is multiplied by `alive`, which is 1, or 0 when the step is skipped; gradients are then 0 too, and x * 1 + 0 = x.
+
 Sources: Grokfast-EMA, arXiv:2405.20233. Muon, https://kellerjordan.github.io/posts/muon, with the scale of
 "Muon is Scalable", arXiv:2502.16982, section 2.2. Polar Express, arXiv:2505.16932. Cautious weight decay, arXiv:2510.12402.
-QK-clip after MuonClip, Kimi K2, arXiv:2507.20534, section 2.1.
-Where we differ: Grokfast's weight is ramped from 0; QK-clip bounds the logit that gains allow, not the largest one seen.
+muon_clip() is MuonClip's QK-Clip, Kimi K2, arXiv:2507.20534, section 2.1.
+Where we differ: Grokfast's weight is ramped from 0; qk_clip(), for models with QK-norm, bounds the logit that gains allow,
+not the largest one seen.
 """
 
 from __future__ import annotations
@@ -21,8 +25,9 @@ from __future__ import annotations
 import functools
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal, overload
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, final, overload
 
 import torch
 from torch import Tensor
@@ -30,7 +35,16 @@ from torch.nn.utils import get_total_norm
 from torch.optim.adamw import adamw
 
 Kind = Literal["matrix", "embedding", "vector"]
+Group = dict[str, Any]  # one of torch's parameter groups
 Coefficients = Sequence[tuple[float, float, float]]
+Scalar = float | Tensor  # a number, or [] on the parameters' device
+Alive = int | Tensor  # 1, or 0 in a step that is skipped; [] when that is decided on the device
+
+STATE: Mapping[Kind, tuple[str, ...]] = {
+    "matrix": ("momentum",),
+    "embedding": ("momentum", "mean_square", "step"),
+    "vector": ("exp_avg", "exp_avg_sq", "step"),
+}
 
 # Five odd quintics a x + b x^3 + c x^5 whose composition takes [0.001, 1] into [0.85, 1.15]. The paper's algorithm 1 with
 # its safety factor 0.02 (hence MARGIN), as computed for modded-nanogpt (github.com/KellerJordan/modded-nanogpt).
@@ -43,16 +57,46 @@ POLAR_EXPRESS: Coefficients = (
 )
 MARGIN = 1.02
 
+# Elements of a tensor that the CPU takes through all operations of an update before it goes on to the next; 4 MiB in float32.
+# Measured, the default model on two cores, ms a step: 2^15 282, 2^17 348, 2^19 279, 2^20 to 2^22 254. Smaller blocks would stay
+# in the second-level cache, but each operation then wakes the other core for too little. On one core all are alike.
+BLOCK = 2**20
 
+
+@dataclass(frozen=True)
+class _Now:
+    """What one step is made with: numbers, or tensors [] when the step does not wait for the device.
+
+    clip:  what gradients are multiplied by
+    alive: 1, or 0 when the step is skipped
+    steps: how many were taken before
+    """
+
+    clip: Scalar
+    alive: Alive
+    steps: int | Tensor
+
+    def gradients_of(self, parameters: list[Tensor]) -> list[Tensor]:
+        """The gradients; finite ones where the step may yet turn out to be skipped, for 0 * inf is not 0."""
+        gradients = _gradients(parameters)
+        if not isinstance(self.alive, Tensor):
+            return gradients
+        flat = torch.cat([gradient.flatten() for gradient in gradients]).nan_to_num_(0.0, 0.0, 0.0)  # two launches for all
+        parts = torch.split(flat, [gradient.numel() for gradient in gradients])
+        return [part.view_as(gradient) for part, gradient in zip(parts, gradients, strict=True)]
+
+
+@final
 class MuGrokfast(torch.optim.Optimizer):
     """Filter, momentum, orthogonalised update; the whole of docs/model.md section 2.
 
     `parameters` are named: `model.named_parameters()`, or group dicts whose "params" are named. A group is split by
-    kind (group["kind"]); its "lr" is the kind's rate unless the group brings one. Every group keeps its names in
-    group["param_names"], in the order of group["params"]: a checkpoint maps state to names through them.
+    kind (group["kind"]); its "lr" is the kind's rate unless the group brings one, and may be a number or a tensor [].
+    Every group keeps its names in group["param_names"], in the order of group["params"]: a checkpoint maps state to
+    names through them.
 
     state_dict() holds tensors per parameter and, under "counters", three whole numbers.
-    After a step `grad_norm` is the global norm before clipping.
+    After a step `grad_norm` is the global norm before clipping, a tensor [].
     """
 
     def __init__(
@@ -72,20 +116,38 @@ class MuGrokfast(torch.optim.Optimizer):
         betas: tuple[float, float] = (0.9, 0.95),
         eps: float = 1e-10,
         orthogonalization_dtype: torch.dtype | None = None,
+        state_dtype: torch.dtype | None = None,
+        capturable: bool | None = None,
     ) -> None:
         """
-        betas, eps: of AdamW and of the embedding.
-        qk_clip: the largest attention logit a head's gains may allow; math.inf lets them grow.
-        gradient_clip: the largest global gradient norm; None leaves gradients as they are.
+        muon_lr, embedding_lr, adamw_lr: learning rates of matrices, embeddings and vectors, at least 0.
+        momentum: Nesterov momentum of the matrices, 0 <= momentum < 1.
+        weight_decay: of the matrices, decoupled, per unit of learning rate, at least 0.
+        grokfast_alpha: memory of the slow gradient, 0 <= alpha < 1; it remembers about 1 / (1 - alpha) steps.
+        grokfast_lambda: how much of the slow gradient is added, at least 0; 0 turns filter and its memory off.
+        grokfast_ramp_steps: steps over which lambda rises from 0 to its value, at least 0.
+        qk_clip: the largest attention logit a head's gains may allow, or its projections may have shown
+            (observe_logits), above 0; math.inf lets them grow.
+        gradient_clip: the largest global gradient norm, above 0; None leaves gradients as they are.
+        betas, eps: of AdamW and of the embedding; 0 <= beta < 1, eps at least 0.
         orthogonalization_dtype: None takes bfloat16 where the device multiplies it natively, else float32.
+        state_dtype: of slow gradients and momenta, float32 or bfloat16; None takes the parameter's. Second moments are
+            never narrower than float32. Averages are computed in float32 and rounded to nearest, so in bfloat16 one stands
+            still where its step is less than half its last bit. Measured: of a constant gradient the slow one (rate 0.02)
+            reaches 0.84 to 0.91 and momentum (0.05) 0.93 to 0.97; with noise of the gradient's size or more, which dithers,
+            they stay within 0.8 % and 0.5 % of float32's.
+        capturable: True never waits for the device, except in a step that creates state, as the first does: what CUDA
+            graphs and torch.compile need, for parameters on one device. False decides on the host whether to skip a step,
+            which is faster on a CPU. None is True where all gradients are on one CUDA device.
         """
         self._learning_rates: dict[Kind, float] = {"matrix": muon_lr, "embedding": embedding_lr, "vector": adamw_lr}
         self._qk_threshold = qk_clip
-        self._gradient_clip = gradient_clip
+        self._gradient_clip = math.inf if gradient_clip is None else gradient_clip
         self._dtype = orthogonalization_dtype
-        self.steps = 0
-        self.skipped_steps = 0
-        self._qk_clips: int | Tensor = 0
+        self._state_dtype = state_dtype
+        self._capturable = capturable
+        self._steps, self._skipped_steps, self._qk_clips = (torch.zeros((), dtype=torch.int64) for _ in range(3))
+        self._observed: dict[tuple[Tensor, Tensor], Tensor] = {}
         self.grad_norm = torch.tensor(math.nan)
         numbers = {
             "momentum": momentum,
@@ -96,8 +158,9 @@ class MuGrokfast(torch.optim.Optimizer):
             "eps": eps,
         }
         _check_ranges({**numbers, "muon_lr": muon_lr, "embedding_lr": embedding_lr, "adamw_lr": adamw_lr})
-        _check_ranges({"beta1": betas[0], "beta2": betas[1], "qk_clip": qk_clip})
-        _check_ranges({} if gradient_clip is None else {"gradient_clip": gradient_clip})
+        _check_ranges({"beta1": betas[0], "beta2": betas[1], "qk_clip": qk_clip, "gradient_clip": self._gradient_clip})
+        if state_dtype not in (None, torch.float32, torch.bfloat16):
+            raise ValueError(f"state_dtype is {state_dtype}; it must be torch.float32, torch.bfloat16 or None")
         # "fused": torch then restores a "step" to its parameter's device, where fused AdamW wants it.
         defaults = {"lr": muon_lr, **numbers, "betas": betas, "fused": True}
         super().__init__(parameters, defaults)
@@ -118,9 +181,43 @@ class MuGrokfast(torch.optim.Optimizer):
                 super().add_param_group({"lr": self._learning_rates[kind], **param_group, "params": named, "kind": kind})
 
     @property
+    def steps(self) -> int:
+        """Updates made, skipped ones not counted. Reading this, or the next two, waits for the device."""
+        return int(self._steps)
+
+    @steps.setter
+    def steps(self, steps: int) -> None:
+        self._steps.fill_(steps)
+
+    @property
+    def skipped_steps(self) -> int:
+        """Steps whose gradient was not finite."""
+        return int(self._skipped_steps)
+
+    @property
     def qk_clips(self) -> int:
-        """How often a head's gains were clipped, over all heads and steps. Reading it waits for the device."""
+        """How often a head was clipped, over all heads and steps."""
         return int(self._qk_clips)
+
+    def observe_logits(self, query: Tensor, key: Tensor, largest: Tensor) -> None:
+        """Tell the next step the largest attention logits of heads without QK-norm, for muon_clip().
+
+        Call it in or after each forward pass, with the attention's two projection weights; what is observed before the
+        same step is joined by its maximum.
+
+        query, key: [head * head_dim, d_model], parameters of this optimizer, without biases
+        largest: [head], max over batch and time of q.k / sqrt(head_dim)
+        """
+        if query.shape[0] != key.shape[0] or largest.ndim != 1 or query.shape[0] % len(largest):
+            raise ValueError(
+                f"largest is {[*largest.shape]}, query and key have {query.shape[0]} and {key.shape[0]} rows; "
+                "it must be one number a head, and each head needs equally many rows of both"
+            )
+        owned = {id(parameter) for group in self.param_groups for parameter in group["params"]}
+        if not {id(query), id(key)} <= owned:
+            raise ValueError("query or key is not a parameter of this optimizer, which clips only its own; pass the weights themselves")
+        before = self._observed.get((query, key))
+        self._observed[query, key] = largest.detach() if before is None else torch.maximum(before, largest.detach())
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -135,24 +232,20 @@ class MuGrokfast(torch.optim.Optimizer):
                 loss = closure()
         moving = [(group, parameters) for group in self.param_groups for parameters in _alike(group)]
         self.grad_norm = get_total_norm([gradient for _, parameters in moving for gradient in _gradients(parameters)])
-        # The step's one wait for the device. On CUDA it drains the queue of the backward pass, so the step's launches (a few
-        # hundred) are no longer hidden behind it. Skipping without waiting would mean a masked write of every state tensor.
-        norm = self.grad_norm.item()
-        if not math.isfinite(norm):
-            self.skipped_steps += 1
-            return loss
-        clip = 1.0 if self._gradient_clip is None else min(1.0, self._gradient_clip / (norm + 1e-6))
-        for group, parameters in moving:
-            filtered = self._filter(group, parameters, clip)
-            if group["kind"] == "matrix":
-                self._step_matrices(group, parameters, filtered)
-            elif group["kind"] == "embedding":
-                self._step_embeddings(group, parameters, filtered)
-            else:
-                self._step_vectors(group, parameters, filtered)
-        for query_gain, key_gain, head_dim in self._head_gains():
-            self._clip_gains(query_gain, key_gain, head_dim)
-        self.steps += 1
+        now = self._now(moving)
+        if isinstance(now.alive, Tensor) or now.alive:
+            for group, parameters in moving:
+                self._create_state(group, parameters, now.clip)
+                if group["kind"] == "matrix":
+                    self._step_matrices(group, parameters, now)
+                elif group["kind"] == "embedding":
+                    self._step_embeddings(group, parameters, now)
+                else:
+                    self._step_vectors(group, parameters, now)
+            self._clip_heads(self._qk_threshold / now.alive)  # infinite in a skipped step
+        self._observed.clear()
+        self._steps += now.alive
+        self._skipped_steps += 1 - now.alive
         return loss
 
     def state_dict(self) -> dict[str, Any]:
@@ -162,55 +255,85 @@ class MuGrokfast(torch.optim.Optimizer):
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         counters = state_dict["counters"]
         super().load_state_dict(dict(state_dict))
-        self.steps, self.skipped_steps, self._qk_clips = counters["steps"], counters["skipped_steps"], counters["qk_clips"]
+        for counter, key in ((self._steps, "steps"), (self._skipped_steps, "skipped_steps"), (self._qk_clips, "qk_clips")):
+            counter.fill_(counters[key])
+        # torch casts floating state to its parameter's dtype; the saved tensors again, in dtypes of our own.
+        saved = [index for group in state_dict["param_groups"] for index in group["params"]]
+        parameters = [parameter for group in self.param_groups for parameter in group["params"]]
+        for index, parameter in zip(saved, parameters, strict=True):
+            for key, value in state_dict["state"].get(index, {}).items():
+                self.state[parameter][key] = value.to(parameter.device, self._dtype_of(key, parameter))
 
-    def _filter(self, group: dict[str, Any], parameters: list[Tensor], clip: float) -> list[Tensor]:
-        """The clipped, filtered gradients, in memory of their own."""
-        gradients = list(torch._foreach_mul(_gradients(parameters), clip))
-        if group["grokfast_lambda"] == 0:
-            return gradients
-        states = [self.state[parameter] for parameter in parameters]
-        slow = [state.get("slow", gradient) for state, gradient in zip(states, gradients, strict=True)]
-        weight = group["grokfast_lambda"] * _ramp(self.steps, group["grokfast_ramp_steps"])
-        filtered, slow = grokfast_ema(gradients, slow, group["grokfast_alpha"], weight)
-        for state, value in zip(states, slow, strict=True):
-            state["slow"] = value
-        return filtered
+    def _now(self, moving: list[tuple[Group, list[Tensor]]]) -> _Now:
+        norm = self.grad_norm
+        one_device = len({parameters[0].device for _, parameters in moving}) == 1
+        capturable = (one_device and norm.is_cuda) if self._capturable is None else self._capturable
+        home = norm.device if capturable else torch.device("cpu")
+        self._steps, self._skipped_steps, self._qk_clips = (count.to(home) for count in (self._steps, self._skipped_steps, self._qk_clips))
+        has_state = all(key in self.state.get(p, {}) for group, parameters in moving for p in parameters for key in _state_keys(group))
+        if capturable and has_state:
+            finite = norm.isfinite()
+            clip = (self._gradient_clip / (norm + 1e-6)).clamp(max=1.0)
+            return _Now(torch.where(finite, clip, 0.0), finite.long(), self._steps)
+        # The one wait for the device: state must not begin with a gradient that turns out not to be finite.
+        number = norm.item()
+        return _Now(min(1.0, self._gradient_clip / (number + 1e-6)), int(math.isfinite(number)), self.steps)
 
-    def _step_matrices(self, group: dict[str, Any], parameters: list[Tensor], gradients: list[Tensor]) -> None:
-        momentum = self._state_of(parameters, "momentum", torch.zeros_like)
-        torch._foreach_lerp_(momentum, gradients, 1 - group["momentum"])
-        torch._foreach_lerp_(gradients, momentum, group["momentum"])  # Nesterov's look ahead
-        update = torch.stack(gradients)  # [same shape, rows, columns]
-        change = orthogonalize(update, dtype=self._dtype or native_dtype(update.device)).to(update.dtype)
-        scale = 0.2 * math.sqrt(max(update.shape[-2:]))  # an update's RMS is then 0.2 whatever the shape
-        if group["weight_decay"]:
-            weights = torch.stack(parameters)
-            agrees = (change * weights).ge_(0)  # 1 where decay would not pull against the update, else 0
-            change = change.mul_(scale).addcmul_(weights, agrees, value=group["weight_decay"])
-        else:
-            change = change * scale
-        torch._foreach_add_(parameters, change.unbind(), alpha=-group["lr"])
+    def _step_matrices(self, group: Group, parameters: list[Tensor], now: _Now) -> None:
+        gradients = now.gradients_of(parameters)
+        slow, momenta = self._slow(group, parameters, gradients), self._states(parameters, "momentum")
+        device = parameters[0].device
+        update = torch.empty(len(parameters), *parameters[0].shape, dtype=self._dtype or native_dtype(device), device=device)
+        for gradient, slow_part, stored, out, filtered, spare in _blocks(gradients, slow, momenta, list(update), scratch=2):
+            self._filter(group, gradient, slow_part, now, filtered, spare)
+            momentum = _widen(stored, spare)
+            _ema(momentum, filtered, 1 - group["momentum"], now.alive)
+            _narrow(momentum, stored)
+            torch._foreach_lerp_(filtered, momentum, group["momentum"])  # Nesterov's look ahead
+            torch._foreach_copy_(out, filtered)
+        change = orthogonalize(update, dtype=update.dtype)  # [same shape, rows, columns]
+        scale = 0.2 * math.sqrt(max(change.shape[-2:]))  # an update's RMS is then 0.2 whatever the shape
+        for weights, directions, moves, agrees in _blocks(parameters, list(change), scratch=2):
+            torch._foreach_copy_(moves, directions)
+            if group["weight_decay"]:
+                torch._foreach_copy_(agrees, weights)
+                torch._foreach_mul_(agrees, moves)
+                for product in agrees:
+                    product.ge_(0)  # 1 where decay would not pull against the update, else 0
+                torch._foreach_addcmul_(moves, weights, agrees, value=group["weight_decay"] / scale)
+            _add(weights, moves, -scale * group["lr"] * now.alive)
 
-    def _step_embeddings(self, group: dict[str, Any], parameters: list[Tensor], gradients: list[Tensor]) -> None:
-        momentum = self._state_of(parameters, "momentum", torch.zeros_like)
-        square = self._state_of(parameters, "mean_square", lambda table: table.new_zeros(_one_a_token(table)))
-        step = self._state_of(parameters, "step", _zero_steps)
-        for i, table in enumerate(parameters):
-            step[i] += 1
-            update = row_normalize(gradients[i], momentum[i], square[i], step[i], group["betas"], group["eps"])
-            table.sub_(update, alpha=group["lr"])
+    def _step_embeddings(self, group: Group, parameters: list[Tensor], now: _Now) -> None:
+        gradients = now.gradients_of(parameters)
+        slow, momenta = self._slow(group, parameters, gradients), self._states(parameters, "momentum")
+        squares, steps = self._states(parameters, "mean_square"), self._states(parameters, "step")
+        for step, *tensors in zip(steps, parameters, gradients, slow, momenta, squares, strict=True):
+            step += now.alive
+            if tensors[-1].shape[0] == 1:  # each token is a column
+                tensors = [tensor.mT for tensor in tensors]
+            for [table], gradient, slow_part, stored, [square], filtered, spare in _blocks(*([tensor] for tensor in tensors), scratch=2):
+                self._filter(group, gradient, slow_part, now, filtered, spare)
+                momentum = _widen(stored, spare)
+                factor = row_normalize(filtered[0], momentum[0], square, step, group["betas"], group["eps"], alive=now.alive)
+                _narrow(momentum, stored)
+                table.addcmul_(momentum[0], factor * (group["lr"] * now.alive), value=-1)
 
-    def _step_vectors(self, group: dict[str, Any], parameters: list[Tensor], gradients: list[Tensor]) -> None:
+    def _step_vectors(self, group: Group, parameters: list[Tensor], now: _Now) -> None:
+        gradients = now.gradients_of(parameters)
+        stored, squares, steps = (self._states(parameters, key) for key in STATE["vector"])
+        filtered = _wide_like(parameters)
+        self._filter(group, gradients, self._slow(group, parameters, gradients), now, filtered)
+        weights, averages = _widen(parameters), _widen(stored)
         beta1, beta2 = group["betas"]
-        adamw(
-            parameters,
-            gradients,
-            self._state_of(parameters, "exp_avg", torch.zeros_like),
-            self._state_of(parameters, "exp_avg_sq", torch.zeros_like),
+        adamw(  # the one place where torch.compile breaks its graph
+            weights,
+            filtered,
+            averages,
+            squares,
             [],
-            self._state_of(parameters, "step", _zero_steps),
+            steps,
             fused=True,
+            found_inf=(1 - now.alive).float() if isinstance(now.alive, Tensor) else None,
             amsgrad=False,
             beta1=beta1,
             beta2=beta2,
@@ -219,12 +342,37 @@ class MuGrokfast(torch.optim.Optimizer):
             eps=group["eps"],
             maximize=False,
         )
+        _narrow(weights, parameters)
+        _narrow(averages, stored)
 
-    def _clip_gains(self, query_gain: Tensor, key_gain: Tensor, head_dim: int) -> None:
-        clipped_query, clipped_key, clipped = qk_clip(query_gain, key_gain, head_dim, self._qk_threshold)
-        query_gain.copy_(clipped_query)
-        key_gain.copy_(clipped_key)
-        self._qk_clips = self._qk_clips + clipped.sum()
+    def _filter(
+        self,
+        group: Group,
+        gradients: list[Tensor],
+        slow: list[Tensor],
+        now: _Now,
+        filtered: list[Tensor],
+        spare: list[Tensor] | None = None,
+    ) -> None:
+        """Write the clipped, filtered gradients into `filtered`; `spare` is scratch."""
+        torch._foreach_copy_(filtered, gradients)
+        if isinstance(now.clip, Tensor) or now.clip != 1:
+            torch._foreach_mul_(filtered, now.clip)
+        if group["grokfast_lambda"]:
+            wide = _widen(slow, spare)
+            weight = group["grokfast_lambda"] * _ramp(now.steps, group["grokfast_ramp_steps"]) * now.alive
+            grokfast_ema(filtered, wide, group["grokfast_alpha"], weight, alive=now.alive)
+            _narrow(wide, slow)
+
+    def _clip_heads(self, threshold: Scalar) -> None:
+        clips = [(query, key, qk_clip(query, key, head_dim, threshold)) for query, key, head_dim in self._head_gains()]
+        for (query, key), largest in self._observed.items():
+            if query.requires_grad and key.requires_grad:
+                clips.append((query, key, muon_clip(query, key, largest, threshold)))
+        for query, key, (clipped_query, clipped_key, clipped) in clips:
+            query.copy_(clipped_query)
+            key.copy_(clipped_key)
+            self._qk_clips += clipped.sum().to(self._qk_clips.device)
 
     def _head_gains(self) -> list[tuple[Tensor, Tensor, int]]:
         """(query gain, key gain, head_dim) of every attention whose gains are trained."""
@@ -246,10 +394,36 @@ class MuGrokfast(torch.optim.Optimizer):
                 gains.append((query_gain, key_gain, named[f"{prefix}query.weight"].shape[0] // query_gain.numel()))
         return gains
 
-    def _state_of(self, parameters: list[Tensor], key: str, create: Callable[[Tensor], Tensor]) -> list[Tensor]:
+    def _create_state(self, group: Group, parameters: list[Tensor], clip: Scalar) -> None:
         for parameter in parameters:
-            if key not in self.state[parameter]:
-                self.state[parameter][key] = create(parameter)
+            state = self.state[parameter]
+            for key in _state_keys(group):
+                if key not in state:
+                    state[key] = self._first(key, parameter, clip)
+
+    def _first(self, key: str, parameter: Tensor, clip: Scalar) -> Tensor:
+        dtype = self._dtype_of(key, parameter)
+        if key == "slow":
+            assert parameter.grad is not None
+            return (parameter.grad * clip).to(dtype)
+        if key == "step":
+            return torch.zeros((), dtype=dtype, device=parameter.device)
+        if key == "mean_square":
+            return torch.zeros(_one_a_token(parameter), dtype=dtype, device=parameter.device)
+        return torch.zeros_like(parameter, dtype=dtype)
+
+    def _dtype_of(self, key: str, parameter: Tensor) -> torch.dtype:
+        if key == "step":
+            return torch.float32
+        if key in {"mean_square", "exp_avg_sq"}:
+            return _wide_dtype(parameter)
+        return self._state_dtype or parameter.dtype
+
+    def _slow(self, group: Group, parameters: list[Tensor], gradients: list[Tensor]) -> list[Tensor]:
+        """The slow gradients; without a filter there are none, and the gradients stand in their place, unread."""
+        return self._states(parameters, "slow") if group["grokfast_lambda"] else gradients
+
+    def _states(self, parameters: list[Tensor], key: str) -> list[Tensor]:
         return [self.state[parameter][key] for parameter in parameters]
 
 
@@ -262,14 +436,13 @@ def kind_of(name: str, parameter: Tensor) -> Kind:
     return "vector" if min(parameter.shape) <= 8 else "matrix"
 
 
-def grokfast_ema(gradients: list[Tensor], slow: list[Tensor], alpha: float, weight: float) -> tuple[list[Tensor], list[Tensor]]:
-    """Amplify what is slow in each gradient; changes nothing in place.
+def grokfast_ema(gradients: list[Tensor], slow: list[Tensor], alpha: float, weight: Scalar, *, alive: Alive = 1) -> None:
+    """Amplify what is slow in each gradient. Both are moved in place: mu = alpha mu + (1 - alpha) g, then g = g + weight mu.
 
-    gradients, slow: tensors of any shape, pairwise alike; at the first step `slow` is the gradients themselves.
-    returns (g + weight * mu', mu') with mu' = alpha * mu + (1 - alpha) * g
+    gradients, slow: tensors of any shape, pairwise alike; at the first step `slow` equals `gradients`
     """
-    moved = torch._foreach_lerp(slow, gradients, 1 - alpha)
-    return list(torch._foreach_add(gradients, moved, alpha=weight)), list(moved)
+    _ema(slow, gradients, 1 - alpha, alive)
+    _add(gradients, slow, weight)
 
 
 def orthogonalize(
@@ -296,37 +469,58 @@ def orthogonalize(
     return (wide.mT if rows > columns else wide).reshape(update.shape)
 
 
-def row_normalize(gradient: Tensor, momentum: Tensor, mean_square: Tensor, step: Tensor, betas: tuple[float, float], eps: float) -> Tensor:
+def row_normalize(
+    gradient: Tensor,
+    momentum: Tensor,
+    mean_square: Tensor,
+    step: Tensor,
+    betas: tuple[float, float],
+    eps: float,
+    *,
+    alive: Alive = 1,
+) -> Tensor:
     """Adam with one second moment a token: its vector keeps its direction, only its length is normalised.
 
     Moves `momentum` and `mean_square` in place.
 
-    gradient, momentum: [token, width], or [width, token]
-    mean_square: [token, 1], or [1, token]
+    gradient, momentum: [token, width]
+    mean_square: [token, 1]
     step: [], the number of gradients seen, this one included
-    returns the update, shaped like gradient
+    returns what `momentum` is to be multiplied by, [token, 1]
     """
     beta1, beta2 = betas
-    width = -1 if mean_square.shape[-1] == 1 else 0
-    momentum.lerp_(gradient, 1 - beta1)
-    mean_square.lerp_(gradient.square().mean(width, keepdim=True), 1 - beta2)
+    square = torch.linalg.vector_norm(gradient, dim=-1, keepdim=True).square_().div_(gradient.shape[-1])
+    _ema([momentum], [gradient], 1 - beta1, alive)
+    _ema([mean_square], [square], 1 - beta2, alive)
     root = (mean_square / (1 - beta2**step)).sqrt_().add_(eps)
-    return momentum / (root * (1 - beta1**step))
+    return root.mul_(1 - beta1**step).reciprocal_()
 
 
-def qk_clip(query_gain: Tensor, key_gain: Tensor, head_dim: int, threshold: float) -> tuple[Tensor, Tensor, Tensor]:
+def qk_clip(query_gain: Tensor, key_gain: Tensor, head_dim: int, threshold: Scalar) -> tuple[Tensor, Tensor, Tensor]:
     """Shrink both gains of each head whose largest possible attention logit exceeds `threshold`.
 
-    Normalised queries and keys have length sqrt(head_dim), and scores are divided by it once.
+    For attention with QK-norm: normalised queries and keys have length sqrt(head_dim), and scores are divided by it once.
 
     query_gain, key_gain: [head]
     returns (query_gain, key_gain, clipped), each [head]; clipped is bool
     """
-    largest = math.sqrt(head_dim) * (query_gain * key_gain).abs()
-    # A head just clipped may round to the last bit above the threshold: that is not another clip.
-    clipped = largest > threshold * (1 + 4 * torch.finfo(largest.dtype).eps)
-    shrink = torch.where(clipped, (threshold / largest).sqrt(), 1.0)
+    shrink, clipped = _shrink(math.sqrt(head_dim) * (query_gain * key_gain).abs(), threshold)
     return query_gain * shrink, key_gain * shrink, clipped
+
+
+def muon_clip(query: Tensor, key: Tensor, largest: Tensor, threshold: Scalar) -> tuple[Tensor, Tensor, Tensor]:
+    """Shrink the rows of both projections of each head that has shown an attention logit above `threshold`.
+
+    For attention without QK-norm, whose logits are bilinear in the two: with S_max = `largest`, each is multiplied by
+    sqrt(threshold / S_max), and the same logit is then the threshold.
+
+    query, key: [head * head_dim, d_model], W_q and W_k, a head's rows together
+    largest: [head], the largest logit q.k / sqrt(head_dim) seen; one that is not finite clips nothing
+    returns (query, key, clipped), shaped like query, key and largest; clipped is bool
+    """
+    shrink, clipped = _shrink(largest.to(query.dtype), threshold)
+    by_row = shrink.repeat_interleave(query.shape[0] // len(largest))[:, None]  # [head * head_dim, 1]
+    return query * by_row, key * by_row, clipped
 
 
 @functools.cache
@@ -344,10 +538,14 @@ def native_dtype(device: torch.device) -> torch.dtype:
 
 
 def _apply_polynomials(wide: Tensor, coefficients: Coefficients) -> Tensor:
-    for a, b, c in coefficients:
-        gram = wide @ wide.mT
-        factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
-        wide = torch.baddbmm(wide, factor, wide, beta=a)
+    # Results go where earlier ones were: on the CPU fresh memory made this a third slower for 36 matrices of 320 x 320.
+    matrices, short, long = wide.shape
+    gram, factor = wide.new_empty(2, matrices, short, short)
+    results = wide.new_empty(2, matrices, short, long)
+    for i, (a, b, c) in enumerate(coefficients):
+        torch.bmm(wide, wide.mT, out=gram)
+        torch.baddbmm(gram, gram, gram, beta=b, alpha=c, out=factor)
+        wide = torch.baddbmm(wide, factor, wide, beta=a, out=results[i % 2])
     return wide
 
 
@@ -378,7 +576,31 @@ def _check_ranges(options: Mapping[str, float]) -> None:
             raise ValueError(f"{name} is {value}; it must be a finite number of at least 0")
 
 
-def _alike(group: dict[str, Any]) -> list[list[Tensor]]:
+def _ema(averages: list[Tensor], values: list[Tensor], rate: float, alive: Alive) -> None:
+    """average += rate (value - average), in place. Where `alive` is 0 the values are too, and nothing changes."""
+    if isinstance(alive, Tensor):
+        torch._foreach_mul_(averages, 1 - rate * alive)
+        torch._foreach_add_(averages, values, alpha=rate)
+    else:
+        torch._foreach_lerp_(averages, values, rate)
+
+
+def _add(tensors: list[Tensor], others: list[Tensor], factor: Scalar) -> None:
+    """tensor += factor * other, in place."""
+    if isinstance(factor, Tensor):
+        torch._foreach_add_(tensors, torch._foreach_mul(others, factor))
+    else:
+        torch._foreach_add_(tensors, others, alpha=factor)
+
+
+def _shrink(largest: Tensor, threshold: Scalar) -> tuple[Tensor, Tensor]:
+    """(what both factors of a logit are multiplied by, whether that is below 1), each shaped like `largest`."""
+    # A head just clipped may round to the last bit above the threshold: that is not another clip.
+    clipped = (largest > threshold * (1 + 4 * torch.finfo(largest.dtype).eps)) & largest.isfinite()
+    return torch.where(clipped, (threshold / largest).sqrt(), 1.0), clipped
+
+
+def _alike(group: Group) -> list[list[Tensor]]:
     """The group's parameters that have a gradient, in lists that can be stacked."""
     lists: dict[object, list[Tensor]] = defaultdict(list)
     for parameter in group["params"]:
@@ -392,8 +614,55 @@ def _gradients(parameters: list[Tensor]) -> list[Tensor]:
     return [parameter.grad for parameter in parameters if parameter.grad is not None]
 
 
-def _ramp(steps: int, ramp_steps: int) -> float:
-    return min(1.0, steps / ramp_steps) if ramp_steps else 1.0
+def _blocks(*lists: list[Tensor], scratch: int) -> Iterator[tuple[list[Tensor], ...]]:
+    """The lists again; on the CPU in blocks of rows, each to go through all operations before the next.
+
+    With them come `scratch` lists of tensors shaped like the first list's, uninitialised and wide. On the CPU their memory is
+    always the same: touching fresh memory takes longer than the arithmetic on it.
+
+    lists: equally long; the tensors at one place have equally many rows
+    """
+    if lists[0][0].device.type != "cpu":
+        yield (*lists, *(_wide_like(lists[0]) for _ in range(scratch)))
+        return
+    size = max(BLOCK, *(tensor[0].numel() for tensor in lists[0]))
+    memory = torch.empty(scratch, size, dtype=_wide_dtype(lists[0][0])).unbind()
+    for tensors in zip(*lists, strict=True):
+        rows = max(1, BLOCK // tensors[0][0].numel())
+        for block in zip(*(torch.split(tensor, rows) for tensor in tensors), strict=True):
+            shape, elements = block[0].shape, block[0].numel()
+            yield (*([part] for part in block), *([part[:elements].view(shape)] for part in memory))
+
+
+def _wide_dtype(tensor: Tensor) -> torch.dtype:
+    """All arithmetic is in float32 or float64, whatever is stored."""
+    return torch.promote_types(tensor.dtype, torch.float32)
+
+
+def _wide_like(tensors: list[Tensor]) -> list[Tensor]:
+    return [torch.empty_like(tensor, dtype=_wide_dtype(tensor)) for tensor in tensors]
+
+
+def _widen(tensors: list[Tensor], scratch: list[Tensor] | None = None) -> list[Tensor]:
+    """The tensors themselves, or where they are narrow their copies, in `scratch` if there is any."""
+    if tensors[0].dtype == _wide_dtype(tensors[0]):
+        return tensors
+    wide = _wide_like(tensors) if scratch is None else scratch
+    torch._foreach_copy_(wide, tensors)
+    return wide
+
+
+def _narrow(wide: list[Tensor], tensors: list[Tensor]) -> None:
+    """Round `wide`, from _widen(tensors), back into `tensors`."""
+    if wide is not tensors:
+        torch._foreach_copy_(tensors, wide)
+
+
+def _ramp(steps: Scalar, ramp_steps: int) -> Scalar:
+    if not ramp_steps:
+        return 1.0
+    share = steps / ramp_steps
+    return share.clamp(max=1.0) if isinstance(share, Tensor) else min(1.0, share)
 
 
 def _is_long(shape: Sequence[int]) -> bool:
@@ -405,5 +674,6 @@ def _one_a_token(table: Tensor) -> tuple[int, int]:
     return (1, table.shape[1]) if _is_long(table.shape[::-1]) else (table.shape[0], 1)
 
 
-def _zero_steps(parameter: Tensor) -> Tensor:
-    return torch.zeros((), dtype=torch.float32, device=parameter.device)
+def _state_keys(group: Group) -> tuple[str, ...]:
+    """The names of each parameter's state."""
+    return (*(("slow",) if group["grokfast_lambda"] else ()), *STATE[group["kind"]])

@@ -14,13 +14,15 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import cognate.optimizer
 from cognate.config import ModelConfig, OptimizerConfig
 from cognate.model import Cognate
-from cognate.optimizer import MuGrokfast, grokfast_ema, kind_of, native_dtype, orthogonalize, qk_clip
+from cognate.optimizer import MuGrokfast, grokfast_ema, kind_of, muon_clip, native_dtype, orthogonalize, qk_clip
 
 MUON_COEFFICIENTS = ((3.4445, -4.7750, 2.0315),) * 5  # torch.optim.Muon's
+both_paths = pytest.mark.parametrize("capturable", [False, True], ids=["decided on the host", "decided on the device"])
 SHAPES = [(64, 64), (320, 320), (192, 320), (1024, 320), (320, 1024), (64, 320)]
 
 
@@ -94,10 +96,9 @@ def published_grokfast(gradients: list[Tensor], alpha: float, weights: list[floa
 
 
 def run_filter(gradients: list[Tensor], alpha: float, weight: float) -> list[Tensor]:
-    slow, filtered = [gradients[0]], []
-    for gradient in gradients:
-        [moved], slow = grokfast_ema([gradient], slow, alpha, weight)
-        filtered.append(moved)
+    slow, filtered = [gradients[0].clone()], [gradient.clone() for gradient in gradients]
+    for gradient in filtered:
+        grokfast_ema([gradient], slow, alpha, weight)
     return filtered
 
 
@@ -122,14 +123,6 @@ def test_an_alternating_gradient_is_amplified_by_less() -> None:
     gradient = torch.tensor([1.0, -2.0, 0.5])
     late = run_filter([gradient * (-1) ** i for i in range(400)], 0.98, 0.3)[-1]
     assert (late.norm() / gradient.norm()).item() < 1.01
-
-
-def test_the_filter_leaves_its_arguments_alone() -> None:
-    """It is documented as pure; the gradients belong to the caller."""
-    gradient, slow = torch.ones(3), torch.zeros(3)
-    grokfast_ema([gradient], [slow], 0.9, 1.0)
-    assert gradient.tolist() == [1, 1, 1]
-    assert slow.tolist() == [0, 0, 0]
 
 
 @pytest.mark.parametrize("ramp_steps", [0, 4])
@@ -484,32 +477,202 @@ def test_a_gain_without_its_siblings_is_refused() -> None:
         MuGrokfast([("attention.query_gain", nn.Parameter(torch.ones(2)))])
 
 
+def logits(query: Tensor, key: Tensor, x: Tensor, n_heads: int) -> Tensor:
+    """q.k / sqrt(head_dim) between all tokens, as attention without QK-norm has them; [head, time, time] in float64."""
+    q, k = ((x.double() @ weight.double().T).unflatten(-1, (n_heads, -1)).transpose(0, 1) for weight in (query, key))
+    return q @ k.mT / math.sqrt(q.shape[-1])
+
+
+def projections(n_heads: int = 4, head_dim: int = 8, width: int = 24) -> tuple[Tensor, Tensor, Tensor]:
+    """(W_q, W_k, x) with heads whose logits differ in size."""
+    generator = torch.Generator().manual_seed(0)
+    sizes = torch.logspace(-1, 1, n_heads).repeat_interleave(head_dim)[:, None]
+    query, key = (sizes * torch.randn(n_heads * head_dim, width, generator=generator) for _ in range(2))
+    return query, key, torch.randn(50, width, generator=generator)
+
+
+@pytest.mark.parametrize(
+    ("largest", "shrink"),
+    [(29.9, 1.0), (30.0, 1.0), (60.0, math.sqrt(0.5)), (3000.0, 0.1), (0.0, 1.0), (-500.0, 1.0), (math.inf, 1.0), (math.nan, 1.0)],
+)
+def test_muon_clip_is_the_papers(largest: float, shrink: float) -> None:
+    """Kimi K2, section 2.1: both W_q and W_k of a head by sqrt(tau / S_max), and nothing else. What is not finite clips nothing:
+    it would shrink the head to 0."""
+    query, key, _ = projections(n_heads=2)
+    clipped_query, clipped_key, clipped = muon_clip(query, key, torch.tensor([largest, 1.0]), 30.0)
+    assert clipped.tolist() == [shrink < 1, False]
+    for weight, ours in ((query, clipped_query), (key, clipped_key)):
+        torch.testing.assert_close(ours[:8], shrink * weight[:8])
+        assert torch.equal(ours[8:], weight[8:])
+
+
+def test_no_logit_is_above_the_threshold_after_muon_clip() -> None:
+    """The bound itself, with the scores computed again; and the next step, seeing them, clips nothing."""
+    query, key, x = projections()
+    largest = logits(query, key, x, 4).amax((1, 2))
+    query, key, clipped = muon_clip(query, key, largest, 30.0)
+    again = logits(query, key, x, 4).amax((1, 2))
+    assert clipped.tolist() == (largest > 30).tolist()
+    assert 0 < clipped.sum() < 4
+    assert again[clipped].tolist() == pytest.approx([30.0] * int(clipped.sum()), rel=1e-6)
+    assert torch.equal(again[~clipped], largest[~clipped])
+    assert not muon_clip(query, key, again.float(), 30.0)[2].any()
+
+
+@both_paths
+def test_observed_logits_clip_the_next_step_and_no_other(capturable: bool) -> None:
+    """What several forward passes saw is one observation, each head's largest; it is used up."""
+    model = toy()
+    optimizer = optimizer_of(model, capturable=capturable)
+    for seed in range(2):
+        step_with(optimizer, model, random_gradients(model, seed))
+    expected, _ = copy.deepcopy(model), copy.deepcopy(model)
+    other = optimizer_of(expected, capturable=capturable)
+    other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    optimizer.observe_logits(model.query.weight, model.key.weight, torch.tensor([120.0, 10.0]))
+    optimizer.observe_logits(model.query.weight, model.key.weight, torch.tensor([5.0, 20.0]))
+    for each, module in ((optimizer, model), (other, expected)):
+        step_with(each, module, random_gradients(model, 2))
+    shrink = torch.tensor([0.5, 1.0]).repeat_interleave(8)[:, None]
+    torch.testing.assert_close(model.query.weight, expected.query.weight * shrink)
+    torch.testing.assert_close(model.key.weight, expected.key.weight * shrink)
+    assert optimizer.qk_clips == 1
+    before = weights(model)
+    step_with(optimizer, model, {})
+    assert_same_bits(weights(model), before)
+    assert optimizer.qk_clips == 1
+
+
+def test_projections_are_not_clipped_when_frozen_or_told_so() -> None:
+    """Frozen means frozen, and math.inf means no clip, for observed logits as for gains."""
+    frozen = toy()
+    frozen.key.weight.requires_grad_(False)
+    for model, qk_clip_at in ((frozen, 30.0), (toy(), math.inf)):
+        optimizer = optimizer_of(model, qk_clip=qk_clip_at)
+        before = weights(model)
+        optimizer.observe_logits(model.query.weight, model.key.weight, torch.tensor([1e6, 1e6]))
+        step_with(optimizer, model, {})
+        assert_same_bits(weights(model), before)
+        assert optimizer.qk_clips == 0
+
+
+def test_logits_that_fit_no_heads_are_refused() -> None:
+    """A wrong head's rows would shrink."""
+    model = toy()
+    optimizer = optimizer_of(model)
+    with pytest.raises(ValueError, match=r"largest is \[3\].* one number a head"):
+        optimizer.observe_logits(model.query.weight, model.key.weight, torch.ones(3))
+    with pytest.raises(ValueError, match="16 and 64 rows"):
+        optimizer.observe_logits(model.query.weight, model.up.weight, torch.ones(2))
+    with pytest.raises(ValueError, match="not a parameter of this optimizer"):
+        optimizer.observe_logits(model.query.weight.detach(), model.key.weight, torch.ones(2))
+
+
 # --- gradients that are not as usual ----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("poison", [math.nan, math.inf, -math.inf])
+@both_paths
+@pytest.mark.parametrize("poison", [math.nan, math.inf, -math.inf, 1e30])
 @pytest.mark.parametrize("where", ["embedding.weight", "up.weight", "norm"])
-def test_a_non_finite_gradient_skips_the_whole_step(poison: float, where: str) -> None:
-    """One bad batch must not reach weights, momentum, slow gradients or the ramp: later steps are as if it had not been."""
+def test_a_non_finite_gradient_skips_the_whole_step(poison: float, where: str, capturable: bool) -> None:
+    """One bad batch must not reach weights, momentum, slow gradients or the ramp: later steps are as if it had not been.
+    1e30 is finite, but its square is not."""
     model = toy()
     good = [random_gradients(model, seed) for seed in range(4)]
     bad = random_gradients(model, 9)
     bad[where].view(-1)[-1] = poison
-    optimizer = optimizer_of(model, grokfast_ramp_steps=3)
+    optimizer = optimizer_of(model, grokfast_ramp_steps=3, capturable=capturable)
     for gradient in (good[0], good[1], bad, good[2], bad, good[3]):
         step_with(optimizer, model, gradient)
-    assert_same_bits(weights(model), train(good, grokfast_ramp_steps=3))
+    assert_same_bits(weights(model), train(good, grokfast_ramp_steps=3, capturable=capturable))
     assert optimizer.skipped_steps == 2
     assert optimizer.steps == 4
 
 
-def test_a_skipped_first_step_leaves_no_state() -> None:
-    """A slow gradient must not start from NaN."""
+@both_paths
+@pytest.mark.parametrize("state_dtype", [None, torch.bfloat16])
+def test_a_skipped_step_changes_no_bit(capturable: bool, state_dtype: torch.dtype | None) -> None:
+    """Masking is arithmetic: 1 * x + 0 must be x for weights, averages, second moments and step counts, gains above the bound included."""
     model = toy()
-    optimizer = optimizer_of(model)
+    optimizer = optimizer_of(model, capturable=capturable, state_dtype=state_dtype)
+    for seed in range(3):
+        step_with(optimizer, model, random_gradients(model, seed))
+    with torch.no_grad():
+        model.query_gain.fill_(100.0)
+    optimizer.observe_logits(model.query.weight, model.key.weight, torch.tensor([100.0, 100.0]))
+    before, state_before = weights(model), copy.deepcopy(optimizer.state_dict()["state"])
+    step_with(optimizer, model, {name: gradient * math.nan for name, gradient in random_gradients(model, 3).items()})
+    assert_same_bits(weights(model), before)
+    state = optimizer.state_dict()["state"]
+    for index, kept in state_before.items():
+        assert_same_bits(state[index], kept)
+    assert optimizer.state_dict()["counters"] == {"steps": 3, "skipped_steps": 1, "qk_clips": 0}
+
+
+@both_paths
+def test_a_skipped_first_step_leaves_no_state(capturable: bool) -> None:
+    """A slow gradient must not start from NaN, nor from the 0 put in its place."""
+    model = toy()
+    optimizer = optimizer_of(model, capturable=capturable)
     step_with(optimizer, model, {name: gradient * math.nan for name, gradient in random_gradients(model, 0).items()})
     assert not optimizer.state
     assert not math.isfinite(optimizer.grad_norm.item())
+    gradients = [random_gradients(model, seed) for seed in range(3)]
+    for gradient in gradients:
+        step_with(optimizer, model, gradient)
+    assert_same_bits(weights(model), train(gradients, capturable=capturable))
+
+
+class NoWaiting(TorchDispatchMode):
+    """Refuses every operation that brings a number from the device to the host."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        assert func not in {torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default}, "waits for the device"
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_capturable_step_never_waits() -> None:
+    """A CUDA graph cannot hold a wait, and without one the host runs ahead. The first step creates state, and may."""
+    model = toy()
+    optimizer, waiting = optimizer_of(model, capturable=True), optimizer_of(toy(), capturable=False)
+    optimizer.step()
+    step_with(optimizer, model, random_gradients(model, 0))
+    with NoWaiting():
+        for seed in range(3):
+            optimizer.observe_logits(model.query.weight, model.key.weight, torch.tensor([40.0, 1.0]))
+            step_with(optimizer, model, random_gradients(model, seed))
+    with NoWaiting(), pytest.raises(AssertionError, match="waits"):
+        waiting.step()
+
+
+def test_deciding_on_the_device_is_deciding_on_the_host() -> None:
+    """One optimizer, not two: through clipping, ramp, skips, clipped heads and a parameter that joins late."""
+
+    def history(capturable: bool) -> tuple[dict[str, Tensor], dict[str, int]]:
+        model = toy()
+        optimizer = optimizer_of(model, capturable=capturable, grokfast_ramp_steps=4, adamw_lr=0.05, muon_lr=0.02, weight_decay=0.1)
+        for seed in range(8):
+            gradients = random_gradients(model, seed, scale=10.0 ** (seed % 3 - 2))
+            if seed in (0, 5):
+                gradients["norm"][0] = math.nan
+            if seed < 4:
+                del gradients["up.weight"], gradients["embedding.weight"]
+            optimizer.observe_logits(model.query.weight, model.key.weight, torch.tensor([40.0, 20.0]))
+            step_with(optimizer, model, gradients)
+        return weights(model), optimizer.state_dict()["counters"]
+
+    (ours, counters), (expected, expected_counters) = history(True), history(False)
+    assert counters == expected_counters == {"steps": 6, "skipped_steps": 2, "qk_clips": 6}
+    for name in expected:
+        torch.testing.assert_close(ours[name], expected[name], rtol=1e-5, atol=1e-6, msg=name)
+
+
+def test_blocks_are_not_seen_in_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows go through an update in blocks for the cache's sake alone; the last block may be short."""
+    gradients = [random_gradients(toy(), seed) for seed in range(3)]
+    whole = train(gradients)
+    monkeypatch.setattr(cognate.optimizer, "BLOCK", 80)  # five rows of 16
+    assert_same_bits(train(gradients), whole)
 
 
 def test_a_zero_gradient_moves_nothing_but_decay() -> None:
@@ -537,10 +700,11 @@ def test_a_frozen_parameter_stays_even_with_a_gradient_left_over() -> None:
     assert stayed == [name for name in before if name in frozen]
 
 
-def test_a_parameter_without_gradient_waits() -> None:
+@both_paths
+def test_a_parameter_without_gradient_waits(capturable: bool) -> None:
     """A head that is not trained yet keeps weights and bias corrections for its own first step."""
     model = toy()
-    optimizer = optimizer_of(model, grokfast_lambda=0, gradient_clip=None)
+    optimizer = optimizer_of(model, grokfast_lambda=0, gradient_clip=None, capturable=capturable)
     late = ["embedding.weight", "query.weight", "norm"]
     gradients = random_gradients(model, 0)
     step_with(optimizer, model, {name: gradient for name, gradient in gradients.items() if name not in late})
@@ -570,6 +734,18 @@ def test_gradients_are_clipped_by_their_global_norm() -> None:
     for name, ours in train([large, small], gradient_clip=0.5).items():
         torch.testing.assert_close(ours, expected[name], rtol=0, atol=1e-6)
         assert (ours - unclipped[name]).abs().max() > 1e-5
+
+
+@both_paths
+@pytest.mark.parametrize("grokfast_lambda", [0, 0.3])
+def test_gradients_are_left_as_they_are(grokfast_lambda: float, capturable: bool) -> None:
+    """They are the caller's, also where nothing is done to them before they are used: no clip, no filter."""
+    model = toy()
+    optimizer = optimizer_of(model, grokfast_lambda=grokfast_lambda, gradient_clip=None, capturable=capturable)
+    for seed in range(2):
+        gradients = random_gradients(model, seed)
+        step_with(optimizer, model, gradients)
+        assert_same_bits({name: p.grad for name, p in model.named_parameters() if p.grad is not None}, gradients)
 
 
 @pytest.mark.parametrize("factor", [2.0**-10, 2.0**10])
@@ -605,6 +781,55 @@ def test_a_scheduler_acts_on_the_real_step() -> None:
     assert_same_bits(weights(model), train([gradients], muon_lr=1e-3, embedding_lr=5e-3, adamw_lr=2e-3))
     scheduler.step()
     assert {group["kind"]: group["lr"] for group in optimizer.param_groups} == {"matrix": 2e-3, "embedding": 1e-2, "vector": 4e-3}
+
+
+@both_paths
+def test_a_rate_may_be_a_tensor(capturable: bool) -> None:
+    """As torch's capturable optimizers allow: a captured graph reads the rate that a scheduler writes."""
+
+    def history(as_tensor: bool) -> tuple[dict[str, Tensor], list[float]]:
+        model = toy()
+        optimizer = optimizer_of(model, capturable=capturable)
+        for group in optimizer.param_groups:
+            group["lr"] = torch.tensor(4e-3) if as_tensor else 4e-3
+        rates = [group["lr"] for group in optimizer.param_groups]
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step))
+        for seed in range(4):
+            step_with(optimizer, model, random_gradients(model, seed))
+            scheduler.step()
+        assert not as_tensor or all(group["lr"] is rate for group, rate in zip(optimizer.param_groups, rates, strict=True))
+        return weights(model), [float(group["lr"]) for group in optimizer.param_groups]
+
+    (ours, rates), (expected, expected_rates) = history(True), history(False)
+    assert rates == pytest.approx(expected_rates)
+    for name in expected:
+        torch.testing.assert_close(ours[name], expected[name], rtol=1e-5, atol=1e-7, msg=name)
+
+
+@pytest.mark.slow
+def test_torch_compile_takes_a_step_as_one_graph() -> None:
+    """No data decides what is traced. Vectors are left out: torch keeps its compiler from its fused AdamW."""
+
+    def history(compiled: bool) -> tuple[dict[str, Tensor], int]:
+        model = toy()
+        named = [(name, p) for name, p in model.named_parameters() if kind_of(name, p) != "vector"]
+        optimizer = MuGrokfast(named, capturable=True, orthogonalization_dtype=torch.float32)
+        step_with(optimizer, model, random_gradients(model, 0))
+        step = torch.compile(optimizer.step, fullgraph=True, backend="aot_eager") if compiled else optimizer.step
+        for seed in range(1, 4):
+            gradients = random_gradients(model, seed)
+            if seed == 2:
+                gradients["up.weight"][0, 0] = math.nan
+            for name, parameter in named:
+                assert parameter.grad is not None
+                parameter.grad.copy_(gradients[name])
+            step()
+        return weights(model), optimizer.skipped_steps
+
+    (ours, skipped), (expected, _) = history(True), history(False)
+    assert skipped == 1
+    for name in expected:
+        torch.testing.assert_close(ours[name], expected[name], rtol=1e-5, atol=1e-6, msg=name)
 
 
 @pytest.mark.parametrize("kind", ["matrix", "embedding", "vector"])
@@ -690,8 +915,10 @@ def through_files(state_dict: dict) -> dict:
     return {"state": state, **rest}
 
 
+@both_paths
+@pytest.mark.parametrize("state_dtype", [None, torch.bfloat16])
 @pytest.mark.parametrize("stop", [1, 3, 5])
-def test_a_reload_continues_to_the_bit(stop: int) -> None:
+def test_a_reload_continues_to_the_bit(stop: int, state_dtype: torch.dtype | None, capturable: bool) -> None:
     """Mid-ramp, with skips and clips behind it: a resumed run is the run that never stopped."""
     model = toy()
     with torch.no_grad():
@@ -702,7 +929,8 @@ def test_a_reload_continues_to_the_bit(stop: int) -> None:
     gradients[6]["norm"][0] = math.nan
 
     def make(module: nn.Module) -> MuGrokfast:
-        return MuGrokfast(module.named_parameters(), adamw_lr=0.05, grokfast_ramp_steps=6)
+        options = {"adamw_lr": 0.05, "grokfast_ramp_steps": 6, "state_dtype": state_dtype, "capturable": capturable}
+        return MuGrokfast(module.named_parameters(), **options)
 
     optimizer = make(model)
     schedule = functools.partial(torch.optim.lr_scheduler.LambdaLR, lr_lambda=lambda step: 1 / (1 + step))
@@ -727,6 +955,105 @@ def test_a_reload_continues_to_the_bit(stop: int) -> None:
     assert expected["counters"]["qk_clips"] >= 2
     for index, state in expected["state"].items():
         assert_same_bits(got["state"][index], state)
+        assert {key: value.dtype for key, value in got["state"][index].items()} == {key: value.dtype for key, value in state.items()}
+
+
+def state_bytes(optimizer: torch.optim.Optimizer) -> int:
+    return sum(value.nbytes for state in optimizer.state.values() for value in state.values())
+
+
+AVERAGES = {"slow", "momentum", "exp_avg"}
+
+
+@pytest.mark.parametrize("parameter_dtype", [torch.float32, torch.bfloat16])
+def test_narrow_state_is_averages_only(parameter_dtype: torch.dtype) -> None:
+    """A second moment in bfloat16, rate 0.05 and squared numbers, would stall; a step count would stop at 256."""
+    model = toy().to(parameter_dtype)
+    optimizer = optimizer_of(model, state_dtype=torch.bfloat16)
+    for name, parameter in model.named_parameters():
+        parameter.grad = random_gradients(model, 0)[name].to(parameter_dtype)
+    optimizer.step()
+    optimizer.load_state_dict(through_files(optimizer.state_dict()))  # torch would cast all of it to the parameter's dtype
+    for state in optimizer.state.values():
+        assert {key for key, value in state.items() if value.dtype == torch.bfloat16} == state.keys() & AVERAGES
+        assert {value.dtype for key, value in state.items() if key not in AVERAGES} <= {torch.float32}
+
+
+def test_narrow_state_takes_half_the_memory() -> None:
+    """That is what it is for."""
+    wide, narrow = optimizer_of(model := toy()), optimizer_of(other := toy(), state_dtype=torch.bfloat16)
+    step_with(wide, model, random_gradients(model, 0))
+    step_with(narrow, other, random_gradients(model, 0))
+    averages = sum(value.nbytes for state in wide.state.values() for key, value in state.items() if key in AVERAGES)
+    assert state_bytes(narrow) == state_bytes(wide) - averages // 2
+
+
+@both_paths
+def test_narrow_state_trains_nearly_the_same(capturable: bool) -> None:
+    """Fifty steps down a noisy slope: what rounding changes is small beside what training changes."""
+    model = toy()
+    target = random_gradients(model, 99, scale=0.1)
+
+    def descend(state_dtype: torch.dtype | None) -> dict[str, Tensor]:
+        model = toy()
+        optimizer = optimizer_of(model, state_dtype=state_dtype, grokfast_ramp_steps=5, muon_lr=5e-3, capturable=capturable)
+        for seed in range(50):
+            noise = random_gradients(model, seed, scale=0.1)
+            step_with(optimizer, model, {name: p.detach() - target[name] + noise[name] for name, p in model.named_parameters()})
+        return weights(model)
+
+    start, wide, narrow = weights(model), descend(None), descend(torch.bfloat16)
+    for name in wide:
+        assert 0 < (narrow[name] - wide[name]).norm() < 0.05 * (wide[name] - start[name]).norm(), name
+
+
+def test_narrow_averages_are_rounded_once() -> None:
+    """Computed in float32, then rounded to nearest: products in bfloat16 would round three times."""
+    model = toy()
+    optimizer = optimizer_of(model, state_dtype=torch.bfloat16, gradient_clip=None, grokfast_ramp_steps=10**6)
+    slow = momentum = torch.zeros(())
+    for seed in range(4):
+        gradient = random_gradients(model, seed)
+        step_with(optimizer, model, gradient)
+        g = gradient["up.weight"]
+        slow = (slow if seed else g.bfloat16()).float().lerp(g, 0.02).bfloat16()
+        momentum = momentum.float().expand(64, 16).lerp(g, 0.05).bfloat16()
+    state = optimizer.state[model.up.weight]
+    assert torch.equal(state["slow"], slow)
+    torch.testing.assert_close(state["momentum"], momentum, rtol=2**-7, atol=1e-5)
+    assert (state["momentum"] != momentum).float().mean() < 0.01  # lambda is not quite 0
+
+
+def test_a_narrow_average_stands_still_where_documented() -> None:
+    """The price of rounding, as the docstring gives it: a constant gradient is not reached."""
+    weight = nn.Parameter(torch.zeros(64, 64))
+    optimizer = MuGrokfast([("weight", weight)], state_dtype=torch.bfloat16, gradient_clip=None, orthogonalization_dtype=torch.float32)
+    weight.grad = torch.zeros(64, 64)
+    optimizer.step()
+    weight.grad = torch.linspace(0.1, 3.0, 64 * 64).view(64, 64)
+    for _ in range(400):
+        optimizer.step()
+    slow, momentum = (optimizer.state[weight][key].float() for key in ("slow", "momentum"))
+    reached = slow / weight.grad
+    assert 0.83 < reached.min() < reached.max() < 0.92
+    reached = momentum / (weight.grad + 0.3 * slow)
+    assert 0.92 < reached.min() < reached.max() < 0.98
+
+
+def test_a_wide_checkpoint_loads_into_narrow_state() -> None:
+    """The option is what was asked for; the checkpoint has the numbers."""
+    model = toy()
+    wide, narrow = optimizer_of(model), optimizer_of(model, state_dtype=torch.bfloat16)
+    step_with(wide, model, random_gradients(model, 0))
+    narrow.load_state_dict(through_files(wide.state_dict()))
+    assert torch.equal(narrow.state[model.up.weight]["slow"], wide.state[model.up.weight]["slow"].bfloat16())
+    assert torch.equal(narrow.state[model.norm]["exp_avg_sq"], wide.state[model.norm]["exp_avg_sq"])
+
+
+def test_a_state_dtype_without_range_is_refused() -> None:
+    """float16 would lose small gradients and overflow on large ones."""
+    with pytest.raises(ValueError, match=r"state_dtype is torch.float16; it must be"):
+        MuGrokfast(toy().named_parameters(), state_dtype=torch.float16)
 
 
 def test_a_state_without_counters_is_refused() -> None:

@@ -103,6 +103,7 @@ def train(run: RunDir, reporter: Reporter, poll: Callable[[], Control | None], p
         reporter.metrics(0, 0.0, {"curriculum_stage": float(stage_for(1)), **validate(model, held_out, device)}, {})
     reporter.phase("training")
     saved_step = position.step if saved else None
+    skipped_steps = optimizer.skipped_steps
     pace = Pace()
 
     while position.step < total_steps:
@@ -138,6 +139,8 @@ def train(run: RunDir, reporter: Reporter, poll: Callable[[], Control | None], p
         position.seconds, position.epoch_seconds = position.seconds + pace.last, position.epoch_seconds + pace.last
 
         # --- what it was like -------------------------------------------------------------------------------
+        if is_logged:
+            skipped_steps = optimizer.skipped_steps  # waits for the device
         epoch = position.epoch - 1 + position.epoch_step / steps_in[position.epoch]
         progress = {
             "step": step,
@@ -148,7 +151,7 @@ def train(run: RunDir, reporter: Reporter, poll: Callable[[], Control | None], p
             "eta_s": (total_steps - step) * pace.mean,
             "tokens": position.tokens,
             "fill_ratio": batches.fill_ratio(position.epoch),
-            "skipped_steps": optimizer.skipped_steps,
+            "skipped_steps": skipped_steps,
         }
         if is_logged or not finite:
             values = step_values(losses, peak_rates[0] * scale, optimizer.grad_norm if finite else None, device)
