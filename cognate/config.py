@@ -76,6 +76,9 @@ class ModelConfig(_Section):
     supervised_fraction: float = Field(
         0.25, gt=0, le=1, description="Share of tokens, drawn anew each step, on which early recursions are scored."
     )
+    ternary: bool = Field(
+        False, description="Compute with matrices rounded to -1, 0 and 1 times a scale (BitNet b1.58); gradients go straight through."
+    )
     act: bool = Field(True, description="Train the halting head (adaptive computation time).")
     act_threshold: float = Field(0.95, gt=0, lt=1, description="A token halts once its halting probability reaches this.")
     act_delta: float = Field(0.0, ge=0, le=10, description="Nats that further thinking must save for a token not to halt.")

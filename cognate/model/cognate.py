@@ -25,7 +25,7 @@ from cognate.model.act import HaltingHead, halting_depths, halting_loss, halting
 from cognate.model.attention import Sight, look, segment
 from cognate.model.cross_entropy import cross_entropy_of, linear_cross_entropy
 from cognate.model.generate import generate, stream
-from cognate.model.layers import rms_norm
+from cognate.model.layers import Linear, rms_norm
 from cognate.model.mag import Backbone, Reading, Watch, watch
 from cognate.model.memory import Chunks, cut
 from cognate.model.memory import usage as usage_of
@@ -97,6 +97,9 @@ class Cognate(nn.Module):
         self.backbone = Backbone(config)
         self.recursion = Recursion(config) if config.trm else None
         self.halting = HaltingHead(config.d_model, config.recursions) if config.trm and config.act else None
+        for module in self.modules():
+            if isinstance(module, Linear):
+                module.is_ternary = config.ternary
 
     def forward(self, tokens: Tensor, documents: Tensor | None = None) -> Output:
         """Next-token logits.

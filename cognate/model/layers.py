@@ -2,7 +2,8 @@
 
 Weights stay float32; activations have whatever dtype they came in with, and norms are computed in float32.
 
-Source: docs/model.md section 1. RMSNorm arXiv:1910.07467, ReLU^2 arXiv:2109.08668 (Primer), section 3.
+Source: docs/model.md section 1. RMSNorm arXiv:1910.07467, ReLU^2 arXiv:2109.08668 (Primer), section 3, ternary weights
+arXiv:2402.17764 (BitNet b1.58), section 2; there activations are rounded too, here they are not.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ EPSILON = 1e-6
 
 
 class Linear(nn.Linear):
-    """y = x W^T without bias, in the dtype of x; the weight itself stays float32."""
+    """y = x W^T without bias, in the dtype of x; the weight itself stays float32. If `is_ternary`, W is ternary(weight)."""
+
+    is_ternary = False
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__(inputs, outputs, bias=False)
@@ -29,7 +32,11 @@ class Linear(nn.Linear):
         nn.init.uniform_(self.weight, -bound, bound)
 
     def forward(self, x: Tensor) -> Tensor:
-        return functional.linear(x, self.weight.to(x.dtype))
+        return functional.linear(x, self.matrix(x.dtype))
+
+    def matrix(self, dtype: torch.dtype) -> Tensor:
+        """W"""
+        return (ternary(self.weight) if self.is_ternary else self.weight).to(dtype)
 
 
 class RMSNorm(nn.Module):
@@ -53,13 +60,20 @@ class MLP(nn.Module):
         nn.init.zeros_(self.down.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = _SquaredReLULinear.apply(self.up(x), self.down.weight.to(x.dtype))  # type: ignore[no-untyped-call]
+        out: Tensor = _SquaredReLULinear.apply(self.up(x), self.down.matrix(x.dtype))  # type: ignore[no-untyped-call]
         return out
 
 
 def split_heads(x: Tensor, n_heads: int) -> Tensor:
     """[batch, time, width] -> [batch, time, head, width / head]"""
     return x.view(*x.shape[:-1], n_heads, -1)
+
+
+def ternary(weight: Tensor) -> Tensor:
+    """Each weight rounded to -1, 0 or 1 times the mean absolute weight; the gradient passes straight through to `weight`."""
+    size = weight.detach().abs().mean()
+    rounded = (weight.detach() / (size + EPSILON)).round().clamp(-1, 1) * size
+    return rounded + (weight - weight.detach())  # adds 0, and the gradient
 
 
 def rms_norm(x: Tensor) -> Tensor:

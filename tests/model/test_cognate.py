@@ -11,6 +11,8 @@ from torch.nn import functional
 from cognate.config import ModelConfig
 from cognate.model import NOT_COUNTED, Cognate
 from cognate.model.cognate import supervision_shares
+from cognate.model.layers import Linear, ternary
+from cognate.optimizer import MuGrokfast
 
 Build = Callable[..., Cognate]
 
@@ -415,6 +417,38 @@ def test_random_tokens_cannot_be_learned_but_their_repetition_can() -> None:
     random_loss, repeated_loss = (torch.div(*model.validation_loss(tokens[:, :-1], targets)).item() for targets in (random, repeated))
     assert random_loss > math.log(symbols) - 0.05
     assert repeated_loss < math.log(symbols) / 2
+
+
+def test_a_ternary_model_computes_with_rounded_matrices_and_nothing_else(small: Build) -> None:
+    """Every projection of every part, the MLP's second matrix included; embedding, gates, norms and halting as they are."""
+    tokens, documents = batch()
+    model, rounded = small(ternary=True), small()
+    rounded.load_state_dict(model.state_dict())
+    linears = {name: module for name, module in rounded.named_modules() if isinstance(module, Linear)}
+    assert len(linears) == 2 * (4 + 2 + 4) + 4 + 2  # two blocks of attention, MLP and memory; the recursion's attention and MLP
+    different = rounded(tokens, documents).logits
+    with torch.no_grad():
+        for linear in linears.values():
+            linear.weight.copy_(ternary(linear.weight))
+            assert linear.weight.unique().numel() == 3
+    torch.testing.assert_close(model(tokens, documents).logits, rounded(tokens, documents).logits)
+    assert not torch.allclose(different, rounded(tokens, documents).logits, atol=0.1)
+
+
+def test_a_ternary_model_learns() -> None:
+    """Straight-through steps add up in the float32 weights until a rounding flips."""
+    torch.manual_seed(0)
+    config = ModelConfig(vocab_size=258, d_model=32, n_layers=1, n_heads=2, d_ff=64, trm_d_ff=64, window=16, ternary=True)
+    model, tokens = Cognate(config), torch.randint(258, (4, 24))
+    optimizer = MuGrokfast(model.named_parameters(), muon_lr=2e-2, embedding_lr=2e-2, adamw_lr=1e-2)
+    losses = []
+    for _ in range(40):
+        optimizer.zero_grad()
+        loss = model.loss(tokens, tokens.roll(-1, 1))
+        loss.loss.backward()
+        optimizer.step()
+        losses.append(loss.ce_last.item())
+    assert losses[-1] < losses[0] - 2
 
 
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # torch of itself, while it traces

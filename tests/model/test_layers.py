@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from cognate.model.layers import MLP, Linear, rms_norm
+from cognate.model.layers import MLP, Linear, rms_norm, ternary
 
 
 @pytest.mark.parametrize("shape", [(3, 5), (2, 3, 4, 8)])
@@ -40,3 +40,26 @@ def test_a_linear_layer_computes_in_the_dtype_of_its_input() -> None:
     assert linear(torch.randn(2, 4).bfloat16()).dtype == torch.bfloat16
     assert linear.weight.dtype == torch.float32
     assert linear.bias is None
+
+
+# --- ternary weights ------------------------------------------------------------------------------------------
+
+
+def test_ternary_weights_follow_the_equation() -> None:
+    """BitNet b1.58, equations 1-3: round(W / mean|W|), clipped to -1..1; here times the scale again."""
+    weight = torch.tensor([[0.1, -0.4, 2.0], [-3.0, 0.0, 0.5]])
+    size = (0.1 + 0.4 + 2.0 + 3.0 + 0.0 + 0.5) / 6  # 1.0
+    torch.testing.assert_close(ternary(weight), torch.tensor([[0, 0, 1.0], [-1.0, 0, 0]]) * size, atol=1e-5, rtol=0)
+    assert ternary(torch.zeros(3, 4)).eq(0).all()  # as output projections begin
+
+
+def test_the_gradient_goes_straight_through() -> None:
+    """To the float32 weight, as if it were the rounded one: also where the rounding is flat or clipped."""
+    layer, x, wanted = Linear(6, 4), torch.randn(9, 6), torch.randn(9, 4)
+    layer.is_ternary = True
+    (layer(x) - wanted).square().sum().backward()
+    rounded = ternary(layer.weight).detach().requires_grad_()
+    (functional.linear(x, rounded) - wanted).square().sum().backward()
+    torch.testing.assert_close(layer.weight.grad, rounded.grad)
+    assert layer.weight.grad.ne(0).all()
+    assert layer.weight.dtype == torch.float32
