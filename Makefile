@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.set-up
 BENCH_STAMP := $(VENV)/.set-up-bench
 
-.PHONY: help setup run test lint docs bench-train bench-optimizer bench-decode clean
+.PHONY: help setup run test lint docs bench-train bench-optimizer bench-decode bench-experiments clean
 
 help: ## show this list
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -48,6 +48,9 @@ bench-optimizer: $(BENCH_STAMP) ## milliseconds a step and bytes of state of MuG
 
 bench-decode: setup ## milliseconds a new token, cached and not, by recursions; ARGS="--help" for its options
 	$(BIN)/python -m benchmarks.decode $(ARGS)
+
+bench-experiments: setup ## what parts and optimizers are worth on real data (hours); ARGS="RESULTS.jsonl"
+	$(BIN)/python -m benchmarks.experiments $(ARGS)
 
 clean: ## remove the environment and caches; runs and data stay
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache static/vendor static/node_modules

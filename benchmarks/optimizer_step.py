@@ -22,7 +22,7 @@ from statistics import median
 from typing import Any
 
 # Before torch loads, for the reason in cognate/worker.py.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 import torch
 from rich.console import Console

@@ -1,0 +1,278 @@
+"""What each part is worth: trials on real data (COGNATE_DATA_DIR), at a size two CPU cores can repeat.
+
+    make bench-experiments ARGS="RESULTS.jsonl [optimizers|ablation|late ...]"
+
+A trial is a configuration, an optimizer with its learning rates, and a seed; its outcome is held-out loss. Every outcome is
+one line of RESULTS.jsonl and is never computed twice, so an interrupted study goes on where it was.
+
+    optimizers  each rival's matrix and embedding rates tuned by the same search, then three seeds of each at its best
+    ablation    plain attention, + memory, + recursion, + halting: at equal steps and at equal time
+    late        ten epochs over little data, where Grokfast promises most
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cognate.config import RunConfig, parse
+from cognate.data.batches import TrainingBatches, validation_batches
+from cognate.data.corpus import Corpus, load_corpus
+from cognate.model import Cognate
+from cognate.optimizer import MuGrokfast, kind_of
+from cognate.training.loop import seed_of_step
+from cognate.training.measure import validate
+from cognate.training.schedule import lr_scale
+
+DATA = Path(os.environ.get("COGNATE_DATA_DIR", "data"))
+CACHE = Path("var/cache")
+SMALL: dict[str, Any] = {
+    "preset": "reasoning",
+    "model": {
+        "vocab_size": 2048, "d_model": 128, "n_layers": 3, "n_heads": 4, "d_ff": 384, "trm_d_ff": 384, "window": 64,
+        "memory_key_dim": 16, "memory_value_dim": 32,
+    },
+    "data": {"source": "real"},
+    "training": {"batch_size": 16, "sequence_length": 128},
+}  # fmt: skip
+LITTLE_DATA = ("svamp", "mbpp", "arc_challenge")
+ONE_LOOK = (("recursions", 1), ("micro_steps", 1))  # the optimizer studies: two applications of the recursion's net instead of nine
+STEPS = 800
+SEEDS = (1, 2, 3)
+VECTOR_LR = 3e-3
+WEIGHT_DECAY = 0.01
+
+Optimizers = list[torch.optim.Optimizer]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One training run. `steps` None: the whole curriculum, ten epochs."""
+
+    optimizer: str
+    matrix_lr: float
+    embedding_lr: float
+    seed: int = 1
+    steps: int | None = STEPS
+    model: tuple[tuple[str, Any], ...] = ()
+    datasets: tuple[str, ...] | None = None
+    optimizer_options: tuple[tuple[str, float], ...] = ()
+
+    @property
+    def key(self) -> str:
+        return json.dumps(asdict(self), sort_keys=True)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """val_loss: nats/token after the last step; best_loss: the least of those taken every twentieth of the run"""
+
+    val_loss: float
+    best_loss: float
+    train_loss: float
+    step_ms: float
+    steps: int
+    parameters: int
+    curve: list[float] = field(default_factory=list)
+
+
+class Book:
+    """Outcomes by trial, kept in a file."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        lines = path.read_text().splitlines() if path.exists() else []
+        self._known = {entry["trial"]: Outcome(**entry["outcome"]) for entry in map(json.loads, lines)}
+
+    def of(self, trial: Trial) -> Outcome:
+        if trial.key not in self._known:
+            outcome = run(trial)
+            self._known[trial.key] = outcome
+            with self._path.open("a") as file:
+                file.write(json.dumps({"trial": trial.key, "outcome": asdict(outcome)}) + "\n")
+            print(f"{outcome.val_loss:.4f}  {outcome.step_ms:.0f} ms/step  {trial.key}", flush=True)
+        return self._known[trial.key]
+
+    def mean(self, trial: Trial, seeds: Iterable[int] = SEEDS) -> tuple[float, float]:
+        losses = [self.of(replace(trial, seed=seed)).val_loss for seed in seeds]
+        return statistics.mean(losses), statistics.stdev(losses)
+
+
+# --- one trial ------------------------------------------------------------------------------------------------
+
+
+def run(trial: Trial) -> Outcome:
+    config = config_of(trial)
+    corpus = corpus_of(config)
+    batches = TrainingBatches(corpus, config.training, trial.seed)
+    held_out = validation_batches(corpus, config.training, 16)
+    total = trial.steps or sum(batches.steps_in_epoch(epoch) for epoch in range(1, config.training.epochs + 1))
+    torch.manual_seed(trial.seed)
+    model = Cognate(config.model)
+    model.train()
+    optimizers = OPTIMIZERS[trial.optimizer](model, trial)
+    peaks = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
+    cpu = torch.device("cpu")
+    curve, losses, seconds = [], [], []
+    epoch, index = 1, 0
+    for step in range(1, total + 1):
+        began = time.perf_counter()
+        scale = lr_scale(step, total, config.training)
+        for optimizer, rates in zip(optimizers, peaks, strict=True):
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate * scale
+        torch.manual_seed(seed_of_step(trial.seed, step))
+        model.zero_grad(set_to_none=True)
+        batch = batches.batch(epoch, index)
+        loss = model.loss(batch.tokens, batch.targets, batch.documents)
+        loss.loss.backward()
+        if not isinstance(optimizers[0], MuGrokfast):  # which clips by itself
+            torch.nn.utils.clip_grad_norm_(model.parameters(), config.training.gradient_clip)
+        for optimizer in optimizers:
+            optimizer.step()
+        seconds.append(time.perf_counter() - began)
+        losses.append(float(loss.ce_last))
+        if not math.isfinite(losses[-1]):
+            return Outcome(math.inf, math.inf, math.inf, 0, step, 0)
+        if step % max(1, total // 20) == 0 or step == total:
+            curve.append(validate(model, held_out, cpu)["val_loss"])
+        epoch, index = (epoch, index + 1) if index + 1 < batches.steps_in_epoch(epoch) else (epoch + 1, 0)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    step_ms = 1000 * statistics.median(seconds)
+    return Outcome(curve[-1], min(curve), statistics.mean(losses[-total // 20 :]), step_ms, total, parameters, curve)
+
+
+def config_of(trial: Trial) -> RunConfig:
+    data = {**SMALL["data"], **({"datasets": list(trial.datasets)} if trial.datasets else {})}
+    return parse({**SMALL, "seed": trial.seed, "model": {**SMALL["model"], **dict(trial.model)}, "data": data})
+
+
+@cache
+def _corpus(data: str) -> Corpus:
+    return load_corpus(RunConfig.model_validate_json(data), DATA, CACHE)
+
+
+def corpus_of(config: RunConfig) -> Corpus:
+    return _corpus(config.model_copy(update={"seed": 0, "model": parse(SMALL).model}).model_dump_json())
+
+
+def adamw(model: Cognate, trial: Trial) -> Optimizers:
+    by_kind = _by_kind(model)
+    rates = {"matrix": trial.matrix_lr, "embedding": trial.embedding_lr, "vector": VECTOR_LR}
+    groups = [
+        {"params": by_kind[kind], "lr": rate, "weight_decay": WEIGHT_DECAY if kind == "matrix" else 0.0} for kind, rate in rates.items()
+    ]
+    return [torch.optim.AdamW(groups, betas=(0.9, 0.95), fused=True)]
+
+
+def muon(model: Cognate, trial: Trial) -> Optimizers:
+    by_kind = _by_kind(model)
+    matrices = torch.optim.Muon(
+        by_kind["matrix"], lr=trial.matrix_lr, momentum=0.95, weight_decay=WEIGHT_DECAY, adjust_lr_fn="match_rms_adamw"
+    )
+    rest = [{"params": by_kind["embedding"], "lr": trial.embedding_lr}, {"params": by_kind["vector"], "lr": VECTOR_LR}]
+    return [matrices, torch.optim.AdamW(rest, betas=(0.9, 0.95), weight_decay=0.0, fused=True)]
+
+
+def mugrokfast(grokfast_lambda: float) -> Callable[[Cognate, Trial], Optimizers]:
+    def build(model: Cognate, trial: Trial) -> Optimizers:
+        options = {"weight_decay": WEIGHT_DECAY, "grokfast_lambda": grokfast_lambda, **dict(trial.optimizer_options)}
+        rates = {"muon_lr": trial.matrix_lr, "embedding_lr": trial.embedding_lr, "adamw_lr": VECTOR_LR}
+        return [MuGrokfast(model.named_parameters(), **rates, **options)]  # type: ignore[arg-type]
+
+    return build
+
+
+def _by_kind(model: Cognate) -> dict[str, list[torch.nn.Parameter]]:
+    by_kind: dict[str, list[torch.nn.Parameter]] = {"matrix": [], "embedding": [], "vector": []}
+    for name, parameter in model.named_parameters():
+        by_kind[kind_of(name, parameter)].append(parameter)
+    return by_kind
+
+
+OPTIMIZERS: dict[str, Callable[[Cognate, Trial], Optimizers]] = {
+    "adamw": adamw,
+    "muon": muon,
+    "mugrokfast-0": mugrokfast(0.0),
+    "mugrokfast-0.3": mugrokfast(0.3),
+    "mugrokfast-2": mugrokfast(2.0),
+}
+
+# --- the studies ----------------------------------------------------------------------------------------------
+
+
+def tune(book: Book, start: Trial) -> Trial:
+    """Double or halve either rate as long as that lowers the held-out loss: no neighbour of the answer is better."""
+    best = start
+    while True:
+        around = [
+            replace(best, matrix_lr=best.matrix_lr * matrix, embedding_lr=best.embedding_lr * embedding)
+            for matrix, embedding in ((2, 1), (0.5, 1), (1, 2), (1, 0.5))
+        ]
+        better = min(around, key=lambda trial: book.of(trial).val_loss)
+        if book.of(better).val_loss >= book.of(best).val_loss:
+            return best
+        best = better
+
+
+STARTS = {"adamw": (2e-3, 2e-2), "muon": (5e-3, 1e-2), "mugrokfast-0": (5e-3, 1e-2), "mugrokfast-0.3": (5e-3, 1e-2)}
+
+
+def optimizers(book: Book) -> None:
+    for name, (matrix_lr, embedding_lr) in STARTS.items():
+        best = tune(book, Trial(name, matrix_lr, embedding_lr, model=ONE_LOOK))
+        mean, deviation = book.mean(best)
+        print(f"{name}: {mean:.4f} +- {deviation:.4f} at {best.matrix_lr:g}, {best.embedding_lr:g}", flush=True)
+
+
+PARTS = {
+    "plain": (("ltm", False), ("trm", False), ("act", False)),
+    "+ memory": (("trm", False), ("act", False)),
+    "+ recursion": (("ltm", False), ("act", False)),
+    "+ memory + recursion": (("act", False),),
+    "+ memory + recursion + halting": (),
+}
+
+
+def ablation(book: Book) -> None:
+    best = tune(book, Trial("mugrokfast-0", *STARTS["mugrokfast-0"], model=ONE_LOOK))
+    for name, model in PARTS.items():
+        trial = replace(best, model=model)
+        print(name, book.mean(trial), flush=True)
+    slowest = book.of(best).step_ms
+    for name, model in PARTS.items():
+        trial = replace(best, model=model)
+        longer = replace(trial, steps=round(STEPS * slowest / book.of(trial).step_ms))
+        print(name, "equal time", longer.steps, book.mean(longer), flush=True)
+
+
+def late(book: Book) -> None:
+    best = tune(book, Trial("mugrokfast-0", *STARTS["mugrokfast-0"], model=ONE_LOOK))
+    for name in ("mugrokfast-0", "mugrokfast-0.3", "mugrokfast-2", "muon"):
+        trial = replace(best, optimizer=name, steps=None, datasets=LITTLE_DATA)
+        print("late", name, book.mean(trial), [round(book.of(replace(trial, seed=seed)).best_loss, 4) for seed in SEEDS], flush=True)
+
+
+STUDIES = {"optimizers": optimizers, "ablation": ablation, "late": late}
+
+
+def main() -> None:
+    path, *names = sys.argv[1:]
+    book = Book(Path(path))
+    for name in names or STUDIES:
+        STUDIES[name](book)
+
+
+if __name__ == "__main__":
+    main()
