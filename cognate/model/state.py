@@ -78,6 +78,7 @@ def look_back(state: State, lengths: Tensor, time: int, config: ModelConfig, dty
     token = torch.arange(time, device=lengths.device)
     here = state.position[:, None] + token  # [batch, time]
     own = token < lengths[:, None]
+    # Of tokens that share a slot only the newest is written: who wins otherwise is up to the kernel.
     row, kept = (own & (token >= lengths[:, None] - window)).nonzero(as_tuple=True)
     seen: Literal["call", "both", "window"] = "call" if state.is_blank else "window" if time == 1 else "both"
     last = state.position[:, None] - 1 + (own if seen == "window" else 0)  # [batch, 1]

@@ -14,6 +14,7 @@ from torch import Tensor
 from cognate.config import ModelConfig
 from cognate.model import Cognate, State
 from cognate.model.generate import choose
+from cognate.model.state import look_back
 from tests.model.conftest import SMALL
 
 Build = Callable[..., Cognate]
@@ -220,6 +221,23 @@ def test_samples_depend_on_seed_and_row_alone(small: Build) -> None:
     assert drawn.tokens != model.generate(prompts, 12, temperature=1.0, seed=4).tokens
     others = model.generate([prompts[0], [200, 201, 202, 203], [9]], 12, temperature=1.0, seed=3)
     assert others.tokens[0] == drawn.tokens[0]
+
+
+def test_a_row_that_stops_does_not_change_what_others_draw(small: Build) -> None:
+    model, prompts = small(), [[1, 2], [3], [4, 5, 6]]
+    drawn = model.generate(prompts, 12, temperature=1.0, seed=3).tokens
+    stop = drawn[0][2]
+    cut = [row[: row.index(stop) + 1] if stop in row else row for row in drawn]
+    assert len(cut[0]) < min(len(cut[1]), len(cut[2]))
+    assert model.generate(prompts, 12, temperature=1.0, seed=3, stop={stop}).tokens == cut
+
+
+def test_padding_in_a_row_that_has_read_nothing_sees_something() -> None:
+    """Some kernels answer NaN where nothing is seen, and a NaN times the 0 that keeps padding out of a memory is NaN."""
+    state = State.empty(SMALL, 2, torch.float32, torch.device("cpu"))
+    state.position, state.is_blank = torch.tensor([0, 5]), False
+    sight = look_back(state, torch.tensor([0, 1]), 1, SMALL, torch.float32)
+    assert sight.mask.isfinite().any(-1).all()
 
 
 def test_draws_have_the_probabilities_of_the_tempered_softmax() -> None:
