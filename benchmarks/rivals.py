@@ -59,11 +59,12 @@ Builder = Callable[[Setting], Contestant]
 def ours(setting: Setting, config: ModelConfig | None = None, name: str = "ours") -> Contestant:
     torch.manual_seed(0)
     model = Cognate(config or ModelConfig()).to(setting.device)
-    compute = setting.prepare(model.loss)
+    if setting.compiled:
+        model.compile()
 
     def loss(batch: Batch, precision: Precision) -> Tensor:
         model.compute_dtype = DTYPES[precision]
-        value: Tensor = compute(batch.tokens, batch.targets, batch.documents).loss
+        value: Tensor = model.loss(batch.tokens, batch.targets, batch.documents).loss
         return value
 
     return Contestant(name, model, MuGrokfast(model.named_parameters()), loss)

@@ -185,10 +185,6 @@ class MuGrokfast(torch.optim.Optimizer):
         """Updates made, skipped ones not counted. Reading this, or the next two, waits for the device."""
         return int(self._steps)
 
-    @steps.setter
-    def steps(self, steps: int) -> None:
-        self._steps.fill_(steps)
-
     @property
     def skipped_steps(self) -> int:
         """Steps whose gradient was not finite."""

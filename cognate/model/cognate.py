@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -215,6 +215,8 @@ class Cognate(nn.Module):
         """What all layers need to know of the batch; segments: [batch or 1, time]"""
         config = self.config
         sight = look(segments.expand_as(tokens), config.window, config.d_model // config.n_heads, config.rope_base, self.compute_dtype)
+        if self._compiled is not None:
+            sight = replace(sight, groups=None)  # how many there are, and of what sizes, changes from batch to batch
         return sight, cut(segments, config.memory_chunk) if config.ltm else None
 
     def _think(self, tokens: Tensor, sight: Sight, chunks: Chunks | None, seen: Watch | None = None) -> tuple[list[Thought], list[Reading]]:

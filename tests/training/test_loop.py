@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -94,10 +95,10 @@ def test_the_comparison_has_power(forgotten: str, whole: RunDir, cache: Path, tm
     """A resume that loses any one piece of the optimizer's state is noticed."""
     restore = MuGrokfast.load_state_dict
 
-    def forget(optimizer: MuGrokfast, state: dict[str, object]) -> None:
-        restore(optimizer, state)
+    def forget(optimizer: MuGrokfast, state: dict[str, Any]) -> None:
         if forgotten == "steps":
-            optimizer.steps = 0
+            state["counters"]["steps"] = 0
+        restore(optimizer, state)
         for kept in optimizer.state.values():
             if forgotten in kept:
                 kept[forgotten].zero_()
