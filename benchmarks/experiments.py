@@ -1,6 +1,6 @@
 """What each part is worth: trials on real data (COGNATE_DATA_DIR), at a size two CPU cores can repeat.
 
-    make bench-experiments ARGS="RESULTS.jsonl [optimizers|ablation|late ...]"
+    make bench-experiments ARGS="RESULTS.jsonl [optimizers|ablation|late|ONE_OPTIMIZER ...]"
 
 A trial is a configuration, an optimizer with its learning rates, and a seed; its outcome is held-out loss. Every outcome is
 one line of RESULTS.jsonl and is never computed twice, so an interrupted study goes on where it was.
@@ -229,11 +229,18 @@ def tune(book: Book, start: Trial) -> Trial:
 STARTS = {"adamw": (2e-3, 2e-2), "muon": (5e-3, 1e-2), "mugrokfast-0": (5e-3, 1e-2), "mugrokfast-0.3": (5e-3, 1e-2)}
 
 
-def optimizers(book: Book) -> None:
-    for name, (matrix_lr, embedding_lr) in STARTS.items():
-        best = tune(book, Trial(name, matrix_lr, embedding_lr, model=ONE_LOOK))
+def tuned(name: str) -> Callable[[Book], None]:
+    def study(book: Book) -> None:
+        best = tune(book, Trial(name, *STARTS[name], model=ONE_LOOK))
         mean, deviation = book.mean(best)
         print(f"{name}: {mean:.4f} +- {deviation:.4f} at {best.matrix_lr:g}, {best.embedding_lr:g}", flush=True)
+
+    return study
+
+
+def optimizers(book: Book) -> None:
+    for name in STARTS:
+        tuned(name)(book)
 
 
 PARTS = {
@@ -264,13 +271,13 @@ def late(book: Book) -> None:
         print("late", name, book.mean(trial), [round(book.of(replace(trial, seed=seed)).best_loss, 4) for seed in SEEDS], flush=True)
 
 
-STUDIES = {"optimizers": optimizers, "ablation": ablation, "late": late}
+STUDIES = {"optimizers": optimizers, "ablation": ablation, "late": late, **{name: tuned(name) for name in STARTS}}
 
 
 def main() -> None:
     path, *names = sys.argv[1:]
     book = Book(Path(path))
-    for name in names or STUDIES:
+    for name in names or ("optimizers", "ablation", "late"):
         STUDIES[name](book)
 
 

@@ -25,7 +25,7 @@ from cognate.model.act import HaltingHead, halting_depths, halting_loss, halting
 from cognate.model.attention import Sight, look, segment
 from cognate.model.cross_entropy import cross_entropy_of, linear_cross_entropy
 from cognate.model.generate import generate, stream
-from cognate.model.layers import Linear, rms_norm
+from cognate.model.layers import Compilable, Linear, rms_norm
 from cognate.model.mag import Backbone, Reading, Watch, watch
 from cognate.model.memory import Chunks, cut
 from cognate.model.memory import usage as usage_of
@@ -182,8 +182,15 @@ class Cognate(nn.Module):
             measurements=self._measure(made, counted, places) if measure and counted.any() else None,
         )
 
+    def compile_regions(self) -> None:
+        """Let torch.compile make what lies between attentions, once for all blocks, when loss() is to have a gradient: the first
+        step takes half a minute, or a few seconds where the compiler's cache knows it; the rest a fifth less time (CPU)."""
+        for module in self.modules():
+            if isinstance(module, Compilable):
+                module.is_compiled = True
+
     def compile(self, **options: Any) -> None:
-        """Let torch.compile make loss() of static shapes: the first call of each shape, measured or not, takes a minute."""
+        """Let torch.compile make the whole of loss(), of static shapes: the first call of each shape, measured or not, takes minutes."""
         self._compiled = torch.compile(self._compute, fullgraph=True, dynamic=False, **options)
 
     def _compute(

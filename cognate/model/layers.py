@@ -8,14 +8,39 @@ arXiv:2402.17764 (BitNet b1.58), section 2; there activations are rounded too, h
 
 from __future__ import annotations
 
+import functools
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 EPSILON = 1e-6
+
+
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def region(method: Method) -> Method:
+    """A module's method of tensors of fixed shapes that torch.compile may make: where the module says `is_compiled`, and a
+    gradient is recorded. All modules of a kind share what is compiled once.
+    """
+    compiled = functools.cache(lambda: torch.compile(method, fullgraph=True, dynamic=False))
+
+    @functools.wraps(method)
+    def call(module: Any, *given: Any) -> Any:
+        made = compiled() if module.is_compiled and torch.is_grad_enabled() else method
+        return made(module, *given)
+
+    return cast(Method, call)
+
+
+class Compilable(nn.Module):
+    """A module with a region."""
+
+    is_compiled = False
 
 
 class Linear(nn.Linear):

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cognate.config import ModelConfig
-from cognate.model.attention import Attention, Sight, Window
-from cognate.model.layers import MLP, RMSNorm, rms_norm
+from cognate.model.attention import Attention, Sight, Window, attend
+from cognate.model.layers import MLP, Compilable, RMSNorm, region, rms_norm
 from cognate.model.memory import Chunks, LongTermMemory, Signals, cut, hold, observe
 
 
@@ -100,7 +100,7 @@ class Past:
     memory: Tensor | None
 
 
-class Block(nn.Module):
+class Block(Compilable):
     """x = lambda x + mixer(n(x)), then x + MLP(n(x)); both begin at zero, so a new block is the identity."""
 
     def __init__(self, config: ModelConfig) -> None:
@@ -115,8 +115,9 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, sight: Sight, chunks: Chunks | None, watch: Watch | None) -> tuple[Tensor, Reading | None]:
         """x: [batch, time, width]; returns the same shape."""
-        mixed, reading = self._mix(self.norm_mixer(x), sight, chunks, watch)
-        return self._add(x, mixed), reading
+        u, query, key, value = self._before(x, sight.cosine, sight.sine)
+        x, mixing = self._after(x, u, attend(query, key, value, sight), chunks)
+        return x, mixing and mixing.read(watch)
 
     def resume(self, x: Tensor, sight: Sight, chunks: Chunks, padding: Tensor, past: Past) -> Tensor:
         """forward() for tokens that continue `past`, which takes them in."""
@@ -127,21 +128,26 @@ class Block(nn.Module):
             mixed, _, _ = self.gate(mixed, recalled)
         return self._add(x, mixed)
 
+    @region
+    def _before(self, x: Tensor, cosine: Tensor, sine: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Attention's side of the mixer up to its heads: n(x), query, key, value."""
+        u = self.norm_mixer(x)
+        return u, *self.attention.heads(u, cosine, sine)
+
+    @region
+    def _after(self, x: Tensor, u: Tensor, attended: Tensor, chunks: Chunks | None) -> tuple[Tensor, _Mixing | None]:
+        """The rest of the block."""
+        if self.memory is None or self.gate is None:
+            return self._add(x, attended), None
+        assert chunks is not None
+        recalled, signals = self.memory(u, chunks)
+        mixed, gate, gate_entropy = self.gate(attended, recalled)
+        return self._add(x, mixed), _Mixing(gate, gate_entropy, signals)
+
     def _add(self, x: Tensor, mixed: Tensor) -> Tensor:
         x = self.residual.to(x.dtype) * x + self.attention.out(mixed)
         out: Tensor = x + self.mlp(self.norm_mlp(x))
         return out
-
-    def _mix(self, u: Tensor, sight: Sight, chunks: Chunks | None, watch: Watch | None) -> tuple[Tensor, Reading | None]:
-        attended = self.attention(u, sight)
-        if self.memory is None or self.gate is None:
-            return attended, None
-        assert chunks is not None
-        recalled, signals = self.memory(u, chunks)
-        mixed, gate, gate_entropy = self.gate(attended, recalled)
-        if watch is None:
-            return mixed, Reading(gate_entropy)
-        return mixed, Reading(gate_entropy, _recollect(gate, signals, watch))
 
 
 class Gate(nn.Module):
@@ -163,6 +169,17 @@ class Gate(nn.Module):
         # -g ln g - (1-g) ln(1-g), where g = sigmoid(a), is softplus(a) - a g: finite for every a.
         entropy = (functional.softplus(drive) - drive * gate).mean(-1, dtype=torch.float32)
         return torch.lerp(recalled, attended, gate), gate, entropy
+
+
+class _Mixing(NamedTuple):
+    """What a Reading is made from: Gate's g and entropy, and what drove the memory."""
+
+    gate: Tensor
+    gate_entropy: Tensor
+    signals: Signals
+
+    def read(self, watch: Watch | None) -> Reading:
+        return Reading(self.gate_entropy, _recollect(self.gate, self.signals, watch) if watch else None)
 
 
 @torch.no_grad()

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from cognate.config import ModelConfig
 from cognate.model.attention import Sight, Window, attend, rotate
-from cognate.model.layers import MLP, Linear, RMSNorm, rms_norm, split_heads
+from cognate.model.layers import MLP, Compilable, Linear, RMSNorm, region, rms_norm, split_heads
 
 
 class Thought(NamedTuple):
@@ -38,7 +38,7 @@ class KeysValues(NamedTuple):
     value: Tensor
 
 
-class Recursion(nn.Module):
+class Recursion(Compilable):
     """The shared net and its start; output projections begin at zero, so that the loop begins as the identity (normalised)."""
 
     def __init__(self, config: ModelConfig) -> None:
@@ -88,7 +88,7 @@ class Recursion(nn.Module):
     def keys_values(self, x: Tensor, sight: Sight, window: Window | None = None) -> KeysValues:
         """What every application of the net may look at."""
         features = self.norm_features(x)
-        key = rotate(rms_norm(split_heads(self.key(features), self.n_heads)), sight)
+        key = rotate(rms_norm(split_heads(self.key(features), self.n_heads)), sight.cosine, sight.sine)
         value = split_heads(self.value(features), self.n_heads)
         if window is not None and sight.places is not None:
             key, value = window.join(key, value, sight.places)
@@ -105,8 +105,17 @@ class Recursion(nn.Module):
         return Thought(self._net(y + z, kept, sight), z)
 
     def _net(self, h: Tensor, kept: KeysValues, sight: Sight) -> Tensor:
-        query = rotate(rms_norm(split_heads(self.query(h), self.n_heads)), sight)
-        h = self.norm_attention(h + self.out(attend(query, *kept, sight)))
+        return self._after(h, attend(self._before(h, sight.cosine, sight.sine), *kept, sight))
+
+    @region
+    def _before(self, h: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+        """The net up to its query."""
+        return rotate(rms_norm(split_heads(self.query(h), self.n_heads)), cosine, sine)
+
+    @region
+    def _after(self, h: Tensor, attended: Tensor) -> Tensor:
+        """The rest of the net."""
+        h = self.norm_attention(h + self.out(attended))
         out: Tensor = self.norm_mlp(h + self.mlp(h))
         return out
 

@@ -1,6 +1,7 @@
 """Attention against its definition: who sees whom, rotation, and the blocks it is computed in."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -8,11 +9,20 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cognate.model import attention
 from cognate.model.attention import Attention, Sight, attend, look, rotate, segment
 
 
 def sight_of(segments: torch.Tensor, window: int = 4, head_dim: int = 4) -> Sight:
     return look(segments, window, head_dim, 10_000.0, torch.float32)
+
+
+@pytest.fixture(name="_in_blocks")
+def in_blocks() -> Iterator[None]:
+    """Rows of any length count as long."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attention, "LONG", 1)
+        yield
 
 
 def test_documents_are_numbered_by_their_runs() -> None:
@@ -40,6 +50,7 @@ def test_attention_is_the_softmax_average_of_what_is_seen() -> None:
         torch.testing.assert_close(out[row, i, head], weights @ value[row, seen, head])
 
 
+@pytest.mark.usefixtures("_in_blocks")
 @settings(max_examples=30, deadline=None, derandomize=True)
 @given(st.integers(1, 3), st.integers(1, 300), st.integers(1, 300), st.booleans(), st.integers(0, 2**32))
 def test_blocks_leave_out_only_what_nobody_sees(rows: int, time: int, window: int, is_shared: bool, seed: int) -> None:
@@ -57,6 +68,7 @@ def test_blocks_leave_out_only_what_nobody_sees(rows: int, time: int, window: in
         torch.testing.assert_close(blocked, plain, atol=2e-5, rtol=1e-4)
 
 
+@pytest.mark.usefixtures("_in_blocks")
 def test_a_block_needs_no_key_before_its_documents_and_window() -> None:
     """Two documents of 200, window 150: what the second's blocks leave out is work that is saved."""
     groups = sight_of(torch.tensor([[0] * 200 + [1] * 200]), 150).groups
@@ -66,6 +78,12 @@ def test_a_block_needs_no_key_before_its_documents_and_window() -> None:
     assert needed == {0: [0, 1], 1: [0, 1, 2, 3], 2: [3, 4, 5], 3: [3, 4, 5, 6, 7]}
 
 
+def test_only_long_rows_go_in_blocks() -> None:
+    groups = [sight_of(torch.zeros(1, time, dtype=torch.long)).groups for time in (attention.LONG - 1, attention.LONG)]
+    assert [group is None for group in groups] == [True, False]
+
+
+@pytest.mark.usefixtures("_in_blocks")
 def test_narrow_gradients_are_computed_wide() -> None:
     """In bf16 the backward pass is as close to the truth as the kernel that it replaces."""
     sight = sight_of(torch.zeros(1, 300, dtype=torch.long), 256, 64)
@@ -86,7 +104,7 @@ def test_narrow_gradients_are_computed_wide() -> None:
 def test_rotation_turns_scores_into_functions_of_distance() -> None:
     """RoPE: the score of a query and a key depends on how far apart they stand, not on where."""
     sight = sight_of(torch.zeros(1, 12, dtype=torch.long))
-    query, key = (rotate(torch.randn(4).expand(1, 12, 1, 4), sight)[0, :, 0] for _ in range(2))
+    query, key = (rotate(torch.randn(4).expand(1, 12, 1, 4), sight.cosine, sight.sine)[0, :, 0] for _ in range(2))
     scores = query @ key.T
     for distance in range(11):
         torch.testing.assert_close(scores.diagonal(-distance), scores[distance, 0].expand(12 - distance))
@@ -98,7 +116,7 @@ def test_rotation_is_multiplication_by_a_complex_number() -> None:
     turned = torch.complex(x[..., :2], x[..., 2:]) * torch.polar(
         torch.ones(6, 1, 2), torch.arange(6.0)[:, None, None] * torch.tensor([1.0, 0.01])
     )
-    torch.testing.assert_close(rotate(x, sight), torch.cat((turned.real, turned.imag), -1))
+    torch.testing.assert_close(rotate(x, sight.cosine, sight.sine), torch.cat((turned.real, turned.imag), -1))
 
 
 def test_no_score_exceeds_what_the_gains_allow() -> None:

@@ -84,6 +84,22 @@ def test_narrow_hidden_states_give_float32_losses_and_weight_gradients() -> None
     assert narrow.grad.dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize("scale", [1.0, 100.0])
+def test_narrow_gradients_are_those_of_the_rounded_logits(scale: float) -> None:
+    """Of a vocabulary as large as ours; the rounding of probabilities is all that differs, also where they underflow."""
+    torch.manual_seed(0)
+    hidden, weight = (scale * torch.randn(6, 16)).bfloat16().requires_grad_(), torch.randn(32768, 16, requires_grad=True)
+    targets, row_weights = torch.randint(32768, (6,)), torch.rand(6)
+    total, each = linear_cross_entropy(hidden, weight, targets, row_weights)
+    gradients = torch.autograd.grad(total, (hidden, weight))
+    logits = (hidden @ weight.bfloat16().T).detach().float().requires_grad_()
+    expected_each = functional.cross_entropy(logits, targets, reduction="none")
+    (to_logits,) = torch.autograd.grad((expected_each * row_weights).sum(), logits)
+    torch.testing.assert_close(each, expected_each.detach().clamp(max=87.337), rtol=1e-6, atol=4e-3)
+    for found, expected in zip(gradients, (to_logits @ weight, to_logits.T @ hidden.float()), strict=True):
+        assert (found.float() - expected).norm() < 0.01 * expected.norm()
+
+
 def test_no_rows_cost_nothing() -> None:
     hidden, weight, targets, row_weights = problem()
     total, each = linear_cross_entropy(hidden[:0], weight, targets[:0], row_weights[:0])
