@@ -17,10 +17,10 @@ RUN pip install --no-deps -e . && tools/vendor.sh
 
 FROM python:3.12-slim-bookworm
 
-# tini is process 1, because the end of process 1 ends every other: it reaps what has no parent, and under it
+# g++ is for torch.compile, which long runs use. tini is process 1, because the end of process 1 ends every other: it reaps what has no parent, and under it
 # tools/serve.sh starts the server again should it be killed, while the workers go on.
 RUN apt-get update \
-    && apt-get install -y --no-install-recommends tini \
+    && apt-get install -y --no-install-recommends g++ libc6-dev tini \
     && rm -rf /var/lib/apt/lists/* \
     && useradd --uid 10001 --create-home cognate \
     && install -d -o cognate -g cognate -m 0700 /state

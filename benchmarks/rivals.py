@@ -59,8 +59,8 @@ Builder = Callable[[Setting], Contestant]
 def ours(setting: Setting, config: ModelConfig | None = None, name: str = "ours") -> Contestant:
     torch.manual_seed(0)
     model = Cognate(config or ModelConfig()).to(setting.device)
-    if setting.compiled:
-        model.compile()
+    if setting.compiled:  # as the worker does (cognate/training/execution.py)
+        model.compile_regions() if setting.device.type == "cpu" else model.compile()
 
     def loss(batch: Batch, precision: Precision) -> Tensor:
         model.compute_dtype = DTYPES[precision]

@@ -123,6 +123,9 @@ class TrainingConfig(_Section):
 
     batch_size: int = Field(16, ge=1, le=4096, description="Packed rows in a batch.")
     sequence_length: int = Field(512, ge=16, le=16384, description="Tokens in a packed row.")
+    micro_batch_size: int | None = Field(
+        None, ge=1, le=4096, description="Rows of a batch that go through the model at once; empty takes as many as fit into GPU memory."
+    )
     gradient_accumulation: int = Field(1, ge=1, le=1024, description="Batches whose gradients are averaged into one step.")
     epochs: int = Field(10, ge=1, le=10_000, description="Passes over the curriculum.")
     max_steps: int | None = Field(None, ge=1, le=10_000_000, description="Stop after this many steps; empty means the whole curriculum.")
@@ -134,6 +137,10 @@ class TrainingConfig(_Section):
     checkpoint_every_steps: int = Field(500, ge=1, le=1_000_000, description="Steps between two checkpoints.")
     keep_checkpoints: int = Field(3, ge=1, le=1000, description="Newest checkpoints kept; older ones are deleted.")
     precision: Precision = Field("auto", description="Width of activations; auto takes bf16 where the device computes it natively.")
+    compile: Literal["auto", "on", "off"] = Field(
+        "auto", description="torch.compile: faster steps after half a minute to minutes; auto takes it for runs of 1,000 steps and more."
+    )
+    gpu_memory_gb: float | None = Field(None, gt=0, le=10_000, description="GPU memory a run may use, GiB; empty takes what is free.")
     device: str = Field(
         "auto", pattern=r"^(auto|cpu|cuda(:\d{1,2})?)$", description="auto, cpu, cuda or cuda:N; auto takes a GPU when there is one."
     )

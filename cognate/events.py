@@ -19,7 +19,7 @@ class Kind(StrEnum):
 
     STARTED = "started"  # the process is up: device, precision, what it resumes from
     PLAN = "plan"  # what will be trained: curriculum, steps, parameters
-    PHASE = "phase"  # loading_data, training, evaluating, checkpointing, finalizing
+    PHASE = "phase"  # loading_data, compiling, training, evaluating, checkpointing, finalizing
     PROGRESS = "progress"  # where it is now, at most once a second; replaces the one before
     METRICS = "metrics"  # one row: step, epoch, values by metric key
     SAMPLE = "sample"  # text the model produced

@@ -39,6 +39,8 @@ def main(arguments: list[str] | None = None) -> int:
 def run_attempt(attempt: AttemptDir, places: Places, device: str | None, *listeners: Listener) -> Kind:
     """Train `attempt` in this process; how it ended."""
     reporter = Reporter(Journal(attempt), *listeners)
+    if places.cache_dir is not None:
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(places.cache_dir.absolute() / "compiled"))
     try:
         chosen = choose_device(attempt.run.config().training.device if device is None else device)
         make_deterministic(chosen)

@@ -12,7 +12,7 @@ Source: docs/model.md section 1.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -67,6 +67,20 @@ class Measurements:
     gate_mean: Tensor | None
     gate_entropy: Tensor | None
 
+    @staticmethod
+    def mean(pieces: Sequence[tuple[Measurements | None, float]]) -> Measurements | None:
+        """Of a batch from those of its parts, each with its share; parts that were not measured do not count."""
+        measured = [(vars(piece), share) for piece, share in pieces if piece is not None]
+        if not measured:
+            return None
+        total = sum(share for _, share in measured)
+
+        def of(name: str) -> Tensor | None:
+            known = [values[name] * (share / total) for values, share in measured if values[name] is not None]
+            return torch.stack(known).sum() if known else None
+
+        return Measurements(**{name: of(name) for name in measured[0][0]})
+
 
 @dataclass(frozen=True)
 class Loss:
@@ -78,6 +92,15 @@ class Loss:
     loss_gate: Tensor
     ce_last: Tensor
     measurements: Measurements | None
+
+    @staticmethod
+    def mean(pieces: Sequence[tuple[Loss, float]]) -> Loss:
+        """The detached loss of a batch from those of its parts, each with its share of the counted targets."""
+        if len(pieces) == 1:
+            return replace(pieces[0][0], loss=pieces[0][0].loss.detach())
+        names = ("loss", "loss_ce", "loss_act", "loss_gate", "ce_last")
+        values = {name: torch.stack([getattr(piece, name).detach() * share for piece, share in pieces]).sum() for name in names}
+        return Loss(**values, measurements=Measurements.mean([(piece.measurements, share) for piece, share in pieces]))
 
 
 class Cognate(nn.Module):
@@ -188,6 +211,12 @@ class Cognate(nn.Module):
         for module in self.modules():
             if isinstance(module, Compilable):
                 module.is_compiled = True
+
+    def compile_nothing(self) -> None:
+        self._compiled = None
+        for module in self.modules():
+            if isinstance(module, Compilable):
+                module.is_compiled = False
 
     def compile(self, **options: Any) -> None:
         """Let torch.compile make the whole of loss(), of static shapes: the first call of each shape, measured or not, takes minutes."""

@@ -23,15 +23,19 @@ EPSILON = 1e-6
 Method = TypeVar("Method", bound=Callable[..., Any])
 
 
+@functools.cache
+def compiled(method: Callable[..., Any]) -> Callable[..., Any]:
+    return torch.compile(method, fullgraph=True, dynamic=False)
+
+
 def region(method: Method) -> Method:
     """A module's method of tensors of fixed shapes that torch.compile may make: where the module says `is_compiled`, and a
     gradient is recorded. All modules of a kind share what is compiled once.
     """
-    compiled = functools.cache(lambda: torch.compile(method, fullgraph=True, dynamic=False))
 
     @functools.wraps(method)
     def call(module: Any, *given: Any) -> Any:
-        made = compiled() if module.is_compiled and torch.is_grad_enabled() else method
+        made = compiled(method) if module.is_compiled and torch.is_grad_enabled() else method
         return made(module, *given)
 
     return cast(Method, call)

@@ -22,10 +22,11 @@ from cognate.data.corpus import load_corpus
 from cognate.data.curriculum import stage_for
 from cognate.events import Failure, Kind
 from cognate.model import Cognate, Loss
-from cognate.optimizer import MuGrokfast, native_dtype
+from cognate.optimizer import MuGrokfast
 from cognate.rundir import Control, RunDir
 from cognate.training import checkpoint
 from cognate.training.checkpoint import Position
+from cognate.training.execution import Execution, FiniteLosses, activation_dtype, parts, prepare
 from cognate.training.measure import step_values, validate
 from cognate.training.reporter import Reporter
 from cognate.training.schedule import lr_scale
@@ -55,8 +56,6 @@ def train(run: RunDir, reporter: Reporter, poll: Callable[[], Control | None], p
     reporter.say(Kind.STARTED, **environment, resumed_from_step=saved.position.step if saved else None)
     if saved:  # told again: whoever wrote it may have died before saying so
         _tell_checkpoint(reporter, run, saved.path, saved.files)
-    if saved and (changed := _changes(saved.environment, environment)):
-        reporter.warning(f"resumed under other conditions ({changed}); the result will be close, not bit-identical")
 
     reporter.phase("loading_data")
     corpus = load_corpus(config, places.data_dir, places.cache_dir, saved.tokenizer if saved else None)
@@ -80,6 +79,14 @@ def train(run: RunDir, reporter: Reporter, poll: Callable[[], Control | None], p
         optimizer.load_state_dict(saved.optimizer)
         position = saved.position
     parameters = sum(parameter.numel() for parameter in model.parameters())
+    model.train()
+    reporter.phase("compiling")
+    execution = prepare(
+        model, lambda: batches.batch(position.epoch, 0), training, device, total_steps, saved.environment if saved else {}, reporter.warning
+    )
+    environment |= execution.describe()
+    if saved and (changed := _changes(saved.environment, environment)):
+        reporter.warning(f"resumed under other conditions ({changed}); the result will be close, not bit-identical")
     reporter.say(
         Kind.PLAN,
         total_steps=total_steps,
@@ -88,6 +95,7 @@ def train(run: RunDir, reporter: Reporter, poll: Callable[[], Control | None], p
         tokenizer={"sha256": corpus.tokenizer.digest, "tokens": corpus.tokenizer.vocab_size},
         curriculum=corpus.curriculum.describe(),
         fill_ratio=batches.fill_ratio(position.epoch),
+        **execution.describe(),
     )
 
     def save(serial: int | None = None) -> None:
@@ -97,7 +105,11 @@ def train(run: RunDir, reporter: Reporter, poll: Callable[[], Control | None], p
         checkpoint.discard_older(run, training.keep_checkpoints)
         _tell_checkpoint(reporter, run, path, manifest["files"], serial)
 
-    model.train()
+    def fail(bad_step: int) -> Kind:
+        detail = f"the loss of step {bad_step} is not a finite number; checkpoints up to step {saved_step or 0} are intact"
+        reporter.say(Kind.FAILED, step=bad_step, reason=Failure.NONFINITE_LOSS, detail=detail)
+        return Kind.FAILED
+
     if position.step == 0:  # the untrained model's score: what all later ones are compared with
         reporter.phase("evaluating")
         reporter.metrics(0, 0.0, {"curriculum_stage": float(stage_for(1)), **validate(model, held_out, device)}, {})
@@ -105,9 +117,12 @@ def train(run: RunDir, reporter: Reporter, poll: Callable[[], Control | None], p
     saved_step = position.step if saved else None
     skipped_steps = optimizer.skipped_steps
     pace = Pace()
+    finite_losses = FiniteLosses(device)
 
     while position.step < total_steps:
         if (control := poll()) and control.command != "run":
+            if (bad_step := finite_losses.bad_step(wait=True)) is not None:
+                return fail(bad_step)
             if saved_step != position.step and position.step > 0:
                 save(control.serial)
                 saved_step = position.step
@@ -128,9 +143,11 @@ def train(run: RunDir, reporter: Reporter, poll: Callable[[], Control | None], p
             group["lr"] = peak * scale
         torch.manual_seed(seed_of_step(config.seed, step))
         optimizer.zero_grad(set_to_none=True)
-        losses = _backward(model, batches, config, position, device, measure=is_logged)
-        finite = all(bool(torch.isfinite(loss.loss)) for loss in losses)
-        if finite:
+        losses = _backward(model, batches, config, position, execution, device, measure=is_logged)
+        finite_losses.add(step, losses)
+        bad_step = finite_losses.bad_step(wait=is_logged or step % training.checkpoint_every_steps == 0)
+        finite = bad_step is None
+        if finite:  # a step whose gradient is not finite the optimizer leaves out by itself
             optimizer.step()
         position.step, position.epoch_step = step, position.epoch_step + 1
         tokens = len(losses) * training.batch_size * training.sequence_length
@@ -153,6 +170,9 @@ def train(run: RunDir, reporter: Reporter, poll: Callable[[], Control | None], p
             "fill_ratio": batches.fill_ratio(position.epoch),
             "skipped_steps": skipped_steps,
         }
+        if bad_step is not None and bad_step != step:  # an earlier one, noticed late
+            reporter.metrics(bad_step, epoch, {"loss": math.nan}, progress)
+            return fail(bad_step)
         if is_logged or not finite:
             values = step_values(losses, peak_rates[0] * scale, optimizer.grad_norm if finite else None, device)
             if finite and (ends_epoch or is_last):
@@ -167,9 +187,7 @@ def train(run: RunDir, reporter: Reporter, poll: Callable[[], Control | None], p
         else:
             reporter.progress(progress)
         if not finite:
-            detail = f"the loss of step {step} is not a finite number; checkpoints up to step {saved_step or 0} are intact"
-            reporter.say(Kind.FAILED, step=step, reason=Failure.NONFINITE_LOSS, detail=detail)
-            return Kind.FAILED
+            return fail(step)
 
         # --- on to the next ---------------------------------------------------------------------------------
         if ends_epoch and not is_last:
@@ -186,16 +204,6 @@ def train(run: RunDir, reporter: Reporter, poll: Callable[[], Control | None], p
 
 def build_optimizer(model: Cognate, config: RunConfig) -> MuGrokfast:
     return MuGrokfast(model.named_parameters(), gradient_clip=config.training.gradient_clip, **config.optimizer.model_dump())
-
-
-def activation_dtype(config: RunConfig, device: torch.device) -> torch.dtype:
-    """bf16 where asked for, or where the device multiplies it natively; else fp32.
-
-    Measured, the default model at 4 x 512 on two cores with AMX: 2.9 s a step's passes in bf16, 5.7 s in fp32.
-    """
-    if config.training.precision == "auto":
-        return native_dtype(device)
-    return torch.bfloat16 if config.training.precision == "bf16" else torch.float32
 
 
 def seed_of_step(seed: int, step: int) -> int:
@@ -226,7 +234,14 @@ class Pace:
 
 
 def _backward(
-    model: Cognate, batches: TrainingBatches, config: RunConfig, position: Position, device: torch.device, *, measure: bool
+    model: Cognate,
+    batches: TrainingBatches,
+    config: RunConfig,
+    position: Position,
+    execution: Execution,
+    device: torch.device,
+    *,
+    measure: bool,
 ) -> list[Loss]:
     """Accumulate the gradient of the step at `position`; the loss of each of its batches.
 
@@ -237,10 +252,12 @@ def _backward(
     last = min(first + config.training.gradient_accumulation, batches.steps_in_epoch(position.epoch))
     for index in range(first, last):
         batch = batches.batch(position.epoch, index)
-        tokens, targets, documents = (part.to(device, non_blocking=True) for part in (batch.tokens, batch.targets, batch.documents))
-        loss = model.loss(tokens, targets, documents, measure=measure and index == last - 1)
-        torch.autograd.backward(loss.loss / (last - first))
-        losses.append(loss)
+        pieces = []
+        for part, share in parts(batch, execution.rows_at_once, device):
+            loss = model.loss(part.tokens, part.targets, part.documents, measure=measure and index == last - 1)
+            torch.autograd.backward(loss.loss * (share / (last - first)))
+            pieces.append((loss, share))
+        losses.append(Loss.mean(pieces))
     return losses
 
 
@@ -251,4 +268,4 @@ def _tell_checkpoint(reporter: Reporter, run: RunDir, path: Path, files: dict[st
 
 
 def _changes(before: dict[str, Any], now: dict[str, Any]) -> str:
-    return ", ".join(f"{key} {before.get(key)} -> {now[key]}" for key in now if before.get(key) != now[key])
+    return ", ".join(f"{key} {before[key]} -> {now[key]}" for key in now if key in before and before[key] != now[key])

@@ -21,11 +21,6 @@ from tests.training.runs import TINY, CommandAt, attempt_at, digests, events, ne
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> RunDir:
     """A run that nothing interrupts: what the interrupted ones are compared with."""
     run = new_run(tmp_path_factory.mktemp("whole") / "run", tiny())

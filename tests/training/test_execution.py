@@ -1,0 +1,207 @@
+"""Parts of a batch add up to the batch; compiled steps are the same steps; and what cannot be had is done without, and said."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cognate.config import TrainingConfig, resolve
+from cognate.data.batches import IGNORED, Batch
+from cognate.events import Kind
+from cognate.model import Cognate, Loss, layers
+from cognate.training import execution
+from cognate.training.execution import FiniteLosses, parts, prepare, rows_at_once
+from tests.training.runs import CommandAt, attempt_at, digests, events, new_run, rows, tiny
+
+TRACES = pytest.mark.filterwarnings("ignore")  # what torch has to say of itself while it traces
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+
+def a_model(**options: Any) -> Cognate:
+    torch.manual_seed(0)
+    model = Cognate(tiny(model={"supervised_fraction": 1.0, **options}).model)
+    for parameter in model.parameters():  # a new model is the identity in most places
+        torch.nn.init.normal_(parameter, std=0.1) if parameter.dim() > 1 else None
+    return model
+
+
+def a_batch(n_rows: int = 4, time: int = 24) -> Batch:
+    """Rows with 24, 17, 10 and 3 counted targets: their parts weigh differently."""
+    torch.manual_seed(1)
+    tokens = torch.randint(400, (n_rows, time))
+    targets = tokens.roll(-1, 1)
+    for row in range(n_rows):
+        targets[row, max(1, time - 7 * row) :] = IGNORED
+    return Batch(tokens, targets, (torch.arange(time) > 8).long().expand(n_rows, -1).contiguous())
+
+
+@pytest.mark.parametrize("n_rows", [1, 2])
+def test_parts_of_a_batch_make_its_loss_and_gradient(n_rows: int) -> None:
+    model, batch = a_model(), a_batch()
+
+    def step(rows: int) -> tuple[Loss, dict[str, Any]]:
+        model.zero_grad()
+        pieces = []
+        for part, share in parts(batch, rows, CPU):
+            assert len(part.tokens) == rows
+            loss = model.loss(part.tokens, part.targets, part.documents, measure=True)
+            (loss.loss * share).backward()
+            pieces.append((loss, share))
+        return Loss.mean(pieces), {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+
+    (whole, expected), (summed, gradients) = step(4), step(n_rows)
+    torch.testing.assert_close(gradients, expected, rtol=1e-4, atol=1e-6)
+    for name in ("loss", "loss_ce", "loss_act", "loss_gate", "ce_last"):
+        torch.testing.assert_close(getattr(summed, name), getattr(whole, name))
+    assert not summed.loss.requires_grad
+    torch.testing.assert_close(summed.measurements.ltm_surprise_rate, whole.measurements.ltm_surprise_rate)
+    torch.testing.assert_close(summed.measurements.act_avg_halting_steps, whole.measurements.act_avg_halting_steps)
+
+
+def test_a_run_in_parts_says_so_and_ends_where_the_whole_one_does(cache: Path, tmp_path: Path) -> None:
+    """All tokens supervised, so that nothing random depends on the parts; equal but for rounding."""
+    last = {}
+    for name, n_rows in (("whole", None), ("parts", 3)):
+        run = new_run(tmp_path / name, tiny(model={"supervised_fraction": 1.0}, training={"micro_batch_size": n_rows, "max_steps": 4}))
+        assert attempt_at(run, cache=cache) is Kind.FINISHED
+        last[name] = rows(run)[-1].data["values"]
+        plan = next(event.data for event in events(run) if event.kind is Kind.PLAN)
+        assert (plan["rows_at_once"], plan["compiled"]) == (2 if n_rows else 4, "nothing")  # of 4 rows, 3 at once is 2 at once
+        warnings = [event.data["message"] for event in events(run) if event.kind is Kind.WARNING]
+        assert any("2 parts of 2 rows" in warning for warning in warnings) == (n_rows is not None)
+    assert last["parts"]["loss"] == pytest.approx(last["whole"]["loss"], abs=2e-3)
+    assert last["parts"]["val_loss"] == pytest.approx(last["whole"]["val_loss"], abs=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("free", "before", "expected"),
+    [
+        (10**9, None, 16),  # plenty
+        (1_000 + 16 * 100, None, 8),  # just too little for all: a reserve is kept, and rows divide the batch
+        (1_000 + 10 * 100, 2, 2),  # as it began, since that fits
+        (1_000 + 3 * 100, 8, 2),  # as it began does not fit any more
+        (0, None, 1),  # not even one: tried all the same, for the reason it then fails with
+    ],
+)
+def test_as_many_rows_as_fit(free: int, before: int | None, expected: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parameters and other fixed costs take 1,000 bytes, a row 100: found by measuring 2 and 4 rows."""
+    model = torch.nn.Linear(1, 1, bias=False)  # 4 bytes: 16 for the optimizer
+    measured = []
+
+    def peak(_: object, part: Batch, __: object) -> int:
+        measured.append(len(part.tokens))
+        return 984 + 100 * len(part.tokens)
+
+    monkeypatch.setattr(execution, "_peak", peak)
+    monkeypatch.setattr(execution, "available", lambda *_: free)
+    training = TrainingConfig(batch_size=16)
+    assert rows_at_once(model, lambda: a_batch(16), training, CUDA, before) == expected  # type: ignore[arg-type]
+    assert measured == [2, 4]
+    assert rows_at_once(model, lambda: a_batch(16), TrainingConfig(batch_size=16, micro_batch_size=5), CUDA, before) == 4  # type: ignore[arg-type]
+
+
+@pytest.fixture(autouse=True)
+def _nothing_compiled() -> Iterator[None]:
+    yield
+    layers.compiled.cache_clear()
+
+
+def with_backend(monkeypatch: pytest.MonkeyPatch, backend: Any) -> None:
+    """What torch.compile is asked for, made by another compiler; nothing it made before is kept."""
+    compile_it = torch.compile
+    layers.compiled.cache_clear()
+    monkeypatch.setattr(torch, "compile", lambda method, **options: compile_it(method, backend=backend, **options))
+
+
+@TRACES
+@pytest.mark.parametrize("parts_on", [{}, {"ltm": False}, {"trm": False, "act": False}], ids=["all", "no memory", "no recursion"])
+def test_compiled_regions_make_the_same_step(parts_on: dict[str, bool], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Traced and differentiated as for the compiler, without its code generation, and once for all blocks."""
+    graphs = []
+
+    def count(graph: torch.fx.GraphModule, inputs: list[Any]) -> Any:
+        graphs.append(graph)
+        return torch._dynamo.lookup_backend("aot_eager")(graph, inputs)
+
+    with_backend(monkeypatch, count)
+    batch, results = a_batch(), []
+    for is_compiled in (False, True):
+        model = a_model(**parts_on)
+        if is_compiled:
+            model.compile_regions()
+        for measure in (False, True):
+            model.zero_grad()
+            loss = model.loss(batch.tokens, batch.targets, batch.documents, measure=measure)
+            loss.loss.backward()
+        gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+        results.append((loss.loss.detach(), vars(loss.measurements), gradients))
+    torch.testing.assert_close(results[1], results[0], rtol=1e-4, atol=1e-5)
+    expected = 4 if model.config.trm else 2
+    assert len(graphs) == expected
+    model.validation_loss(batch.tokens[:2], batch.targets[:2], batch.documents[:2])
+    assert len(graphs) == expected  # without a gradient nothing is compiled
+
+
+@TRACES
+def test_a_compiler_that_fails_is_done_without(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(graph: object, inputs: object) -> Any:
+        raise OSError("no such compiler")
+
+    with_backend(monkeypatch, broken)
+    plain = new_run(tmp_path / "plain", tiny(training={"max_steps": 4}))
+    attempt_at(plain, cache=cache)
+    run = new_run(tmp_path / "run", tiny(training={"compile": "on", "max_steps": 4}))
+    assert attempt_at(run, cache=cache) is Kind.FINISHED
+    warnings = [event.data["message"] for event in events(run) if event.kind is Kind.WARNING]
+    assert any("goes on without torch.compile" in warning and "no such compiler" in warning for warning in warnings)
+    assert next(event.data for event in events(run) if event.kind is Kind.PLAN)["compiled"] == "nothing"
+    assert digests(run, 4)["model.safetensors"] == digests(plain, 4)["model.safetensors"]  # the attempt left no trace
+
+
+@TRACES
+@pytest.mark.skipif(not execution.has_compiler(CPU), reason="no C++ compiler")
+def test_a_compiled_run_is_resumed_compiled_to_the_same_bits(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the real compiler; `auto` takes it for a run that is long enough."""
+    layers.compiled.cache_clear()
+    monkeypatch.setattr(execution, "WORTH_COMPILING", 6)
+    config = tiny(model={"n_layers": 1, "recursions": 1, "micro_steps": 1}, training={"max_steps": 6, "checkpoint_every_steps": 100})
+    whole, run = new_run(tmp_path / "whole", config), new_run(tmp_path / "run", config)
+    assert attempt_at(whole, cache=cache) is Kind.FINISHED
+    assert attempt_at(run, CommandAt(run, "pause", 3), cache) is Kind.PAUSED
+    assert attempt_at(run, cache=cache) is Kind.FINISHED
+    assert [event.data["compiled"] for event in events(run) if event.kind is Kind.PLAN] == ["regions", "regions"]
+    assert digests(run, 6) == digests(whole, 6)
+
+
+def test_short_runs_are_not_compiled() -> None:
+    said: list[str] = []
+    found = prepare(a_model(), a_batch, TrainingConfig(batch_size=4), CPU, execution.WORTH_COMPILING - 1, {}, said.append)
+    assert (found.rows_at_once, found.compiled, said) == (4, "nothing", [])
+    off = resolve("reasoning", {"training": {"compile": "off", "batch_size": 4}}).training
+    assert prepare(a_model(), a_batch, off, CPU, 10**6, {}, said.append).compiled == "nothing"
+
+
+def test_what_is_not_finite_is_known_at_once_on_the_cpu() -> None:
+    losses = FiniteLosses(CPU)
+    zero = torch.zeros(())
+    good, bad = (Loss(torch.tensor(value), zero, zero, zero, zero, None) for value in (1.0, float("inf")))
+    losses.add(1, [good, good])
+    assert losses.bad_step(wait=False) is None
+    losses.add(2, [good, bad])
+    assert losses.bad_step(wait=False) == 2
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_gpu_is_not_waited_for_and_tells_late() -> None:
+    losses = FiniteLosses(CUDA)
+    zero = torch.zeros((), device=CUDA)
+    for step in range(1, 5):
+        value = torch.tensor(float("nan") if step == 2 else 1.0, device=CUDA)
+        losses.add(step, [Loss(value, zero, zero, zero, zero, None)])
+    assert losses.bad_step(wait=False) == 2
+    assert losses.bad_step(wait=True) is None
