@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -19,6 +20,9 @@ class Settings(BaseSettings):
     token: SecretStr | None = Field(None, description="Bearer token; on loopback the service is open when there is none.")
     allowed_hosts: tuple[str, ...] = Field((), description="Further Host names to answer to, besides loopback and the bound address.")
     cpu_slots: int = Field(1, ge=0, le=64, description="Runs at a time on the CPU.")
+    auto_resume: int = Field(3, ge=0, le=1000, description="How often a run whose worker was lost is launched again without new progress.")
+    stall_after_s: float = Field(900.0, gt=0, description="Seconds without a word from a worker after which its run counts as stalled.")
+    on_stall: Literal["warn", "restart"] = Field("warn", description="What happens to a stalled run: only a warning, or a new worker.")
     shutdown_grace_s: float = Field(60.0, ge=0, description="Seconds given to running workers to save before a shutdown kills them.")
 
     @property

@@ -134,8 +134,8 @@ class TrainingConfig(_Section):
     final_lr_fraction: float = Field(0.1, ge=0, le=1, description="Learning rate at the end, as a share of its peak.")
     gradient_clip: float = Field(1.0, gt=0, le=1e6, description="Largest global gradient norm.")
     log_every_steps: int = Field(50, ge=1, le=1_000_000, description="Steps between two rows of metrics.")
-    checkpoint_every_steps: int = Field(500, ge=1, le=1_000_000, description="Steps between two checkpoints.")
-    keep_checkpoints: int = Field(3, ge=1, le=1000, description="Newest checkpoints kept; older ones are deleted.")
+    checkpoint_every_steps: int = Field(500, ge=1, le=1_000_000, description="Steps between two checkpoints; the end of an epoch is one too.")
+    keep_checkpoints: int = Field(3, ge=1, le=1000, description="Newest checkpoints kept; older ones go, but for the best and the pinned.")
     precision: Precision = Field("auto", description="Width of activations; auto takes bf16 where the device computes it natively.")
     compile: Literal["auto", "on", "off"] = Field(
         "auto", description="torch.compile: faster steps after half a minute to minutes; auto takes it for runs of 1,000 steps and more."
@@ -199,12 +199,17 @@ def resolve(preset: str, overrides: Mapping[str, Any] | None = None) -> RunConfi
     """
     if preset not in PRESETS:
         raise UnknownPreset(preset)
+    return overlaid({"preset": preset, **PRESETS[preset]}, overrides or {})
+
+
+def overlaid(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> RunConfig:
+    """A configuration with `overrides` laid over it, section by section; raises ConfigError."""
     try:
-        merged = _merge({"preset": preset, **PRESETS[preset]}, overrides or {})
+        merged = _merge(base, overrides)
     except RecursionError:
         raise ConfigError([{"field": "config", "message": "nested deeper than any configuration is"}]) from None
-    if merged["preset"] != preset:
-        raise ConfigError([{"field": "preset", "message": f"the preset is {preset!r}; it cannot be overridden"}])
+    if merged["preset"] != base["preset"]:
+        raise ConfigError([{"field": "preset", "message": f"the preset is {base['preset']!r}; it cannot be overridden"}])
     return parse(merged)
 
 

@@ -8,6 +8,8 @@
         lease                       locked for as long as any process of the attempt lives
         worker.log                  what it printed
     checkpoints/step_000500/        complete once it has this name
+    checkpoints/pinned.json         steps of those that are never deleted
+    checkpoints/best.json           step and held-out loss of the best one
 
 The worker writes facts here and the server intent; neither knows more of the other than this file. Imports no torch.
 """
@@ -21,7 +23,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -30,15 +32,20 @@ from cognate.config import RunConfig, parse
 from cognate.events import Event, Kind, MalformedLine, decode, encode
 
 Command = Literal["run", "pause", "stop", "checkpoint"]
+PINNED, BEST = "pinned.json", "best.json"
 _STEP_NAME = re.compile(r"step_(\d{6,})")
 
 
 @dataclass(frozen=True)
 class Control:
-    """What the server wants of a worker. A new `serial` makes a command new; the worker names it in its answer."""
+    """What the server wants of a worker. A new `serial` makes a command new; the worker names it in its answer.
+
+    save: whether a pause or stop saves first; without, what came after the newest checkpoint is done again, or lost
+    """
 
     command: Command = "run"
     serial: int = 0
+    save: bool = True
 
 
 @dataclass(frozen=True)
@@ -104,6 +111,30 @@ class RunDir:
 
     def checkpoint(self, step: int) -> Path:
         return self.checkpoints / f"step_{step:06d}"
+
+    def pin(self, steps: Iterable[int]) -> None:
+        """Say which checkpoints are to be kept whatever comes."""
+        write_json(self.checkpoints / PINNED, sorted(steps))
+
+    def pinned(self) -> list[int]:
+        try:
+            return [int(step) for step in read_json(self.checkpoints / PINNED)]
+        except FileNotFoundError:
+            return []
+
+    def note_best(self, step: int, val_loss: float) -> None:
+        """Remember the checkpoint of `step` if none before had a smaller held-out loss."""
+        before = self.best()
+        if before is None or val_loss < before[1] or step == before[0]:
+            write_json(self.checkpoints / BEST, {"step": step, "val_loss": val_loss})
+
+    def best(self) -> tuple[int, float] | None:
+        """Step and held-out loss of the best checkpoint."""
+        try:
+            noted = read_json(self.checkpoints / BEST)
+        except FileNotFoundError:
+            return None
+        return int(noted["step"]), float(noted["val_loss"])
 
     def create(self, config: RunConfig) -> None:
         """Make the directory and its immutable configuration; raises FileExistsError when there is one."""

@@ -2,8 +2,9 @@
 
     python fake_worker.py [--step-seconds S] [--fault NAME@STEP] ATTEMPT_DIR
 
-Faults: nan (a loss that is no number, then failed), crash (exit 3), hang (never answers again), error (failed with a
-reason), mumble (failed without one), child (leaves a process behind when it ends).
+Faults, in the first attempt only: nan (a loss that is no number, then failed), crash (exit 3), hang (never answers again),
+doze (silent for a while), full (out of disk), error (failed with a reason), mumble (failed without one), child (leaves a
+process behind when it ends).
 """
 
 import argparse
@@ -22,6 +23,7 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--step-seconds", type=float, default=0.002)
     parser.add_argument("--fault", default="@0")
+    parser.add_argument("--slow-pause", type=float, default=0.0)
     parser.add_argument("attempt", type=Path)
     options = parser.parse_args()
     fault, _, fault_step = options.fault.partition("@")
@@ -51,8 +53,13 @@ def main() -> int:
         )
 
     while step < total:
-        if (asked := control.poll()) and asked.command in ("pause", "stop"):
+        asked = control.poll()
+        if asked and asked.command == "checkpoint":
             save(asked.serial)
+        if asked and asked.command in ("pause", "stop"):
+            time.sleep(options.slow_pause)
+            if asked.save:
+                save(asked.serial)
             journal.append(Kind.PAUSED if asked.command == "pause" else Kind.STOPPED, step=step, serial=asked.serial)
             return 0
         time.sleep(options.step_seconds)
@@ -64,11 +71,16 @@ def main() -> int:
         if broken:
             journal.append(Kind.FAILED, step=step, reason="nonfinite_loss", detail=f"the loss of step {step} is not a finite number")
             return 1
-        if step == int(fault_step):
+        if step == int(fault_step) and attempt.number == 1:
             if fault == "crash":
                 return 3
             if fault == "hang":
                 time.sleep(3600)
+            if fault == "doze":
+                time.sleep(1.5)
+            if fault == "full":
+                journal.append(Kind.FAILED, reason="disk_full", detail="OSError: [Errno 28] No space left on device")
+                return 1
             if fault == "mumble":
                 journal.append(Kind.FAILED, step=step)  # says neither why nor what
                 return 1

@@ -39,6 +39,7 @@ def serving(home: Path, *worker_options: str, **settings: Any) -> Iterator[TestC
     """The application in this process; its workers are fake ones, in real processes under real shims."""
     worker = [sys.executable, str(FAKE_WORKER), *worker_options]
     executor = LocalExecutor(None, home / "cache", settings.pop("cpu_slots", 1), worker)
+    settings = {"auto_resume": 0, **settings}  # what a fault does is seen as it is, unless a test asks for more
     with TestClient(create_app(Settings(home=home, **settings), executor), base_url=URL) as client:
         yield client
 
@@ -80,7 +81,13 @@ class Server:
     def __init__(self, home: Path, **environment: str) -> None:
         self.home = home
         self.port = free_port()
-        self._environment = {**os.environ, "COGNATE_HOME": str(home), "COGNATE_PORT": str(self.port), **environment}
+        self._environment = {
+            **os.environ,
+            "COGNATE_HOME": str(home),
+            "COGNATE_PORT": str(self.port),
+            "COGNATE_AUTO_RESUME": "0",
+            **environment,
+        }
         self.client = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=30)
         self.process: subprocess.Popen[bytes] | None = None
 

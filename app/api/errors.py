@@ -16,8 +16,8 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
 from app.services.lifecycle import InvalidTransition, allowed_commands
-from app.services.runs import DuplicateExternalId
-from app.store.runs import NoSuchRun, StateChanged
+from app.services.runs import DuplicateExternalId, Precondition, StillActive
+from app.store.runs import KeyReused, NoCheckpoint, NoSuchGroup, NoSuchRun, StateChanged
 from cognate.config import ConfigError
 
 log = logging.getLogger(__name__)
@@ -28,6 +28,9 @@ PROBLEMS: dict[str, tuple[int, str]] = {
     "invalid_request": (422, "The request does not have the form this endpoint takes; `errors` lists each fault."),
     "invalid_config": (422, "The configuration cannot be run; `errors` lists each field at fault."),
     "invalid_transition": (409, "The run's state does not allow this command; `allowed_commands` lists those it does."),
+    "idempotency_key_reused": (422, "The Idempotency-Key came before with another request; a new request needs a new key."),
+    "run_active": (409, "The run, or the run of this checkpoint, is at work or waiting to be; it must be at rest for this."),
+    "version_mismatch": (412, "The run is no longer in the version that If-Match names; look again."),
     "duplicate_external_id": (409, "Another run already has this external_id; `run_id` names it."),
     "state_changed": (409, "The run changed while the command was being carried out; look again and repeat it."),
     "not_found": (404, "Nothing is known under this address."),
@@ -64,6 +67,11 @@ def install(app: FastAPI) -> None:
         ),
         DuplicateExternalId: lambda _, error: problem("duplicate_external_id", str(error), run_id=error.run_id),
         StateChanged: lambda _, error: problem("state_changed", str(error)),
+        KeyReused: lambda _, error: problem("idempotency_key_reused", str(error)),
+        StillActive: lambda _, error: problem("run_active", str(error)),
+        Precondition: lambda _, error: problem("version_mismatch", str(error)),
+        NoSuchGroup: lambda _, error: problem("not_found", str(error)),
+        NoCheckpoint: lambda _, error: problem("not_found", str(error)),
         NoSuchRun: lambda _, error: problem("not_found", str(error)),
         NoSuchThing: lambda _, error: problem("not_found", str(error)),
         OperationalError: _database,

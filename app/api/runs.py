@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import hashlib
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Body, Query, Response
+from fastapi import APIRouter, Body, Header, Query, Response
 from fastapi import Path as PathParameter
 
-from app.api.deps import Parts, Service
+from app.api.deps import ExpectedVersion, Idempotent, Parts, Service
 from app.api.errors import NoSuchThing
 from app.api.schemas import (
     AttemptOut,
     CheckpointOut,
     DryRunOut,
+    EditIn,
     EventOut,
+    ForkIn,
     LaunchIn,
     LogOut,
     Page,
+    PauseIn,
     RunDetailOut,
     RunOut,
     StopIn,
@@ -27,45 +31,81 @@ from app.api.schemas import (
     run_out,
 )
 from app.services.lifecycle import Command, State
-from app.services.runs import Request
+from app.services.runs import Manner, Once, Request
 from app.store import runs
+from app.store.tables import Run
+from cognate.config import ConfigError
 from cognate.rundir import RunDir
 
 router = APIRouter(prefix="/v1/runs", tags=["runs"])
 
-RunId = Annotated[str, PathParameter(pattern=r"^run_[0-9a-f-]{36}$")]
+RUN_ID, GROUP_ID = r"^run_[0-9a-f-]{36}$", r"^group_[0-9a-f-]{36}$"
+RunId = Annotated[str, PathParameter(pattern=RUN_ID)]
 Limit = Annotated[int, Query(ge=1, le=500)]
 LOG_BLOCK = 65536
 
 
 @router.post("", status_code=201, summary="Launch a run, or with dry_run only resolve its configuration")
-def launch_run(body: LaunchIn, service: Service, response: Response, dry_run: bool = False) -> RunDetailOut | DryRunOut:
-    request = Request(body.preset, body.config, body.name, tuple(body.tags), body.seed, body.external_id)
+def launch_run(body: LaunchIn, service: Service, response: Response, once: Idempotent, dry_run: bool = False) -> RunDetailOut | DryRunOut:
+    wanted = Request(
+        body.preset, body.config, body.name, tuple(body.tags), body.seed, body.external_id, body.priority, body.auto_resume, body.notes
+    )
     if dry_run:
         response.status_code = 200
-        return DryRunOut(config=service.runs.resolve(request).model_dump(mode="json"))
-    run = service.runs.create(request)
-    response.headers["Location"] = f"/v1/runs/{run.id}"
-    with service.store.read() as session:
-        return run_detail_out(run, runs.queue(session))
+        return DryRunOut(config=service.runs.resolve(wanted).model_dump(mode="json"))
+    return _created(service, response, *service.runs.create(wanted, once))
 
 
 @router.get("", summary="Runs, newest first")
 def list_runs(
-    service: Service, limit: Limit = 50, after: RunId | None = None, state: State | None = None, preset: str | None = None
+    service: Service,
+    limit: Limit = 50,
+    after: Annotated[str | None, Query(pattern=RUN_ID)] = None,
+    state: State | None = None,
+    preset: Annotated[str | None, Query(max_length=40)] = None,
+    tag: Annotated[str | None, Query(max_length=40)] = None,
+    external_id: Annotated[str | None, Query(max_length=120)] = None,
+    group_id: Annotated[str | None, Query(pattern=GROUP_ID)] = None,
 ) -> Page[RunOut]:
+    filters = {"state": state, "preset": preset, "tag": tag, "external_id": external_id, "group_id": group_id}
     with service.store.read() as session:
-        found = runs.page(session, limit + 1, after=after, state=state, preset=preset)
+        found = runs.page(session, limit + 1, after=after, **filters)
         queue = runs.queue(session)
         data = [run_out(run, queue) for run in found[:limit]]
     more = len(found) > limit
     return Page(data=data, has_more=more, next_cursor=data[-1].id if more else None)
 
 
-@router.get("/{run_id}", summary="One run")
-def get_run(run_id: RunId, service: Service) -> RunDetailOut:
+@router.get("/{run_id}", summary="One run", responses={304: {"description": "It is as If-None-Match names it."}})
+def get_run(
+    run_id: RunId, service: Service, response: Response, if_none_match: Annotated[str | None, Header(max_length=1000)] = None
+) -> Any:
     with service.store.read() as session:
-        return run_detail_out(runs.get(session, run_id), runs.queue(session))
+        run = run_detail_out(runs.get(session, run_id), runs.queue(session))
+    tag = _etag(run)
+    if if_none_match is not None and tag in (seen.strip().removeprefix("W/") for seen in if_none_match.split(",")):
+        return Response(status_code=304, headers={"ETag": tag})
+    response.headers["ETag"] = tag
+    return run
+
+
+@router.patch("/{run_id}", summary="Change name, notes, tags or priority")
+def edit_run(run_id: RunId, body: EditIn, service: Service, response: Response, version: ExpectedVersion) -> RunDetailOut:
+    changes = body.model_dump(exclude_unset=True)
+    if any(value is None and key != "notes" for key, value in changes.items()):
+        raise ConfigError(
+            [{"field": key, "message": "cannot be empty"} for key, value in changes.items() if value is None and key != "notes"]
+        )
+    run = service.runs.edit(run_id, changes, version)
+    with service.store.read() as session:
+        shown = run_detail_out(run, runs.queue(session))
+    response.headers["ETag"] = _etag(shown)
+    return shown
+
+
+@router.delete("/{run_id}", status_code=204, summary="Delete a run at rest with all it left")
+def delete_run(run_id: RunId, service: Service, version: ExpectedVersion) -> None:
+    service.runs.delete(run_id, version)
 
 
 @router.get("/{run_id}/config", summary="The configuration the run was created with")
@@ -75,31 +115,72 @@ def get_run_config(run_id: RunId, service: Service) -> dict[str, object]:
 
 
 @router.post("/{run_id}/pause", status_code=202, summary="Finish the step, save a checkpoint, leave the device free")
-def pause_run(run_id: RunId, service: Service, response: Response) -> RunOut:
-    return _command(service, response, run_id, Command.PAUSE)
+def pause_run(
+    run_id: RunId, service: Service, response: Response, once: Idempotent, body: Annotated[PauseIn | None, Body()] = None
+) -> RunOut:
+    return _command(service, response, run_id, Command.PAUSE, pausing(body), once)
 
 
 @router.post("/{run_id}/resume", status_code=202, summary="Queue the run again; it goes on from its newest whole checkpoint")
-def resume_run(run_id: RunId, service: Service, response: Response) -> RunOut:
-    return _command(service, response, run_id, Command.RESUME)
+def resume_run(run_id: RunId, service: Service, response: Response, once: Idempotent) -> RunOut:
+    return _command(service, response, run_id, Command.RESUME, Manner(), once)
+
+
+@router.post("/{run_id}/checkpoint", status_code=202, summary="Save a checkpoint after this step, and go on")
+def checkpoint_run(run_id: RunId, service: Service, response: Response, once: Idempotent) -> RunOut:
+    return _command(service, response, run_id, Command.CHECKPOINT, Manner(), once)
 
 
 @router.post("/{run_id}/stop", status_code=202, summary="Finish the step, save a checkpoint, end the run for good")
-def stop_run(run_id: RunId, service: Service, response: Response, body: Annotated[StopIn | None, Body()] = None) -> RunOut:
-    return _command(service, response, run_id, Command.STOP, (body or StopIn()).grace_s)
+def stop_run(
+    run_id: RunId, service: Service, response: Response, once: Idempotent, body: Annotated[StopIn | None, Body()] = None
+) -> RunOut:
+    return _command(service, response, run_id, Command.STOP, stopping(body), once)
 
 
 @router.post("/{run_id}/kill", status_code=202, summary="End the run's processes at once, saving nothing")
-def kill_run(run_id: RunId, service: Service, response: Response) -> RunOut:
-    return _command(service, response, run_id, Command.KILL)
+def kill_run(run_id: RunId, service: Service, response: Response, once: Idempotent) -> RunOut:
+    return _command(service, response, run_id, Command.KILL, Manner(), once)
 
 
-def _command(service: Parts, response: Response, run_id: str, command: Command, grace_s: float | None = None) -> RunOut:
-    run, changed = service.runs.command(run_id, command, grace_s)
+@router.post("/{run_id}/fork", status_code=201, summary="A new run that goes on from a checkpoint under a changed configuration")
+def fork_run(
+    run_id: RunId, service: Service, response: Response, once: Idempotent, body: Annotated[ForkIn | None, Body()] = None
+) -> RunDetailOut:
+    body = body or ForkIn()
+    wanted = Request("", {}, body.name, tuple(body.tags), priority=body.priority, auto_resume=body.auto_resume, notes=body.notes)
+    return _created(service, response, *service.runs.fork(run_id, body.checkpoint_id, body.config, wanted, once))
+
+
+def pausing(body: PauseIn | None) -> Manner:
+    body = body or PauseIn()
+    return Manner(body.checkpoint == "save", body.deadline_s, body.on_timeout)
+
+
+def stopping(body: StopIn | None) -> Manner:
+    body = body or StopIn()
+    return Manner(body.checkpoint == "save", body.grace_s)
+
+
+def _command(service: Parts, response: Response, run_id: str, command: Command, manner: Manner, once: Once | None) -> RunOut:
+    run, changed = service.runs.command(run_id, command, manner, once)
     if not changed:
         response.status_code = 200
     with service.store.read() as session:
         return run_out(run, runs.queue(session))
+
+
+def _created(service: Parts, response: Response, run: Run, is_new: bool) -> RunDetailOut:
+    response.headers["Location"] = f"/v1/runs/{run.id}"
+    if not is_new:
+        response.status_code = 200
+    with service.store.read() as session:
+        return run_detail_out(run, runs.queue(session))
+
+
+def _etag(run: RunDetailOut) -> str:
+    """The version, by which If-Match goes, and a digest of all there is to see."""
+    return f'"{run.version}.{hashlib.sha256(run.model_dump_json().encode()).hexdigest()[:16]}"'
 
 
 @router.get("/{run_id}/attempts", summary="The process lives of a run")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Any, Generic, Literal, TypeVar
@@ -9,11 +10,13 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.services.lifecycle import State, allowed_commands
-from app.store.tables import Attempt, Checkpoint, Event, Run
+from app.store.tables import Attempt, Checkpoint, Event, Run, RunGroup
+from cognate.config import SPECIALISTS
 
 Item = TypeVar("Item")
 Value = float | Literal["NaN", "Infinity", "-Infinity"]
 Name = Annotated[str, Field(min_length=1, max_length=80, pattern=r"^[\w .()+\-]+$")]
+CheckpointId = Annotated[str, Field(pattern=r"^ckpt_[0-9a-f-]{36}$")]
 Tag = Annotated[str, Field(min_length=1, max_length=40, pattern=r"^[\w.:/\-]+$")]
 
 
@@ -37,9 +40,63 @@ class LaunchIn(_In):
         None, description="A name of the caller's; a second run cannot have it."
     )
 
+    priority: int = Field(0, ge=-1000, le=1000, description="Among queued runs the highest goes first.")
+    auto_resume: int | None = Field(None, ge=0, le=1000, description="How often a lost worker is replaced without new progress.")
+    notes: str | None = Field(None, max_length=10_000)
+
+
+class PauseIn(_In):
+    checkpoint: Literal["save", "latest"] = Field(
+        "save", description="Save before leaving, or leave at once and do the steps after the latest checkpoint again."
+    )
+    deadline_s: float | None = Field(None, gt=0, le=86_400, description="Seconds within which the run must be paused.")
+    on_timeout: Literal["keep_running", "stop"] = Field(
+        "keep_running", description="After the deadline: forget the pause, or end the run's processes and stop it."
+    )
+
 
 class StopIn(_In):
+    checkpoint: Literal["save", "latest"] = Field("save", description="Save before leaving, or keep the latest checkpoint as it is.")
     grace_s: float = Field(60.0, ge=0, le=3600, description="Seconds to save and leave before the worker is killed.")
+
+
+class EditIn(_In):
+    """What is left out stays."""
+
+    name: Name | None = None
+    notes: Annotated[str, Field(max_length=10_000)] | None = None
+    tags: Annotated[list[Tag], Field(max_length=20)] | None = None
+    priority: Annotated[int, Field(ge=-1000, le=1000)] | None = None
+
+
+class ForkIn(_In):
+    checkpoint_id: CheckpointId | None = Field(None, description="Where to go on from; empty takes the newest.")
+    config: dict[str, Any] = Field({}, description="Overrides by section; not of model, data, batch or seed.")
+    name: Name | None = None
+    tags: list[Tag] = Field([], max_length=20)
+    notes: str | None = Field(None, max_length=10_000)
+    priority: int = Field(0, ge=-1000, le=1000)
+    auto_resume: int | None = Field(None, ge=0, le=1000)
+
+
+class GroupIn(_In):
+    """Several runs as one: by default the three specialists, each on its own configuration."""
+
+    name: Name | None = None
+    presets: list[Annotated[str, Field(max_length=40)]] = Field(list(SPECIALISTS), min_length=1, max_length=20)
+    config: dict[str, Any] = Field({}, description="Overrides for every run.")
+    overrides: dict[str, dict[str, Any]] = Field({}, description="Further overrides by preset.")
+    tags: list[Tag] = Field([], max_length=20)
+    priority: int = Field(0, ge=-1000, le=1000)
+    auto_resume: int | None = Field(None, ge=0, le=1000)
+
+
+class QueueIn(_In):
+    held: bool = Field(description="Hold back queued runs; what is at work goes on.")
+
+
+class PinIn(_In):
+    pinned: bool = Field(description="A pinned checkpoint is never deleted.")
 
 
 class Progress(BaseModel):
@@ -67,6 +124,12 @@ class RunOut(BaseModel):
     version: int
     attempt: int
     queue_position: int | None = Field(description="1 for the run that is launched next.")
+    priority: int
+    notes: str | None
+    group_id: str | None
+    forked_from: dict[str, Any] | None = Field(description="run_id, checkpoint_id and step of the checkpoint it went on from.")
+    auto_resume: int = Field(description="How often it is launched again by itself without new progress, when its worker is lost.")
+    auto_resumes: int = Field(description="How often in a row it has been.")
     created_at: datetime
     updated_at: datetime
     started_at: datetime | None
@@ -113,6 +176,8 @@ class AttemptOut(BaseModel):
 
 class CheckpointOut(BaseModel):
     id: str
+    run_id: str
+    is_pinned: bool
     attempt: int
     step: int
     name: str
@@ -120,6 +185,28 @@ class CheckpointOut(BaseModel):
     files: dict[str, Any]
     created_at: datetime
     removed_at: datetime | None
+
+
+class GroupOut(BaseModel):
+    id: str
+    name: str
+    created_at: datetime
+    states: dict[str, int] = Field(description="How many runs are in each state.")
+    runs: list[RunOut]
+
+
+class QueueOut(BaseModel):
+    held: bool
+    data: list[RunOut]
+
+
+class DeviceOut(BaseModel):
+    slot: str
+    run_id: str | None = Field(description="The run that holds it.")
+    name: str | None = None
+    memory_total_bytes: int | None = None
+    memory_used_bytes: int | None = None
+    utilisation_percent: float | None = None
 
 
 class LogOut(BaseModel):
@@ -149,7 +236,8 @@ def _run_fields(run: Run, queue: Sequence[str]) -> dict[str, Any]:
     state = State(run.state)
     return {
         **{name: getattr(run, name) for name in ("id", "name", "preset", "tags", "external_id", "state_reason", "state_detail")},
-        **{name: getattr(run, name) for name in ("phase", "version", "attempt")},
+        **{name: getattr(run, name) for name in ("phase", "version", "attempt", "priority", "notes", "group_id", "forked_from")},
+        **{name: getattr(run, name) for name in ("auto_resume", "auto_resumes")},
         **{name: instant(getattr(run, name)) for name in ("created_at", "updated_at", "started_at", "ended_at")},
         "state": state,
         "allowed_commands": allowed_commands(state),
@@ -176,6 +264,12 @@ def attempt_out(attempt: Attempt) -> AttemptOut:
 
 def checkpoint_out(checkpoint: Checkpoint) -> CheckpointOut:
     return CheckpointOut(**_fields(checkpoint, CheckpointOut))
+
+
+def group_out(group: RunGroup, members: Sequence[Run], queue: Sequence[str]) -> GroupOut:
+    states = dict(Counter(run.state for run in members))
+    shown = [run_out(run, queue) for run in members]
+    return GroupOut(id=group.id, name=group.name, created_at=instant(group.created_at), states=states, runs=shown)
 
 
 def instant(seconds: float | None) -> datetime | None:

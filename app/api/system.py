@@ -9,7 +9,9 @@ from fastapi import APIRouter, Response
 from sqlalchemy.exc import SQLAlchemyError
 
 from app.api.deps import Service
+from app.api.schemas import DeviceOut, QueueIn, QueueOut, run_out
 from app.api.security import BODY_LIMIT
+from app.services.lifecycle import State
 from app.store import runs
 from cognate import __version__
 
@@ -45,6 +47,27 @@ def get_info(service: Service) -> dict[str, Any]:
         "limits": {"body_bytes": BODY_LIMIT},
         "authentication": service.gate.requires_token,
     }
+
+
+@router.get("/v1/queue", summary="Queued runs in the order in which they will be launched")
+def get_queue(service: Service) -> QueueOut:
+    with service.store.read() as session:
+        queue = runs.queue(session)
+        return QueueOut(held=runs.is_held(session), data=[run_out(run, queue) for run in runs.in_states(session, [State.QUEUED])])
+
+
+@router.put("/v1/queue", summary="Hold queued runs back, or let them go")
+def put_queue(body: QueueIn, service: Service) -> QueueOut:
+    with service.store.write() as write:
+        runs.hold(write, body.held)
+    service.supervisor.wake()
+    return get_queue(service)
+
+
+@router.get("/v1/devices", summary="Where runs can be at work, and which one is")
+def list_devices(service: Service) -> dict[str, list[DeviceOut]]:
+    holders = service.supervisor.holders()
+    return {"data": [DeviceOut(slot=slot, run_id=holder, **service.supervisor.describe(slot)) for slot, holder in holders]}
 
 
 def _database(service: Service) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from cognate.rundir import AttemptDir
 
@@ -25,11 +25,14 @@ class Executor(Protocol):
     def slots(self) -> list[str]:
         """Names of the devices, one for each run that may be in work at a time: "cuda:0", "cpu"."""
 
+    def describe(self, slot: str) -> dict[str, Any]:
+        """What is known of a device now: name, memory_total_bytes, memory_used_bytes, utilisation_percent; absent: not known."""
+
     def launch(self, attempt: AttemptDir, device: str) -> None:
         """Start a worker for a prepared attempt; raises LaunchError."""
 
     def ended(self, attempt: AttemptDir) -> Exit | None:
-        """How the attempt ended once none of its processes is left, else None."""
+        """How the attempt ended once none of its processes is left and its device's memory is free, else None."""
 
     def kill(self, attempt: AttemptDir) -> None:
         """End every process of the attempt at once; no effect when there is none."""

@@ -1,8 +1,9 @@
-"""The GPUs this service may use: those CUDA_VISIBLE_DEVICES leaves it, else all that NVML sees."""
+"""The GPUs this service may use, as NVML sees them: those CUDA_VISIBLE_DEVICES leaves it, else all."""
 
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import pynvml
 
@@ -16,3 +17,30 @@ def usable_gpus() -> list[str]:
         return []
     granted = os.environ.get("CUDA_VISIBLE_DEVICES")
     return present if granted is None else [name.strip() for name in granted.split(",") if name.strip()]
+
+
+def describe(gpu: str) -> dict[str, Any]:
+    """Name, memory and load of a GPU that usable_gpus() named; nothing where the driver does not say."""
+    try:
+        handle = _handle(gpu)
+        memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
+        return {
+            "name": pynvml.nvmlDeviceGetName(handle),
+            "memory_total_bytes": int(memory.total),
+            "memory_used_bytes": int(memory.used),
+            "utilisation_percent": float(pynvml.nvmlDeviceGetUtilizationRates(handle).gpu),
+        }
+    except pynvml.NVMLError:
+        return {}
+
+
+def holds_memory(gpu: str, pid: int) -> bool:
+    """Whether the driver still counts memory of the GPU to a process. In a container it may name none: then no."""
+    try:
+        return any(process.pid == pid for process in pynvml.nvmlDeviceGetComputeRunningProcesses(_handle(gpu)))
+    except pynvml.NVMLError:
+        return False
+
+
+def _handle(gpu: str) -> Any:
+    return pynvml.nvmlDeviceGetHandleByIndex(int(gpu)) if gpu.isdigit() else pynvml.nvmlDeviceGetHandleByUUID(gpu)

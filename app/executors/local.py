@@ -11,14 +11,17 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from app.executors.base import Exit, LaunchError
-from app.executors.devices import usable_gpus
+from app.executors.devices import describe, holds_memory, usable_gpus
 from cognate import rundir, shim
 from cognate.rundir import AttemptDir
 
+FREED_WITHIN_S = 30.0
 WORKER = (sys.executable, "-m", "cognate.worker")
 # A worker sees these of the server's environment and nothing else: no token, no keys.
 PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "CUDA_HOME", "OMP_NUM_THREADS", "NVIDIA_VISIBLE_DEVICES")
@@ -31,10 +34,14 @@ class LocalExecutor:
         self._worker = list(worker)
         self._gpus = {f"cuda:{number}": name for number, name in enumerate(usable_gpus())}
         self._slots = [*self._gpus, *["cpu"] * cpu_slots]
+        self._gone_since: dict[AttemptDir, float] = {}
         self._shims: dict[AttemptDir, subprocess.Popen[bytes]] = {}
 
     def slots(self) -> list[str]:
         return self._slots
+
+    def describe(self, slot: str) -> dict[str, Any]:
+        return describe(self._gpus[slot]) if slot in self._gpus else {}
 
     def launch(self, attempt: AttemptDir, device: str) -> None:
         lease = rundir.take_lease(attempt)
@@ -62,6 +69,8 @@ class LocalExecutor:
     def ended(self, attempt: AttemptDir) -> Exit | None:
         if attempt.path.exists() and not rundir.lease_is_free(attempt):
             return None
+        if self._holds_memory(attempt):
+            return None
         if process := self._shims.pop(attempt, None):
             process.wait()  # it has let go of the lease, so it is leaving; unwaited it would stay as a zombie
         try:
@@ -69,6 +78,19 @@ class LocalExecutor:
         except (FileNotFoundError, ValueError):
             return Exit(rebooted=_rebooted_since(attempt))
         return Exit(record["code"], record["signal"])
+
+    def _holds_memory(self, attempt: AttemptDir) -> bool:
+        """Whether the GPU still counts memory to the worker. A driver that never lets go is believed for FREED_WITHIN_S only."""
+        try:
+            started = rundir.read_json(attempt.started)
+        except (FileNotFoundError, ValueError):
+            return False
+        gpu = self._gpus.get(started["device"])
+        since = self._gone_since.setdefault(attempt, time.monotonic())
+        if gpu is not None and time.monotonic() - since < FREED_WITHIN_S and holds_memory(gpu, started["pid"]):
+            return True
+        del self._gone_since[attempt]
+        return False
 
     def kill(self, attempt: AttemptDir) -> None:
         try:

@@ -30,19 +30,22 @@ class Command(StrEnum):
 
     PAUSE = "pause"
     RESUME = "resume"
+    CHECKPOINT = "checkpoint"
     STOP = "stop"
     KILL = "kill"
 
 
 class Fact(StrEnum):
-    """What the supervisor saw. All but the first two end an attempt: its process is gone when they are reported."""
+    """What the supervisor saw. All but the first three end an attempt: its process is gone when they are reported."""
 
     LAUNCHED = "launched"
     STARTED = "started"
+    OVERDUE = "overdue"  # a pause was not there by its deadline, and was asked to be dropped then
     PAUSED = "paused"
     STOPPED = "stopped"
     FINISHED = "finished"
     FAILED = "failed"
+    OUT_OF_DISK = "out_of_disk"
     VANISHED = "vanished"
 
 
@@ -55,6 +58,9 @@ class Reason(StrEnum):
     USER_PAUSE = "user_pause"
     USER_STOP = "user_stop"
     USER_KILL = "user_kill"
+    PAUSE_TIMEOUT = "pause_timeout"
+    AUTO_RESUME = "auto_resume"
+    STALLED = "stalled"
     SHUTDOWN = "shutdown"
     EXIT_NONZERO = "exit_nonzero"
     SIGNAL = "signal"
@@ -82,12 +88,16 @@ TRANSITIONS: Mapping[State, Mapping[Cause, State]] = {
         Fact.STARTED: State.RUNNING,
         Fact.FINISHED: State.COMPLETED,
         Fact.FAILED: State.FAILED,
+        Fact.OUT_OF_DISK: State.PAUSED,
         Fact.VANISHED: State.INTERRUPTED,
     },
     State.RUNNING: {
         Command.PAUSE: State.PAUSING,
+        Command.CHECKPOINT: State.RUNNING,
         Command.STOP: State.STOPPING,
         Command.KILL: State.STOPPING,
+        Fact.PAUSED: State.PAUSED,  # the pause that was dropped as overdue came after all
+        Fact.OUT_OF_DISK: State.PAUSED,
         Fact.FINISHED: State.COMPLETED,
         Fact.FAILED: State.FAILED,
         Fact.VANISHED: State.INTERRUPTED,
@@ -95,7 +105,9 @@ TRANSITIONS: Mapping[State, Mapping[Cause, State]] = {
     State.PAUSING: {
         Command.STOP: State.STOPPING,
         Command.KILL: State.STOPPING,
+        Fact.OVERDUE: State.RUNNING,
         Fact.PAUSED: State.PAUSED,
+        Fact.OUT_OF_DISK: State.PAUSED,
         Fact.FINISHED: State.COMPLETED,
         Fact.FAILED: State.FAILED,
         Fact.VANISHED: State.INTERRUPTED,
@@ -108,6 +120,7 @@ TRANSITIONS: Mapping[State, Mapping[Cause, State]] = {
         Command.KILL: State.STOPPING,
         Fact.STOPPED: State.STOPPED,
         Fact.PAUSED: State.STOPPED,
+        Fact.OUT_OF_DISK: State.STOPPED,
         Fact.VANISHED: State.STOPPED,
         Fact.FINISHED: State.COMPLETED,
         Fact.FAILED: State.FAILED,
@@ -124,10 +137,14 @@ TRANSITIONS: Mapping[State, Mapping[Cause, State]] = {
 # States in which a process of the run may be alive.
 LIVE = frozenset({State.STARTING, State.RUNNING, State.PAUSING, State.STOPPING})
 
+# States in which nothing of a run is at work or about to be.
+AT_REST = frozenset({State.PAUSED, State.STOPPED, State.INTERRUPTED, State.FAILED, State.COMPLETED})
+
 # A command is already in effect in these states: repeating it changes nothing and is no error.
 _IN_EFFECT: Mapping[Command, frozenset[State]] = {
     Command.PAUSE: frozenset({State.PAUSING, State.PAUSED}),
     Command.RESUME: frozenset({State.QUEUED}),
+    Command.CHECKPOINT: frozenset(),
     Command.STOP: frozenset({State.STOPPING, State.STOPPED}),
     Command.KILL: frozenset({State.STOPPED}),
 }

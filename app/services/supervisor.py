@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import shutil
 import threading
 import time
-from pathlib import Path
+from typing import Any
 
 from app.executors.base import Executor, Exit, LaunchError
 from app.services import journal
 from app.services.lifecycle import LIVE, TRANSITIONS, Command, Fact, Reason, State, advance
+from app.settings import Settings
 from app.store import runs
 from app.store.engine import Store, Write
 from app.store.tables import Attempt, Run
@@ -26,16 +28,23 @@ from cognate.rundir import AttemptDir, Control, RunDir, read_control, write_cont
 log = logging.getLogger(__name__)
 
 LOOK_EVERY_S = 0.1
+DISK_FLOOR_BYTES = 64 << 20  # with less than this left, a worker that says nothing more has been silenced by the full disk
+AUTO_RESUME_AFTER_S = 2.0  # and four times as long each further time in a row
+AUTO_RESUME_AFTER_MOST_S = 300.0
+# Why a run may have been interrupted without anybody wanting it.
+_LOST = (Reason.SIGNAL, Reason.EXIT_NONZERO, Reason.WORKER_LOST, Reason.HOST_RESTART, Reason.STALLED)
 # What a worker is asked to do in each live state.
 _INTENT: dict[State, rundir.Command] = {State.STARTING: "run", State.RUNNING: "run", State.PAUSING: "pause", State.STOPPING: "stop"}
 _ENDING_FACTS = {Kind.PAUSED: Fact.PAUSED, Kind.STOPPED: Fact.STOPPED, Kind.FINISHED: Fact.FINISHED, Kind.FAILED: Fact.FAILED}
 
 
 class Supervisor:
-    def __init__(self, store: Store, executor: Executor, runs_dir: Path) -> None:
+    def __init__(self, store: Store, executor: Executor, settings: Settings) -> None:
         self._store = store
         self._executor = executor
-        self._runs_dir = runs_dir
+        self._settings = settings
+        self._runs_dir = settings.runs
+        self._timers = Timers()
         self._wake = threading.Event()
         self._stop = threading.Event()
         self._looking = threading.Lock()
@@ -48,6 +57,22 @@ class Supervisor:
 
     def slots(self) -> list[str]:
         return self._executor.slots()
+
+    def holders(self) -> list[tuple[str, str | None]]:
+        """Each slot, and the run that holds it."""
+        with self._store.read() as session:
+            live = runs.in_states(session, LIVE)
+            busy = [(runs.attempt(session, run.id, run.attempt).device, run.id) for run in live]
+        found: list[tuple[str, str | None]] = []
+        for slot in self.slots():
+            taken = next((pair for pair in busy if pair[0] == slot), None)
+            if taken is not None:
+                busy.remove(taken)
+            found.append((slot, taken[1] if taken else None))
+        return found
+
+    def describe(self, slot: str) -> dict[str, Any]:
+        return self._executor.describe(slot)
 
     def has_place_for(self, device: str) -> bool:
         """Whether a run that asks for `device` can ever be launched here."""
@@ -99,6 +124,8 @@ class Supervisor:
                     log.exception("run %s: could not be looked after; trying again", run.id)
             if not self._draining:
                 self._resume_after_shutdown()
+                self._resume_lost()
+                self._resume_when_there_is_space()
                 self._launch_queued()
         self.looked_at = time.monotonic()
 
@@ -108,8 +135,10 @@ class Supervisor:
         directory = self._directory(run)
         ended = self._executor.ended(directory)  # before the journal is read: what is there then is all there will be
         if ended is None and not self._has_news(run, directory):
+            self._notice_silence(run)
             self._express(run, directory)
             return
+        self._timers.forget(run.id, "silence")
         with self._store.write(durable=False) as write:
             run = runs.get(write.session, run.id)
             attempt = runs.attempt(write.session, run.id, run.attempt)
@@ -129,7 +158,7 @@ class Supervisor:
     def _conclude(self, write: Write, run: Run, attempt: Attempt, ended: Exit) -> None:
         """Every process of the attempt is gone and its whole journal is in: say how it ended."""
         attempt.ended_at, attempt.exit_code, attempt.exit_signal = time.time(), ended.code, ended.signal
-        fact = _ENDING_FACTS[Kind(attempt.ending)] if attempt.ending else Fact.VANISHED
+        fact = self._fact(attempt, ended)
         if fact not in TRANSITIONS[State(run.state)]:
             fact = Fact.VANISHED  # an answer to a command that is not in force; the checkpoint is there to resume from
         state = advance(State(run.state), fact)
@@ -143,23 +172,75 @@ class Supervisor:
             detail=detail,
             phase=None,
             ended_at=attempt.ended_at if ends else None,
-            control_deadline_at=None,
+            control_grace_s=None,
             kill_requested=False,
+            auto_resumes=0 if self._made_progress(write, run) else run.auto_resumes,
         )
+        self._timers.forget(run.id)
+
+    def _fact(self, attempt: Attempt, ended: Exit) -> Fact:
+        fact = _ENDING_FACTS[Kind(attempt.ending)] if attempt.ending else Fact.VANISHED
+        if fact is Fact.FAILED and (attempt.ending_data or {}).get("reason") == Reason.DISK_FULL:
+            return Fact.OUT_OF_DISK
+        if fact is Fact.VANISHED and ended.signal is None and ended.code != 0 and self._free_bytes() < DISK_FLOOR_BYTES:
+            return Fact.OUT_OF_DISK
+        return fact
+
+    def _made_progress(self, write: Write, run: Run) -> bool:
+        return any(row.attempt == run.attempt for row in runs.checkpoints(write.session, run.id))
 
     def _express(self, run: Run, directory: AttemptDir) -> None:
         """See that the worker knows what its run's state asks of it, and end it when asking is over."""
-        if run.kill_requested or (run.control_deadline_at is not None and time.time() > run.control_deadline_at):
+        if run.kill_requested:
             self._executor.kill(directory)
             return
-        wanted = Control(_INTENT[State(run.state)], run.control_serial)
+        if run.control_grace_s is not None and self._timers.passed(run.id, f"control {run.control_serial}") > run.control_grace_s:
+            if run.state == State.PAUSING:
+                self._end_pause(run.id)
+            else:
+                self._executor.kill(directory)
+            return
+        is_checkpoint = run.state == State.RUNNING and run.checkpoint_serial and run.checkpoint_serial == run.control_serial
+        intent: rundir.Command = "checkpoint" if is_checkpoint else _INTENT[State(run.state)]
+        wanted = Control(intent, run.control_serial, run.control_saves)
         if read_control(directory) != wanted:
             write_control(directory, wanted)
+
+    def _end_pause(self, run_id: str) -> None:
+        """A pause is not there by its deadline: do what was asked for this case."""
+        with self._store.write() as write:
+            run = runs.get(write.session, run_id)
+            if run.state != State.PAUSING:
+                return
+            serial, why = run.control_serial + 1, f"not paused within {run.control_grace_s:g} s"
+            if run.on_timeout == "stop":
+                state, more = advance(State.PAUSING, Command.STOP), {"kill_requested": True}
+            else:
+                state, more = advance(State.PAUSING, Fact.OVERDUE), {}
+            changes = {"control_serial": serial, "control_grace_s": None, "control_saves": True, **more}
+            runs.set_state(write, run, state, reason=Reason.PAUSE_TIMEOUT, detail=why, **changes)
+
+    def _notice_silence(self, run: Run) -> None:
+        """A worker that has not said a word for long: warn once, and if so set, end it to be launched again."""
+        silent = self._timers.passed(run.id, "silence")
+        if silent < self._settings.stall_after_s or self._timers.is_done(run.id, "stall"):
+            return
+        self._timers.do(run.id, "stall")
+        restart = self._settings.on_stall == "restart" and run.state in (State.STARTING, State.RUNNING)
+        message = f"no word from the worker for {silent:.0f} s" + ("; it is ended and launched again" if restart else "")
+        log.warning("run %s: %s", run.id, message)
+        with self._store.write() as write:
+            run = runs.get(write.session, run.id)
+            runs.add_event(write, run.id, run.attempt, "stalled", time.time(), None, {"message": message, "silent_s": silent})
+            if restart:
+                runs.set_state(write, run, run.state, reason=Reason.STALLED, detail=message, kill_requested=True)
 
     # --- the queue ------------------------------------------------------------------------------------------
 
     def _launch_queued(self) -> None:
         with self._store.read() as session:
+            if runs.is_held(session):
+                return
             waiting = [(run.id, run.config["training"]["device"]) for run in runs.in_states(session, [State.QUEUED])]
             busy = [runs.attempt(session, run.id, run.attempt).device for run in runs.in_states(session, LIVE)]
         free = list(self._executor.slots())
@@ -184,7 +265,9 @@ class Supervisor:
                 advance(State.QUEUED, Fact.LAUNCHED),
                 attempt=number,
                 control_serial=0,
-                control_deadline_at=None,
+                control_grace_s=None,
+                control_saves=True,
+                checkpoint_serial=0,
                 kill_requested=False,
                 ended_at=None,
             )
@@ -220,12 +303,65 @@ class Supervisor:
                 if run.state_reason == Reason.SHUTDOWN:
                     runs.set_state(write, run, advance(State(run.state), Command.RESUME))
 
+    # --- what goes on by itself -----------------------------------------------------------------------------
+
+    def _resume_lost(self) -> None:
+        """Runs whose worker was lost are launched again, later each time, until they have had their number without progress."""
+        with self._store.read() as session:
+            lost = [run for run in runs.in_states(session, [State.INTERRUPTED]) if run.state_reason in _LOST]
+        for run in lost:
+            delay = min(AUTO_RESUME_AFTER_S * 4**run.auto_resumes, AUTO_RESUME_AFTER_MOST_S)
+            if run.auto_resumes < run.auto_resume and self._timers.passed(run.id, f"lost {run.version}") > delay:
+                self._resume(run.id, State.INTERRUPTED, f"attempt {run.auto_resumes + 1} of {run.auto_resume}", run.auto_resumes + 1)
+
+    def _resume_when_there_is_space(self) -> None:
+        with self._store.read() as session:
+            stuck = [run for run in runs.in_states(session, [State.PAUSED]) if run.state_reason == Reason.DISK_FULL]
+            sizes = {run.id: max((row.bytes for row in runs.checkpoints(session, run.id)), default=0) for run in stuck}
+        for run in stuck:
+            if self._free_bytes() > 2 * sizes[run.id] + 2 * DISK_FLOOR_BYTES:
+                self._resume(run.id, State.PAUSED, "there is space again", run.auto_resumes)
+
+    def _resume(self, run_id: str, state: State, detail: str, auto_resumes: int) -> None:
+        with self._store.write() as write:
+            run = runs.get(write.session, run_id)
+            if run.state == state:
+                after = advance(state, Command.RESUME)
+                runs.set_state(write, run, after, reason=Reason.AUTO_RESUME, detail=detail, auto_resumes=auto_resumes, ended_at=None)
+
+    def _free_bytes(self) -> int:
+        return shutil.disk_usage(self._settings.home).free
+
     def _live(self) -> list[Run]:
         with self._store.read() as session:
             return list(runs.in_states(session, LIVE))
 
     def _directory(self, run: Run) -> AttemptDir:
         return RunDir(self._runs_dir / run.id).attempt(run.attempt)
+
+
+class Timers:
+    """How long something of a run has been so, by a clock that nobody sets. Nothing survives a restart: then they begin anew."""
+
+    def __init__(self) -> None:
+        self._since: dict[tuple[str, str], float] = {}
+
+    def passed(self, run_id: str, what: str) -> float:
+        """Seconds since this was first asked."""
+        now = time.monotonic()
+        return now - self._since.setdefault((run_id, what), now)
+
+    def do(self, run_id: str, what: str) -> None:
+        self._since[run_id, what] = time.monotonic()
+
+    def is_done(self, run_id: str, what: str) -> bool:
+        return (run_id, what) in self._since
+
+    def forget(self, run_id: str, *kinds: str) -> None:
+        """What is known of a run, or of these alone (silence: and of the stall that it became)."""
+        gone = {*kinds, "stall"} if kinds else None
+        for key in [key for key in self._since if key[0] == run_id and (gone is None or key[1] in gone)]:
+            del self._since[key]
 
 
 def _fitting(wanted: str, free: list[str], slots: list[str]) -> str | None:
@@ -237,9 +373,14 @@ def _fitting(wanted: str, free: list[str], slots: list[str]) -> str | None:
 
 def _explain(run: Run, attempt: Attempt, fact: Fact, ended: Exit) -> tuple[str | None, str | None]:
     """The reason and detail of the state a run enters when an attempt has ended."""
+    if fact is Fact.OUT_OF_DISK:
+        said = (attempt.ending_data or {}).get("detail", "the worker left without a word and the disk is full")
+        return (Reason.DISK_FULL, said) if run.state != State.STOPPING else (run.state_reason, said)
     if fact is Fact.FAILED:
         data = attempt.ending_data or {}
         return data.get("reason", Reason.WORKER_ERROR), data.get("detail", "the worker did not say why; see its log")
+    if run.state_reason == Reason.STALLED and fact is Fact.VANISHED:
+        return Reason.STALLED, run.state_detail
     if fact is not Fact.VANISHED or run.kill_requested or run.state == State.STOPPING:
         return (run.state_reason, None) if fact is not Fact.FINISHED else (None, None)
     if run.state_reason == Reason.SHUTDOWN:

@@ -1,24 +1,51 @@
-"""Queries on runs, attempts and checkpoints. Changes of state go through set_state() only."""
+"""Queries on runs, groups, attempts and checkpoints. Changes of state go through set_state() only."""
 
 from __future__ import annotations
 
 import logging
 import time
 from collections.abc import Collection, Sequence
-from typing import Any
+from typing import Any, Protocol
 
+from sqlalchemy import delete as delete_rows
 from sqlalchemy import func, select, update
 from sqlmodel import Session, col
 
 from app.store.engine import Message, Write
-from app.store.tables import Attempt, Checkpoint, Event, Run
+from app.store.tables import Attempt, Checkpoint, Event, IdempotencyKey, Meta, Run, RunGroup, metric_row
 
 log = logging.getLogger(__name__)
+
+KEYS_KEPT_S = 24 * 3600
+_IN_TURN = (col(Run.priority).desc(), col(Run.queued_at), col(Run.id))
 
 
 class NoSuchRun(LookupError):
     def __init__(self, run_id: str) -> None:
         super().__init__(f"no run {run_id!r}")
+
+
+class NoSuchGroup(LookupError):
+    def __init__(self, group_id: str) -> None:
+        super().__init__(f"no group {group_id!r}")
+
+
+class NoCheckpoint(LookupError):
+    """There is none, or it is not there any more."""
+
+
+class KeyReused(ValueError):
+    """An idempotency key that belongs to another request."""
+
+
+class Once(Protocol):
+    """What idempotency needs of a request (services/runs.py)."""
+
+    @property
+    def key(self) -> str: ...
+
+    @property
+    def fingerprint(self) -> str: ...
 
 
 class StateChanged(RuntimeError):
@@ -38,20 +65,25 @@ def some(session: Session, run_ids: Collection[str]) -> Sequence[Run]:
 
 
 def in_states(session: Session, states: Collection[str]) -> Sequence[Run]:
-    """Runs in any of `states`, in the order they were queued."""
-    query = select(Run).where(col(Run.state).in_(states)).order_by(col(Run.queued_at), col(Run.id))
+    """Runs in any of `states`, in the order in which they are launched."""
+    query = select(Run).where(col(Run.state).in_(states)).order_by(*_IN_TURN)
     return session.execute(query).scalars().all()
 
 
-def page(session: Session, limit: int, *, after: str | None = None, state: str | None = None, preset: str | None = None) -> Sequence[Run]:
-    """Up to `limit` runs older than run `after`, newest first: ids are time-sortable."""
+def page(session: Session, limit: int, *, after: str | None = None, tag: str | None = None, **equal: str | None) -> Sequence[Run]:
+    """Up to `limit` runs older than run `after`, newest first: ids are time-sortable.
+
+    tag: one that they have; equal: values of columns
+    """
     query = select(Run).order_by(col(Run.id).desc()).limit(limit)
     if after is not None:
         query = query.where(col(Run.id) < after)
-    if state is not None:
-        query = query.where(col(Run.state) == state)
-    if preset is not None:
-        query = query.where(col(Run.preset) == preset)
+    if tag is not None:
+        each = func.json_each(col(Run.tags)).table_valued("value")
+        query = query.where(select(each.c.value).where(each.c.value == tag).exists())
+    for column, value in equal.items():
+        if value is not None:
+            query = query.where(getattr(Run, column) == value)
     return session.execute(query).scalars().all()
 
 
@@ -65,21 +97,84 @@ def by_external_id(session: Session, external_id: str) -> Run | None:
 
 def queue(session: Session) -> Sequence[str]:
     """Ids of the queued runs in the order they will be launched."""
-    query = select(col(Run.id)).where(col(Run.state) == "queued").order_by(col(Run.queued_at), col(Run.id))
+    query = select(col(Run.id)).where(col(Run.state) == "queued").order_by(*_IN_TURN)
     return session.execute(query).scalars().all()
+
+
+def groups(session: Session, limit: int, after: str | None = None) -> Sequence[RunGroup]:
+    """Up to `limit` groups older than group `after`, newest first."""
+    query = select(RunGroup).order_by(col(RunGroup.id).desc()).limit(limit)
+    if after is not None:
+        query = query.where(col(RunGroup.id) < after)
+    return session.execute(query).scalars().all()
+
+
+def group(session: Session, group_id: str) -> RunGroup:
+    found = session.get(RunGroup, group_id)
+    if found is None:
+        raise NoSuchGroup(group_id)
+    return found
+
+
+def of_group(session: Session, group_id: str) -> Sequence[Run]:
+    """The runs of a group, in the order they were asked for; raises NoSuchGroup."""
+    group(session, group_id)
+    return session.execute(select(Run).where(col(Run.group_id) == group_id).order_by(col(Run.id))).scalars().all()
+
+
+def is_held(session: Session) -> bool:
+    """Whether queued runs are not to be launched for now."""
+    row = session.get(Meta, "queue_held")
+    return row is not None and row.value == "yes"
+
+
+def hold(write: Write, held: bool) -> None:
+    write.session.merge(Meta(key="queue_held", value="yes" if held else "no"))
+
+
+def done_before(write: Write, once: Once | None) -> str | None:
+    """What the same request made when it came first; raises KeyReused when the key came with another request."""
+    if once is None or (row := write.session.get(IdempotencyKey, once.key)) is None:
+        return None
+    if row.fingerprint != once.fingerprint:
+        raise KeyReused(f"the idempotency key {once.key!r} came before with another request")
+    return row.subject
+
+
+def note_done(write: Write, once: Once | None, subject: str) -> None:
+    """Remember, in the transaction of its effect, that a request was carried out."""
+    if once is not None:
+        now = time.time()
+        write.session.execute(delete_rows(IdempotencyKey).where(col(IdempotencyKey.created_at) < now - KEYS_KEPT_S))
+        write.session.add(IdempotencyKey(key=once.key, fingerprint=once.fingerprint, subject=subject, created_at=now))
+
+
+def change(write: Write, run: Run, **changes: Any) -> None:
+    """Compare-and-set columns that are no state; raises StateChanged."""
+    _compare_and_set(write, run, {**changes, "updated_at": time.time(), "version": run.version + 1})
+
+
+def delete(write: Write, run_id: str) -> None:
+    """All rows of a run."""
+    write.session.execute(delete_rows(metric_row).where(metric_row.c.run_id == run_id))
+    write.session.execute(delete_rows(Run).where(col(Run.id) == run_id))  # the rest goes with it
 
 
 def set_state(write: Write, run: Run, state: str, *, reason: str | None = None, detail: str | None = None, **changes: Any) -> None:
     """Compare-and-set `run` to `state` and say so; raises StateChanged when `run` is no longer what the caller read."""
     now = time.time()
     changes |= {"state": state, "state_reason": reason, "state_detail": detail, "updated_at": now, "version": run.version + 1}
+    _compare_and_set(write, run, changes)
+    log.info("%s (%s): %s%s", run.id, run.name, state, f", {reason}" if reason else "")
+    add_event(write, run.id, run.attempt, "state", now, None, {"state": state, "reason": reason, "detail": detail})
+
+
+def _compare_and_set(write: Write, run: Run, changes: dict[str, Any]) -> None:
     write.session.flush()
     same = (col(Run.id) == run.id) & (col(Run.version) == run.version) & (col(Run.state) == run.state)
     if write.session.connection().execute(update(Run).where(same).values(**changes)).rowcount != 1:
         raise StateChanged(f"run {run.id} changed meanwhile")
     write.session.refresh(run)
-    log.info("%s (%s): %s%s", run.id, run.name, state, f", {reason}" if reason else "")
-    add_event(write, run.id, run.attempt, "state", now, None, {"state": state, "reason": reason, "detail": detail})
 
 
 def add_event(write: Write, run_id: str, attempt: int, kind: str, at: float, step: int | None, data: dict[str, Any]) -> None:
@@ -116,3 +211,24 @@ def events(
 def checkpoints(session: Session, run_id: str) -> Sequence[Checkpoint]:
     query = select(Checkpoint).where(col(Checkpoint.run_id) == run_id).order_by(col(Checkpoint.step), col(Checkpoint.created_at))
     return session.execute(query).scalars().all()
+
+
+def checkpoint(session: Session, checkpoint_id: str) -> Checkpoint:
+    """A checkpoint that is there; raises NoCheckpoint."""
+    found = session.get(Checkpoint, checkpoint_id)
+    if found is None or found.removed_at is not None:
+        raise NoCheckpoint(f"no checkpoint {checkpoint_id!r}" if found is None else f"checkpoint {checkpoint_id!r} was removed")
+    return found
+
+
+def usable_checkpoint(session: Session, run_id: str, checkpoint_id: str | None) -> Checkpoint:
+    """The named checkpoint of a run, or its newest; raises NoCheckpoint."""
+    if checkpoint_id is not None:
+        found = checkpoint(session, checkpoint_id)
+        if found.run_id != run_id:
+            raise NoCheckpoint(f"checkpoint {checkpoint_id!r} is not of run {run_id!r}")
+        return found
+    left = [row for row in checkpoints(session, run_id) if row.removed_at is None]
+    if not left:
+        raise NoCheckpoint(f"run {run_id!r} has no checkpoint yet")
+    return left[-1]

@@ -45,14 +45,34 @@ class Run(SQLModel, table=True):
     version: int = 1
     phase: str | None = None
     attempt: int = 0
-    # What the worker of the current attempt is to do, and until when; kill means without asking it.
+    # What the worker of the current attempt is to do, and how long it may take; kill means without asking it.
     control_serial: int = 0
-    control_deadline_at: float | None = None
+    control_grace_s: float | None = None
+    control_saves: bool = True
+    checkpoint_serial: int = 0
+    on_timeout: str | None = None
     kill_requested: bool = False
+    # Who waits first, and how often a run that is lost is launched again by itself.
+    priority: int = 0
+    auto_resume: int = 0
+    auto_resumes: int = 0
+    notes: str | None = None
+    group_id: str | None = Field(default=None, foreign_key="run_group.id", index=True)
+    forked_from: dict[str, Any] | None = _json()
     # The latest of what the journal says: a plan, where it is, and the newest value of each metric.
     plan: dict[str, Any] | None = _json()
     progress: dict[str, Any] | None = _json()
     latest: dict[str, Any] | None = _json()
+
+
+class RunGroup(SQLModel, table=True):
+    """Runs that belong together: the three specialists."""
+
+    __tablename__ = "run_group"
+
+    id: str = Field(primary_key=True)
+    name: str
+    created_at: float
 
 
 class Attempt(SQLModel, table=True):
@@ -95,6 +115,18 @@ class Checkpoint(SQLModel, table=True):
     files: dict[str, Any] = _json(nullable=False)
     created_at: float
     removed_at: float | None = None
+    is_pinned: bool = False
+
+
+class IdempotencyKey(SQLModel, table=True):
+    """A request that was carried out once; `fingerprint` is the SHA-256 of its method, path and body."""
+
+    __tablename__ = "idempotency_key"
+
+    key: str = Field(primary_key=True)
+    fingerprint: str
+    subject: str
+    created_at: float = Field(index=True)
 
 
 class Meta(SQLModel, table=True):

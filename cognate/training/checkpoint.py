@@ -12,6 +12,7 @@ here, because every step seeds its own from (seed, step). No pickle anywhere.
 
 from __future__ import annotations
 
+import errno
 import os
 import platform
 import re
@@ -32,6 +33,8 @@ from cognate.data.tokenizer import Tokenizer
 from cognate.model import Cognate
 from cognate.rundir import MANIFEST, CorruptCheckpoint, RunDir, file_digest, read_json, sync_directory, verify_checkpoint, write_json
 
+SPACE_LEFT_BYTES = 64 << 20  # for the small files, and for everybody else
+
 
 @dataclass
 class Position:
@@ -43,6 +46,7 @@ class Position:
     tokens: int = 0
     seconds: float = 0.0
     epoch_seconds: float = 0.0
+    val_loss: float | None = None  # as measured at this step
 
 
 @dataclass(frozen=True)
@@ -75,9 +79,10 @@ def save(
     target = run.checkpoint(position.step)
     temporary = target.with_name(f".{target.name}.tmp")
     discard_unfinished(run)
+    numbers, tensors = _take_apart(optimizer.state_dict())
+    _refuse_without_space(run, [*model.state_dict().values(), *tensors.values()])
     temporary.mkdir()
     try:
-        numbers, tensors = _take_apart(optimizer.state_dict())
         _write_tensors({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, temporary / "model.safetensors")
         _write_tensors(tensors, temporary / "optimizer.safetensors")
         write_json(temporary / "state.json", {"position": asdict(position), "environment": environment, "data": data, "optimizer": numbers})
@@ -135,19 +140,30 @@ def newest(run: RunDir) -> tuple[Saved | None, list[str]]:
 
 
 def discard_older(run: RunDir, keep: int) -> list[int]:
-    """Delete all but the newest `keep` checkpoints; the steps that are left."""
+    """Delete all but the newest `keep` checkpoints, the best one and the pinned; the steps that are left."""
     complete = run.complete_checkpoints()
-    for _, path in complete[:-keep]:
+    best = run.best()
+    kept = {*(step for step, _ in complete[-keep:]), *run.pinned(), *([best[0]] if best else [])}
+    for step, path in complete:
+        if step in kept:
+            continue
         doomed = path.with_name(f".{path.name}.tmp")  # renamed first: half-deleted must not look complete
         path.rename(doomed)
         shutil.rmtree(doomed)
-    return [step for step, _ in complete[-keep:]]
+    return [step for step, _ in complete if step in kept]
 
 
 def discard_unfinished(run: RunDir) -> None:
     """Remove what a killed worker was writing."""
     for path in run.checkpoints.glob(".step_*.tmp"):
         shutil.rmtree(path)
+
+
+def _refuse_without_space(run: RunDir, tensors: list[Tensor]) -> None:
+    """Rather than fill the disk to its last byte, which would silence the journal and the database too."""
+    needed = sum(tensor.numel() * tensor.element_size() for tensor in tensors) + SPACE_LEFT_BYTES
+    if shutil.disk_usage(run.path).free < needed:
+        raise OSError(errno.ENOSPC, f"a checkpoint needs {needed / 2**20:.0f} MiB of free disk", str(run.checkpoints))
 
 
 def _write_tensors(tensors: dict[str, Tensor], path: Path) -> None:

@@ -76,7 +76,7 @@ def train(run: RunDir, reporter: Reporter, poll: Callable[[], Control | None], p
     position = Position()
     if saved:
         model.load_state_dict(saved.model)
-        optimizer.load_state_dict(saved.optimizer)
+        restore_optimizer(optimizer, saved.optimizer)
         position = saved.position
     parameters = sum(parameter.numel() for parameter in model.parameters())
     model.train()
@@ -102,6 +102,8 @@ def train(run: RunDir, reporter: Reporter, poll: Callable[[], Control | None], p
         reporter.phase("checkpointing")
         reporter.sync()
         path, manifest = checkpoint.save(run, position, model, optimizer, corpus.tokenizer, environment, corpus.fingerprint)
+        if position.val_loss is not None:
+            run.note_best(position.step, position.val_loss)
         checkpoint.discard_older(run, training.keep_checkpoints)
         _tell_checkpoint(reporter, run, path, manifest["files"], serial)
 
@@ -123,7 +125,7 @@ def train(run: RunDir, reporter: Reporter, poll: Callable[[], Control | None], p
         if (control := poll()) and control.command != "run":
             if (bad_step := finite_losses.bad_step(wait=True)) is not None:
                 return fail(bad_step)
-            if saved_step != position.step and position.step > 0:
+            if control.save and saved_step != position.step and position.step > 0:
                 save(control.serial)
                 saved_step = position.step
             if control.command in ("pause", "stop"):
@@ -149,7 +151,7 @@ def train(run: RunDir, reporter: Reporter, poll: Callable[[], Control | None], p
         finite = bad_step is None
         if finite:  # a step whose gradient is not finite the optimizer leaves out by itself
             optimizer.step()
-        position.step, position.epoch_step = step, position.epoch_step + 1
+        position.step, position.epoch_step, position.val_loss = step, position.epoch_step + 1, None
         tokens = len(losses) * training.batch_size * training.sequence_length
         position.tokens += tokens
         pace.took(time.monotonic() - began)
@@ -178,6 +180,7 @@ def train(run: RunDir, reporter: Reporter, poll: Callable[[], Control | None], p
             if finite and (ends_epoch or is_last):
                 reporter.phase("evaluating")
                 values |= validate(model, held_out, device)
+                position.val_loss = values.get("val_loss")
                 values["curriculum_stage"] = float(stage_for(position.epoch))
             if ends_epoch:
                 values["epoch_time_minutes"] = position.epoch_seconds / 60
@@ -192,10 +195,9 @@ def train(run: RunDir, reporter: Reporter, poll: Callable[[], Control | None], p
         # --- on to the next ---------------------------------------------------------------------------------
         if ends_epoch and not is_last:
             position.epoch, position.epoch_step, position.epoch_seconds = position.epoch + 1, 0, 0.0
-        if step % training.checkpoint_every_steps == 0 or is_last:
+        if step % training.checkpoint_every_steps == 0 or ends_epoch or is_last:
             save()
             saved_step = step
-        if ends_epoch or step % training.checkpoint_every_steps == 0:
             reporter.phase("training" if not is_last else "finalizing")
 
     reporter.say(Kind.FINISHED, step=position.step)
@@ -204,6 +206,14 @@ def train(run: RunDir, reporter: Reporter, poll: Callable[[], Control | None], p
 
 def build_optimizer(model: Cognate, config: RunConfig) -> MuGrokfast:
     return MuGrokfast(model.named_parameters(), gradient_clip=config.training.gradient_clip, **config.optimizer.model_dump())
+
+
+def restore_optimizer(optimizer: MuGrokfast, state: dict[str, Any]) -> None:
+    """Take up the tensors and counters of `state`, under the settings that `optimizer` was made with: a fork may have changed them."""
+    settings = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+    optimizer.load_state_dict(state)
+    for group, kept in zip(optimizer.param_groups, settings, strict=True):
+        group.update(kept)
 
 
 def seed_of_step(seed: int, step: int) -> int:

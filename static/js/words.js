@@ -19,6 +19,9 @@ const REASONS = {
   user_pause: "pause was asked for",
   user_stop: "stop was asked for",
   user_kill: "kill was asked for",
+  pause_timeout: "the pause took longer than it was given",
+  auto_resume: "launched again by itself",
+  stalled: "the worker said nothing for long",
   shutdown: "the service was shut down",
   exit_nonzero: "the worker left with an error code",
   signal: "a signal ended the worker",
@@ -40,6 +43,7 @@ const COMMANDS = {
     idle: "takes the run out of the queue; resume puts it back.",
   },
   resume: { label: "Resume", meaning: "queues the run again; it goes on from its newest whole checkpoint." },
+  checkpoint: { label: "Save now", meaning: "saves a checkpoint after the current step and goes on." },
   stop: {
     label: "Stop",
     meaning: "finishes the current step, saves a checkpoint and ends the run for good.",

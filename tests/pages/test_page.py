@@ -52,7 +52,7 @@ def test_no_view_has_an_error_or_breaks_the_content_security_policy(page: Page, 
     open_run(page, run_id)
     expect_steps(page, 1)
     page.goto("/#/launch")
-    expect(page.get_by_label("batch_size")).to_have_value("16")
+    expect(page.get_by_label("batch_size", exact=True)).to_have_value("16")
     assert page.evaluate("window.violations") == []
     page.goto("/static/docs.html")
     expect(page.get_by_text("/v1/runs", exact=True).first).to_be_visible()
@@ -121,14 +121,14 @@ def test_only_what_was_changed_is_sent(page: Page) -> None:
 def test_errors_stand_at_the_fields_they_are_about(page: Page) -> None:
     page.goto("/#/launch")
     page.locator("summary", has_text="training").click()
-    page.get_by_label("batch_size").fill("0")
+    page.get_by_label("batch_size", exact=True).fill("0")
     page.get_by_label("epochs").fill("many")
     page.locator("summary", has_text="training").click()
     page.get_by_role("button", name="Launch").click()
     expect(page.locator("[data-field='training.batch_size'] .error")).to_have_text("Input should be greater than or equal to 1")
     expect(page.locator("[data-field='training.epochs'] .error")).to_have_text("Input should be a valid integer")
-    expect(page.get_by_label("batch_size")).to_be_focused()
-    expect(page.get_by_label("batch_size")).to_have_attribute("aria-invalid", "true")
+    expect(page.get_by_label("batch_size", exact=True)).to_be_focused()
+    expect(page.get_by_label("batch_size", exact=True)).to_have_attribute("aria-invalid", "true")
 
 
 def test_a_suggestion_stands_at_the_field_as_well(page: Page) -> None:
@@ -145,7 +145,7 @@ def test_check_only_says_what_differs_and_launches_nothing(page: Page, server: S
     before = server.get("/v1/info")["runs"]
     page.goto("/#/launch")
     page.locator("summary", has_text="training").click()
-    page.get_by_label("batch_size").fill("4")
+    page.get_by_label("batch_size", exact=True).fill("4")
     page.get_by_role("button", name="Check only").click()
     expect(page.locator(".outcome")).to_contain_text("This can be launched.")
     expect(page.locator(".outcome li")).to_have_text("training.batch_size 4 instead of 16")

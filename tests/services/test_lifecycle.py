@@ -69,7 +69,7 @@ def test_a_command_in_effect_is_never_also_a_transition_to_another_state() -> No
 
 
 def test_allowed_commands_are_those_of_the_table() -> None:
-    assert allowed_commands(State.RUNNING) == ["pause", "stop", "kill"]
+    assert allowed_commands(State.RUNNING) == ["pause", "checkpoint", "stop", "kill"]
     assert allowed_commands(State.COMPLETED) == []
 
 

@@ -1,6 +1,8 @@
 """The loop: what it reports, and that nothing that ends it can be seen in the result."""
 
+import errno
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from cognate.config import resolve
+from cognate.config import overlaid, resolve
 from cognate.data.batches import Batch, TrainingBatches
 from cognate.data.corpus import Corpus
 from cognate.events import Failure, Kind
@@ -16,6 +18,7 @@ from cognate.metrics import METRICS, Cadence
 from cognate.model import Cognate
 from cognate.optimizer import MuGrokfast
 from cognate.rundir import RunDir
+from cognate.training import checkpoint, loop
 from cognate.training.loop import DataChanged
 from tests.training.runs import TINY, CommandAt, attempt_at, digests, events, new_run, reproducible_rows, rows, tiny
 
@@ -229,6 +232,43 @@ def test_old_checkpoints_are_deleted_and_named(cache: Path, tmp_path: Path) -> N
     assert [step for step, _ in run.complete_checkpoints()] == [10, 12]
     kept = [event.data["kept_steps"] for event in events(run) if event.kind is Kind.CHECKPOINT]
     assert kept == [[2], [2, 4], [4, 6], [6, 8], [8, 10], [10, 12]]
+
+
+def test_the_best_and_the_pinned_checkpoint_outlive_newer_ones(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Held-out losses 3, 1, 2, 4 at the ends of four epochs: the second is the best, the first is pinned."""
+    losses = iter([9.0, 3.0, 1.0, 2.0, 4.0])
+    monkeypatch.setattr(loop, "validate", lambda *_: {"val_loss": next(losses), "val_perplexity": 1.0})
+    config = tiny(
+        data={"synthetic_problems": 100},
+        training={"max_steps": None, "epochs": 4, "batch_size": 16, "keep_checkpoints": 1, "checkpoint_every_steps": 10**6},
+    )
+    run = new_run(tmp_path / "run", config)
+    run.pin([12])
+    assert attempt_at(run, cache=cache) is Kind.FINISHED
+    assert next(event.data for event in events(run) if event.kind is Kind.PLAN)["steps_per_epoch"] == [12] * 4
+    assert run.best() == (24, 1.0)
+    assert [step for step, _ in run.complete_checkpoints()] == [12, 24, 48]
+
+
+def test_a_fork_trains_on_under_its_own_settings(whole: RunDir, cache: Path, tmp_path: Path) -> None:
+    """From the checkpoint of step 4: with the same settings to the same bits, with another weight decay to others."""
+    for name, decay in (("same", None), ("other", 0.5)):
+        changes = {} if decay is None else {"optimizer": {"weight_decay": decay}}
+        run = new_run(tmp_path / name, overlaid(whole.config().model_dump(mode="json"), changes))
+        shutil.copytree(whole.checkpoint(4), run.checkpoint(4))
+        assert attempt_at(run, cache=cache) is Kind.FINISHED
+        assert rows(run)[0].data["step"] == 5
+        same = digests(run, 12)["model.safetensors"] == digests(whole, 12)["model.safetensors"]
+        assert same == (decay is None)
+
+
+def test_a_disk_without_space_is_noticed_before_it_is_full(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = new_run(tmp_path / "run", tiny())
+    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**12, 10**12, 10**6))  # type: ignore[attr-defined]
+    with pytest.raises(OSError, match=r"a checkpoint needs 6[45] MiB") as raised:
+        attempt_at(run, cache=cache)
+    assert raised.value.errno == errno.ENOSPC
+    assert list(run.checkpoints.iterdir()) == []
 
 
 def test_what_a_killed_worker_was_writing_is_removed(whole: RunDir, cache: Path, tmp_path: Path) -> None:

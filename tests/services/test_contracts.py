@@ -1,0 +1,394 @@
+"""What commands promise: a pause by its deadline, a checkpoint now, forks, groups, priorities, edits, deletions; each once."""
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from starlette.testclient import TestClient
+
+from app.services import supervisor
+from cognate.rundir import RunDir, read_json
+from tests.service import launch, serving, steps_of, until, wait_for
+
+SLOW = ("--step-seconds", "0.02")
+
+
+def training(client: TestClient, run_id: str, steps: int = 3) -> None:
+    until(lambda: len(steps_of(client, run_id)) >= steps)
+
+
+def events(client: TestClient, run_id: str, kind: str) -> list[dict[str, Any]]:
+    return [event["data"] for event in client.get(f"/v1/runs/{run_id}/events", params={"kind": kind}).json()["data"]]
+
+
+# --- pause, stop, checkpoint ------------------------------------------------------------------------------------
+
+
+def test_a_pause_that_need_not_save_leaves_at_once_and_its_steps_are_done_again(tmp_path: Path) -> None:
+    with serving(tmp_path, *SLOW) as client:
+        run_id = launch(client, steps=30)
+        training(client, run_id)
+        assert client.post(f"/v1/runs/{run_id}/checkpoint").status_code == 202
+        until(lambda: client.get(f"/v1/runs/{run_id}/checkpoints").json()["data"])
+        training(client, run_id, 8)
+        assert client.post(f"/v1/runs/{run_id}/pause", json={"checkpoint": "latest"}).status_code == 202
+        wait_for(client, run_id, "paused")
+        (saved,) = client.get(f"/v1/runs/{run_id}/checkpoints").json()["data"]
+        assert saved["step"] < len(steps_of(client, run_id))
+        client.post(f"/v1/runs/{run_id}/resume")
+        wait_for(client, run_id, "completed")
+        attempts = client.get(f"/v1/runs/{run_id}/attempts").json()["data"]
+        assert attempts[1]["resumed_from_step"] == saved["step"]
+        assert steps_of(client, run_id) == list(range(1, 31))
+
+
+def test_a_late_pause_is_forgotten_when_asked_so_and_the_run_says_why(tmp_path: Path) -> None:
+    """The worker hears of neither, since it never listens again."""
+    with serving(tmp_path, *SLOW, "--fault", "hang@5") as client:
+        run_id = launch(client, steps=30)
+        training(client, run_id, 5)
+        client.post(f"/v1/runs/{run_id}/pause", json={"deadline_s": 0.3})
+        assert client.get(f"/v1/runs/{run_id}").json()["state"] == "pausing"
+        run = wait_for(client, run_id, "running")
+        assert (run["state_reason"], run["state_detail"]) == ("pause_timeout", "not paused within 0.3 s")
+        assert read_json(RunDir(tmp_path / "runs" / run_id).attempt(1).control)["command"] in ("pause", "run")
+        until(lambda: read_json(RunDir(tmp_path / "runs" / run_id).attempt(1).control)["command"] == "run")
+        client.post(f"/v1/runs/{run_id}/kill")
+        wait_for(client, run_id, "stopped")
+
+
+def test_a_late_pause_ends_the_run_when_asked_so(tmp_path: Path) -> None:
+    with serving(tmp_path, *SLOW, "--fault", "hang@5") as client:
+        run_id = launch(client, steps=30)
+        training(client, run_id, 5)
+        pid = read_json(RunDir(tmp_path / "runs" / run_id).attempt(1).started)["pid"]
+        client.post(f"/v1/runs/{run_id}/pause", json={"deadline_s": 0.3, "on_timeout": "stop"})
+        run = wait_for(client, run_id, "stopped")
+        assert run["state_reason"] == "pause_timeout"
+        assert not psutil.pid_exists(pid)
+
+
+def test_a_pause_that_comes_after_its_deadline_is_a_pause_all_the_same(tmp_path: Path) -> None:
+    """The worker was saving when the pause was given up: the truth is that it has left."""
+    with serving(tmp_path, *SLOW, "--slow-pause", "1.0") as client:
+        run_id = launch(client, steps=30)
+        training(client, run_id)
+        client.post(f"/v1/runs/{run_id}/pause", json={"deadline_s": 0.2})
+        wait_for(client, run_id, "running")
+        assert wait_for(client, run_id, "paused")["state_reason"] == "pause_timeout"
+        client.post(f"/v1/runs/{run_id}/resume")
+        wait_for(client, run_id, "completed")
+
+
+def test_a_checkpoint_is_saved_on_request_and_training_goes_on(tmp_path: Path) -> None:
+    with serving(tmp_path, *SLOW) as client:
+        run_id = launch(client, steps=40)
+        assert client.post(f"/v1/runs/{run_id}/checkpoint").json()["type"] == "/v1/problems/invalid_transition"
+        training(client, run_id)
+        for count in (1, 2):
+            assert client.post(f"/v1/runs/{run_id}/checkpoint").status_code == 202
+            until(lambda count=count: len(client.get(f"/v1/runs/{run_id}/checkpoints").json()["data"]) == count)  # type: ignore[misc]
+        assert client.get(f"/v1/runs/{run_id}").json()["state"] == "running"
+        client.post(f"/v1/runs/{run_id}/pause")
+        wait_for(client, run_id, "paused")
+        assert len(client.get(f"/v1/runs/{run_id}/attempts").json()["data"]) == 1
+
+
+# --- what goes on by itself -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(name="_soon")
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor, "AUTO_RESUME_AFTER_S", 0.01)
+
+
+@pytest.mark.usefixtures("_soon")
+def test_a_lost_worker_is_replaced_and_the_run_completes(tmp_path: Path) -> None:
+    with serving(tmp_path, "--fault", "crash@7", auto_resume=1) as client:
+        run_id = launch(client, steps=20)
+        run = wait_for(client, run_id, "completed")
+        assert (run["attempt"], run["auto_resumes"]) == (2, 0)  # progress was made: it may be lost as often again
+        reasons = [event["reason"] for event in events(client, run_id, "state")]
+        assert reasons == [None, None, None, "exit_nonzero", "auto_resume", None, None, None]
+
+
+@pytest.mark.usefixtures("_soon")
+def test_a_worker_that_is_lost_again_and_again_is_replaced_so_many_times(tmp_path: Path) -> None:
+    with serving(tmp_path, *SLOW, auto_resume=2) as client:
+        run_id = launch(client, steps=10_000)
+
+        def kill_attempt(number: int) -> None:
+            attempt = RunDir(tmp_path / "runs" / run_id).attempt(number)
+            until(lambda: client.get(f"/v1/runs/{run_id}").json()["attempt"] == number and attempt.started.exists())
+            os.kill(read_json(attempt.started)["pid"], 9)
+
+        for number in (1, 2, 3):
+            kill_attempt(number)
+        run = until(lambda: (run := client.get(f"/v1/runs/{run_id}").json())["state"] == "interrupted" and run["auto_resumes"] == 2 and run)
+        assert (run["attempt"], run["state_reason"]) == (3, "signal")
+        client.post(f"/v1/runs/{run_id}/resume")  # a person may always; and the count begins anew
+        assert wait_for(client, run_id, "running")["auto_resumes"] == 0
+        client.post(f"/v1/runs/{run_id}/kill")
+        wait_for(client, run_id, "stopped")
+
+
+def test_a_full_disk_pauses_the_run_until_there_is_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    free = [0]
+    monkeypatch.setattr(supervisor.Supervisor, "_free_bytes", lambda _: free[0])
+    with serving(tmp_path, "--fault", "full@7") as client:
+        run_id = launch(client, steps=20)
+        run = wait_for(client, run_id, "paused")
+        assert run["state_reason"] == "disk_full"
+        assert "No space left" in run["state_detail"]
+        assert run["allowed_commands"] == ["resume", "stop"]
+        free[0] = 1 << 40
+        wait_for(client, run_id, "completed")
+
+
+def test_a_worker_that_a_full_disk_silenced_is_not_called_crashed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor.Supervisor, "_free_bytes", lambda _: 1000)
+    with serving(tmp_path, "--fault", "crash@7") as client:
+        assert wait_for(client, launch(client, steps=20), "paused")["state_reason"] == "disk_full"
+
+
+def test_silence_is_told_once_and_forgiven(tmp_path: Path) -> None:
+    with serving(tmp_path, "--fault", "doze@7", stall_after_s=0.5) as client:
+        run_id = launch(client, steps=20)
+        wait_for(client, run_id, "completed")
+        (stalled,) = events(client, run_id, "stalled")
+        assert stalled["silent_s"] >= 0.5
+
+
+@pytest.mark.usefixtures("_soon")
+def test_a_worker_that_hangs_is_replaced_when_asked_so(tmp_path: Path) -> None:
+    with serving(tmp_path, "--fault", "hang@7", stall_after_s=0.5, on_stall="restart", auto_resume=1) as client:
+        run_id = launch(client, steps=20)
+        assert wait_for(client, run_id, "completed")["attempt"] == 2
+        reasons = [event["reason"] for event in events(client, run_id, "state")]
+        assert "stalled" in reasons
+
+
+# --- the queue --------------------------------------------------------------------------------------------------
+
+
+def test_the_highest_priority_goes_first_and_can_be_changed(tmp_path: Path) -> None:
+    with serving(tmp_path, "--step-seconds", "0.01") as client:
+        client.put("/v1/queue", json={"held": True})
+        first, second, urgent = (launch(client, steps=2, name=name, priority=value) for name, value in (("a", 0), ("b", 0), ("c", 5)))
+        queue = client.get("/v1/queue").json()
+        assert (queue["held"], [run["id"] for run in queue["data"]]) == (True, [urgent, first, second])
+        client.patch(f"/v1/runs/{second}", json={"priority": 9})
+        assert [run["queue_position"] for run in client.get("/v1/queue").json()["data"]] == [1, 2, 3]
+        assert client.get(f"/v1/runs/{second}").json()["queue_position"] == 1
+        client.put("/v1/queue", json={"held": False})
+        runs = [wait_for(client, run_id, "completed") for run_id in (first, second, urgent)]
+        assert runs[1]["started_at"] < runs[2]["started_at"] < runs[0]["started_at"]
+
+
+def test_a_held_queue_stays_held_over_a_restart(tmp_path: Path) -> None:
+    with serving(tmp_path) as client:
+        client.put("/v1/queue", json={"held": True})
+        run_id = launch(client, steps=2)
+    with serving(tmp_path) as client:
+        assert client.get("/v1/queue").json()["held"]
+        assert client.get(f"/v1/runs/{run_id}").json()["state"] == "queued"
+        client.put("/v1/queue", json={"held": False})
+        wait_for(client, run_id, "completed")
+
+
+def test_devices_name_the_run_that_holds_them(tmp_path: Path) -> None:
+    with serving(tmp_path, *SLOW, cpu_slots=2) as client:
+        run_id = launch(client, steps=500)
+        wait_for(client, run_id, "running")
+        assert [(device["slot"], device["run_id"]) for device in client.get("/v1/devices").json()["data"]] == [
+            ("cpu", run_id),
+            ("cpu", None),
+        ]
+        client.post(f"/v1/runs/{run_id}/kill")
+        wait_for(client, run_id, "stopped")
+
+
+# --- forks and groups -------------------------------------------------------------------------------------------
+
+
+def test_a_fork_goes_on_from_a_checkpoint_under_its_own_configuration(tmp_path: Path) -> None:
+    with serving(tmp_path) as client:
+        source = launch(client, steps=20)
+        assert client.post(f"/v1/runs/{source}/fork").status_code in (404, 201)
+        wait_for(client, source, "completed")
+        (checkpoint,) = client.get(f"/v1/runs/{source}/checkpoints").json()["data"]
+        changes = {"training": {"max_steps": 25}, "optimizer": {"muon_lr": 0.5}}
+        answer = client.post(f"/v1/runs/{source}/fork", json={"checkpoint_id": checkpoint["id"], "config": changes, "name": "further"})
+        assert answer.status_code == 201, answer.text
+        fork = answer.json()
+        assert fork["forked_from"] == {"run_id": source, "checkpoint_id": checkpoint["id"], "step": 20}
+        assert fork["config"]["optimizer"]["muon_lr"] == 0.5
+        shutil.rmtree(tmp_path / "runs" / source)  # a fork stands on its own files
+        wait_for(client, fork["id"], "completed")
+        assert steps_of(client, fork["id"]) == list(range(21, 26))
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"model": {"d_model": 64}}, "model"),
+        ({"training": {"batch_size": 3}}, "training.batch_size"),
+        ({"data": {"synthetic_problems": 300}}, "data"),
+        ({"seed": 3}, "seed"),
+    ],
+)
+def test_a_fork_cannot_change_what_its_checkpoint_means(change: dict[str, Any], field: str, tmp_path: Path) -> None:
+    with serving(tmp_path) as client:
+        source = launch(client, steps=2)
+        wait_for(client, source, "completed")
+        answer = client.post(f"/v1/runs/{source}/fork", json={"config": change})
+        assert (answer.status_code, [error["field"] for error in answer.json()["errors"]]) == (422, [field])
+        assert len(client.get("/v1/runs").json()["data"]) == 1
+
+
+def test_a_group_is_launched_and_commanded_as_one(tmp_path: Path) -> None:
+    changes = {"data": {"source": "synthetic"}, "training": {"max_steps": 500}}
+    with serving(tmp_path, *SLOW, cpu_slots=2) as client:
+        answer = client.post(
+            "/v1/groups", json={"name": "night", "config": changes, "overrides": {"speed": {"training": {"max_steps": 7}}}}
+        )
+        assert answer.status_code == 201, answer.text
+        group = answer.json()
+        assert [(run["preset"], run["name"]) for run in group["runs"]] == [
+            ("reasoning", "night reasoning"),
+            ("memory", "night memory"),
+            ("speed", "night speed"),
+        ]
+        path = f"/v1/groups/{group['id']}"
+        until(lambda: client.get(path).json()["states"] == {"running": 2, "queued": 1})
+        assert client.post(f"{path}/pause").status_code == 202
+        until(lambda: client.get(path).json()["states"] == {"paused": 3})
+        assert client.post(f"{path}/resume").json()["states"] == {"queued": 3}
+        until(lambda: client.get(path).json()["states"].get("running") == 2)
+        client.post(f"{path}/kill")
+        until(lambda: client.get(path).json()["states"].get("stopped", 0) >= 2)
+        assert [run["id"] for run in client.get("/v1/runs", params={"group_id": group["id"]}).json()["data"]] == [
+            run["id"] for run in reversed(group["runs"])
+        ]
+        client.post(f"{path}/stop")
+        wait_for(client, group["runs"][2]["id"], "stopped", "completed")
+        answer = client.post(f"{path}/resume")
+        assert answer.status_code == 409
+
+
+def test_a_group_with_one_member_at_fault_is_no_group(tmp_path: Path) -> None:
+    with serving(tmp_path) as client:
+        answer = client.post("/v1/groups", json={"presets": ["quickstart", "resoning"]})
+        assert answer.status_code == 422
+        answer = client.post("/v1/groups", json={"overrides": {"quickstart": {}}})
+        assert answer.json()["errors"][0]["field"] == "overrides.quickstart"
+        assert client.get("/v1/runs").json()["data"] == []
+        assert not list((tmp_path / "runs").glob("*")) if (tmp_path / "runs").exists() else True
+
+
+# --- each once --------------------------------------------------------------------------------------------------
+
+
+def test_a_request_with_a_key_takes_effect_once(tmp_path: Path) -> None:
+    body = {"preset": "quickstart", "config": {"training": {"max_steps": 3}}}
+    headers = {"Idempotency-Key": "tonight"}
+    with serving(tmp_path) as client:
+        first, again = (client.post("/v1/runs", json=body, headers=headers) for _ in range(2))
+        assert (first.status_code, again.status_code) == (201, 200)
+        assert first.json()["id"] == again.json()["id"]
+        other = client.post("/v1/runs", json={**body, "name": "other"}, headers=headers)
+        assert (other.status_code, other.json()["type"]) == (422, "/v1/problems/idempotency_key_reused")
+        assert len(client.get("/v1/runs").json()["data"]) == 1
+        run_id = first.json()["id"]
+        wait_for(client, run_id, "completed")
+    with serving(tmp_path) as client:  # known after a restart too
+        assert client.post("/v1/runs", json=body, headers=headers).json()["id"] == run_id
+
+
+def test_a_repeated_command_with_a_key_does_not_undo_what_came_after(tmp_path: Path) -> None:
+    """pause, resume, and the first pause's retry: the run goes on."""
+    with serving(tmp_path, *SLOW) as client:
+        run_id = launch(client, steps=60)
+        training(client, run_id)
+        key = {"Idempotency-Key": "p1"}
+        assert client.post(f"/v1/runs/{run_id}/pause", headers=key).status_code == 202
+        wait_for(client, run_id, "paused")
+        client.post(f"/v1/runs/{run_id}/resume")
+        assert client.post(f"/v1/runs/{run_id}/pause", headers=key).status_code == 200
+        wait_for(client, run_id, "completed")
+
+
+def test_a_refused_request_does_not_use_up_its_key(tmp_path: Path) -> None:
+    with serving(tmp_path) as client:
+        key = {"Idempotency-Key": "k"}
+        assert client.post("/v1/runs", json={"preset": "nothing"}, headers=key).status_code == 422
+        assert (
+            client.post("/v1/runs", json={"preset": "quickstart", "config": {"training": {"max_steps": 2}}}, headers=key).status_code == 201
+        )
+
+
+# --- edit, delete, pin ------------------------------------------------------------------------------------------
+
+
+def test_an_edit_goes_by_the_version_that_was_seen(tmp_path: Path) -> None:
+    with serving(tmp_path) as client:
+        client.put("/v1/queue", json={"held": True})
+        path = f"/v1/runs/{launch(client, steps=2)}"
+        seen = client.get(path)
+        tag = seen.headers["ETag"]
+        assert client.get(path, headers={"If-None-Match": tag}).status_code == 304
+        edited = client.patch(path, json={"notes": "try again", "tags": ["x"]}, headers={"If-Match": tag})
+        assert (edited.json()["notes"], edited.json()["tags"], edited.json()["name"]) == ("try again", ["x"], seen.json()["name"])
+        assert client.get(path, headers={"If-None-Match": tag}).status_code == 200
+        stale = client.patch(path, json={"notes": "no"}, headers={"If-Match": tag})
+        assert (stale.status_code, stale.json()["type"]) == (412, "/v1/problems/version_mismatch")
+        assert client.patch(path, json={"notes": None}, headers={"If-Match": "*"}).json()["notes"] is None
+        assert client.patch(path, json={"name": None}).status_code == 422
+        assert client.patch(path, json={"state": "completed"}).status_code == 422
+        assert client.get("/v1/runs", params={"tag": "x"}).json()["data"][0]["id"] == seen.json()["id"]
+        assert client.get("/v1/runs", params={"tag": "y"}).json()["data"] == []
+
+
+def test_a_run_at_rest_is_deleted_with_all_it_left(tmp_path: Path) -> None:
+    with serving(tmp_path, *SLOW) as client:
+        run_id, other = launch(client, steps=30), launch(client, steps=2)
+        wait_for(client, run_id, "running")
+        assert client.delete(f"/v1/runs/{run_id}").json()["type"] == "/v1/problems/run_active"
+        assert client.delete(f"/v1/runs/{other}").status_code == 409  # it waits
+        wait_for(client, run_id, "completed")
+        assert client.delete(f"/v1/runs/{run_id}", headers={"If-Match": '"1.x"'}).status_code == 412
+        assert client.delete(f"/v1/runs/{run_id}").status_code == 204
+        assert client.get(f"/v1/runs/{run_id}").status_code == 404
+        assert not (tmp_path / "runs" / run_id).exists()
+        assert not list((tmp_path / "runs").glob(".*deleted"))
+        wait_for(client, other, "completed")
+        assert steps_of(client, other) == [1, 2]
+
+
+def test_a_checkpoint_is_fetched_verified_pinned_and_deleted(tmp_path: Path) -> None:
+    with serving(tmp_path) as client:
+        run_id = launch(client, steps=5)
+        wait_for(client, run_id, "completed")
+        (checkpoint,) = client.get(f"/v1/runs/{run_id}/checkpoints").json()["data"]
+        path = f"/v1/checkpoints/{checkpoint['id']}"
+        assert client.get(path).json() == checkpoint
+        file = RunDir(tmp_path / "runs" / run_id).checkpoint(5) / "state.json"
+        whole = client.get(f"{path}/download", params={"file": "state.json"})
+        assert whole.content == file.read_bytes()
+        part = client.get(f"{path}/download", params={"file": "state.json"}, headers={"Range": "bytes=2-5"})
+        assert (part.status_code, part.content) == (206, file.read_bytes()[2:6])
+        assert client.get(f"{path}/download", params={"file": "../../config.json"}).status_code == 422
+        assert client.get(f"{path}/download").status_code == 404  # the fake worker saves no weights
+        assert client.post(f"{path}/verify").json() == {"ok": True, "detail": None}
+        file.write_text("{}")
+        assert client.post(f"{path}/verify").json()["ok"] is False
+        assert client.patch(path, json={"pinned": True}).json()["is_pinned"]
+        assert RunDir(tmp_path / "runs" / run_id).pinned() == [5]
+        assert client.delete(path).status_code == 409
+        client.patch(path, json={"pinned": False})
+        assert client.delete(path).status_code == 204
+        assert client.get(path).status_code == 404
+        assert not file.parent.exists()
