@@ -50,7 +50,7 @@ def create_app(settings: Settings | None = None, executor: Executor | None = Non
             hub = Hub()
             hub.attach(asyncio.get_running_loop())
             store = Store(settings.database, hub.publish)
-            chosen = executor or LocalExecutor(settings.data_dir, settings.cache, settings.cpu_slots)
+            chosen = executor or LocalExecutor(settings.data_dir, settings.cache, settings.cpu_slots, spare=settings.spare_worker)
             supervisor = Supervisor(store, chosen, settings)
             service = RunService(store, supervisor, settings)
             app.state.parts = Parts(settings, store, hub, supervisor, service, gate)

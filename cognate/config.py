@@ -134,7 +134,9 @@ class TrainingConfig(_Section):
     final_lr_fraction: float = Field(0.1, ge=0, le=1, description="Learning rate at the end, as a share of its peak.")
     gradient_clip: float = Field(1.0, gt=0, le=1e6, description="Largest global gradient norm.")
     log_every_steps: int = Field(50, ge=1, le=1_000_000, description="Steps between two rows of metrics.")
-    checkpoint_every_steps: int = Field(500, ge=1, le=1_000_000, description="Steps between two checkpoints; the end of an epoch is one too.")
+    checkpoint_every_steps: int = Field(
+        500, ge=1, le=1_000_000, description="Steps between two checkpoints; the end of an epoch is one too."
+    )
     keep_checkpoints: int = Field(3, ge=1, le=1000, description="Newest checkpoints kept; older ones go, but for the best and the pinned.")
     precision: Precision = Field("auto", description="Width of activations; auto takes bf16 where the device computes it natively.")
     compile: Literal["auto", "on", "off"] = Field(

@@ -1,6 +1,10 @@
 """Parent of one worker: starts it, waits, records how it ended, leaves nothing behind.
 
     python -I -S shim.py ATTEMPT_DIR LEASE_FD DEVICE -- COMMAND...
+    python -I -S shim.py --spare SOCKET_FD -- COMMAND... --spare
+
+As a spare it starts a worker ahead of time, which loads what takes long and then waits (await_assignment); the attempt comes
+through the socket, with the lease and the log as open files. A spare whose server goes away ends.
 
 The server starts the shim in a session of its own, so that a worker outlives the server and its exit status is
 still written down. If the shim itself is killed, the kernel kills the worker with it. Standard library only, and
@@ -12,23 +16,42 @@ import ctypes
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
+LEASE, LOG = 0, 1  # the open files that come with an assignment
+MESSAGE_BYTES = 1 << 16
 _prctl = ctypes.CDLL(None, use_errno=True).prctl
 
 
 def main(arguments: list[str]) -> int:
-    attempt, lease, device = Path(arguments[0]), int(arguments[1]), arguments[2]
     command = arguments[arguments.index("--") + 1 :]
     for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(name, signal.SIG_IGN)  # commands go through control.json; a shim has no reason to leave early
     _prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    worker = _start(command, lease)
+    if arguments[0] == "--spare":
+        ours, theirs = socket.socketpair()
+        worker = _start(command, stdin=theirs)
+        theirs.close()
+        if (assignment := _receive(socket.socket(fileno=int(arguments[1])))) is None:
+            _kill_leftovers(worker.pid)
+            return 0
+        message, files = assignment
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # a worker that died meanwhile is seen below
+            socket.send_fds(ours, [json.dumps(message).encode()], files)
+        ours.close()
+        os.dup2(files[LOG], 1)
+        os.dup2(files[LOG], 2)
+        attempt, device = Path(message["attempt"]), message["device"]
+    else:
+        attempt, device = Path(arguments[0]), arguments[2]
+        worker = _start(command, lease=int(arguments[1]))
     _write(attempt / "started.json", {**identity(worker.pid), "shim_pid": os.getpid(), "device": device})
     code = worker.wait()
     _kill_leftovers(worker.pid)
@@ -36,7 +59,35 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def _start(command: list[str], lease: int) -> "subprocess.Popen[bytes]":
+def await_assignment() -> str:
+    """Called by a spare worker once it is ready: its attempt's directory, when there is one. Takes up its environment and log."""
+    assignment = _receive(socket.socket(fileno=os.dup(0)))
+    if assignment is None:
+        sys.exit(0)
+    message, files = assignment
+    os.set_inheritable(files[LEASE], True)  # held by whatever processes the worker starts, too
+    with Path(os.devnull).open("rb") as nothing:
+        os.dup2(nothing.fileno(), 0)
+    os.dup2(files[LOG], 1)
+    os.dup2(files[LOG], 2)
+    os.environ.update(message["environment"])
+    return str(message["attempt"])
+
+
+def assign(channel: socket.socket, attempt: str, device: str, environment: dict[str, str], lease: int, log: int) -> None:
+    """Called by the server: give a spare its attempt; raises OSError when it is gone."""
+    message = json.dumps({"attempt": attempt, "device": device, "environment": environment}).encode()
+    socket.send_fds(channel, [message], [lease, log])
+
+
+def _receive(channel: socket.socket) -> "tuple[dict[str, Any], list[int]] | None":
+    """The message and the open files that assign() sent; None when the other side is gone."""
+    with channel:
+        message, files, _, _ = socket.recv_fds(channel, MESSAGE_BYTES, 2)
+    return (json.loads(message), files) if message else None
+
+
+def _start(command: list[str], lease: "int | None" = None, stdin: "socket.socket | None" = None) -> "subprocess.Popen[bytes]":
     shim = os.getpid()
 
     def die_with_shim() -> None:
@@ -47,7 +98,13 @@ def _start(command: list[str], lease: int) -> "subprocess.Popen[bytes]":
             os._exit(127)
 
     # Single-threaded here, so running Python between fork and exec is safe.
-    return subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True, pass_fds=(lease,), preexec_fn=die_with_shim)
+    return subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL if stdin is None else stdin.fileno(),
+        start_new_session=True,
+        pass_fds=() if lease is None else (lease,),
+        preexec_fn=die_with_shim,
+    )
 
 
 def identity(pid: int) -> dict[str, object]:

@@ -19,8 +19,12 @@ os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 import torch
 
+from cognate import shim
+from cognate.config import resolve
 from cognate.data.files import DataMissing, DataUnreadable
 from cognate.events import Failure, Kind
+from cognate.model import Cognate
+from cognate.optimizer import MuGrokfast
 from cognate.rundir import AttemptDir, Journal
 from cognate.training.control import ControlFile
 from cognate.training.loop import DataChanged, Places, train
@@ -31,9 +35,21 @@ EXIT_FAILED = 1
 
 def main(arguments: list[str] | None = None) -> int:
     (attempt,) = arguments if arguments is not None else sys.argv[1:]
+    if attempt == "--spare":
+        preload()
+        attempt = shim.await_assignment()
     device = os.environ.get("COGNATE_DEVICE")
     places = Places(_path("COGNATE_DATA_DIR"), _path("COGNATE_CACHE_DIR"))
     return EXIT_FAILED if run_attempt(AttemptDir(Path(attempt)), places, device) is Kind.FAILED else 0
+
+
+def preload() -> None:
+    """Load what the first step of an attempt would load, so that a spare worker begins with it. Nothing here touches a GPU."""
+    model = Cognate(resolve("quickstart").model)
+    tokens = torch.zeros(1, 16, dtype=torch.long)
+    optimizer = MuGrokfast(model.named_parameters())
+    model.loss(tokens, tokens).loss.backward()  # type: ignore[no-untyped-call]
+    optimizer.step()
 
 
 def run_attempt(attempt: AttemptDir, places: Places, device: str | None, *listeners: Listener) -> Kind:

@@ -14,6 +14,7 @@ import sys
 import time
 from pathlib import Path
 
+from cognate import shim
 from cognate.events import Kind
 from cognate.rundir import MANIFEST, AttemptDir, Journal, file_digest, read_json, write_json
 from cognate.training.control import ControlFile
@@ -24,12 +25,15 @@ def main() -> int:
     parser.add_argument("--step-seconds", type=float, default=0.002)
     parser.add_argument("--fault", default="@0")
     parser.add_argument("--slow-pause", type=float, default=0.0)
-    parser.add_argument("attempt", type=Path)
+    parser.add_argument("--spare", action="store_true")
+    parser.add_argument("attempt", type=Path, nargs="?")
     options = parser.parse_args()
+    if options.spare:
+        options.attempt = Path(shim.await_assignment())
     fault, _, fault_step = options.fault.partition("@")
     attempt = AttemptDir(options.attempt)
     run, journal, control = attempt.run, Journal(attempt), ControlFile(attempt)
-    print(f"fake worker of attempt {attempt.number}", flush=True)
+    print(f"fake worker of attempt {attempt.number}", *["that was a spare"] * options.spare, flush=True)
     saved = run.complete_checkpoints()
     step = int(read_json(saved[-1][1] / "state.json")["step"]) if saved else 0
     total = run.config().training.max_steps or 50

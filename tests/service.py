@@ -38,7 +38,7 @@ def until(look: Callable[[], T], timeout_s: float = 30.0) -> T:
 def serving(home: Path, *worker_options: str, **settings: Any) -> Iterator[TestClient]:
     """The application in this process; its workers are fake ones, in real processes under real shims."""
     worker = [sys.executable, str(FAKE_WORKER), *worker_options]
-    executor = LocalExecutor(None, home / "cache", settings.pop("cpu_slots", 1), worker)
+    executor = LocalExecutor(None, home / "cache", settings.pop("cpu_slots", 1), worker, spare=settings.pop("spare", False))
     settings = {"auto_resume": 0, **settings}  # what a fault does is seen as it is, unless a test asks for more
     with TestClient(create_app(Settings(home=home, **settings), executor), base_url=URL) as client:
         yield client

@@ -31,6 +31,12 @@ class Executor(Protocol):
     def launch(self, attempt: AttemptDir, device: str) -> None:
         """Start a worker for a prepared attempt; raises LaunchError."""
 
+    def tend(self) -> None:
+        """Called at every look, for whatever an executor keeps ready."""
+
+    def close(self) -> None:
+        """The server ends; what runs stays."""
+
     def ended(self, attempt: AttemptDir) -> Exit | None:
         """How the attempt ended once none of its processes is left and its device's memory is free, else None."""
 

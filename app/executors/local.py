@@ -9,12 +9,13 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from app.executors.base import Exit, LaunchError
 from app.executors.devices import describe, holds_memory, usable_gpus
@@ -22,18 +23,25 @@ from cognate import rundir, shim
 from cognate.rundir import AttemptDir
 
 FREED_WITHIN_S = 30.0
+SPARE_AFTER_S = 15.0  # since the last launch
 WORKER = (sys.executable, "-m", "cognate.worker")
 # A worker sees these of the server's environment and nothing else: no token, no keys.
 PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "CUDA_HOME", "OMP_NUM_THREADS", "NVIDIA_VISIBLE_DEVICES")
 
 
 class LocalExecutor:
-    def __init__(self, data_dir: Path | None, cache_dir: Path, cpu_slots: int, worker: Sequence[str] = WORKER) -> None:
+    def __init__(
+        self, data_dir: Path | None, cache_dir: Path, cpu_slots: int, worker: Sequence[str] = WORKER, *, spare: bool = False
+    ) -> None:
+        """spare: keep one worker loaded that waits for its attempt; the worker's command takes --spare then."""
         self._data_dir = data_dir
         self._cache_dir = cache_dir
         self._worker = list(worker)
         self._gpus = {f"cuda:{number}": name for number, name in enumerate(usable_gpus())}
         self._slots = [*self._gpus, *["cpu"] * cpu_slots]
+        self._keeps_spare = spare
+        self._spare: tuple[subprocess.Popen[bytes], socket.socket] | None = None
+        self._launched_at = time.monotonic()
         self._gone_since: dict[AttemptDir, float] = {}
         self._shims: dict[AttemptDir, subprocess.Popen[bytes]] = {}
 
@@ -47,24 +55,52 @@ class LocalExecutor:
         lease = rundir.take_lease(attempt)
         if lease is None:
             raise LaunchError(f"attempt {attempt.number} of {attempt.run.path.name} is already running")
-        command = [sys.executable, "-I", "-S", shim.__file__, str(attempt.path), str(lease), device, "--", *self._worker, str(attempt.path)]
+        self._launched_at = time.monotonic()
         try:
             with attempt.log.open("ab") as log:
-                # No PDEATHSIG and a session of its own: the shim outlives this server.
-                process = subprocess.Popen(
-                    command,
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                    env=self.environment(device),
-                    start_new_session=True,
-                    pass_fds=(lease,),
-                )
+                process = self._assign_spare(attempt, device, lease, log.fileno())
+                if process is None:
+                    arguments = [str(attempt.path), str(lease), device, "--", *self._worker, str(attempt.path)]
+                    process = _start_shim(arguments, self.environment(device), log, lease)
         except OSError as error:
             raise LaunchError(f"cannot start a worker: {error}") from error
         finally:
             os.close(lease)  # the shim holds it now, or nobody
         self._shims[attempt] = process
+
+    def tend(self) -> None:
+        """Start a spare worker when there should be one, but not while a run that was just launched needs the machine to start."""
+        if self._spare is not None and self._spare[0].poll() is not None:
+            self._drop_spare()
+        if not self._keeps_spare or self._spare is not None or time.monotonic() - self._launched_at < SPARE_AFTER_S:
+            return
+        ours, theirs = socket.socketpair()
+        with theirs:
+            arguments = ["--spare", str(theirs.fileno()), "--", *self._worker, "--spare"]
+            self._spare = (_start_shim(arguments, self.environment("cpu"), subprocess.DEVNULL, theirs.fileno()), ours)
+
+    def close(self) -> None:
+        self._keeps_spare = False
+        self._drop_spare()
+
+    def _assign_spare(self, attempt: AttemptDir, device: str, lease: int, log: int) -> subprocess.Popen[bytes] | None:
+        """The shim that took the attempt over, or None when there is no spare to take it."""
+        if self._spare is None or self._spare[0].poll() is not None:
+            return None
+        (process, channel), self._spare = self._spare, None
+        with channel:
+            try:
+                shim.assign(channel, str(attempt.path.absolute()), device, self.environment(device), lease, log)
+            except OSError:
+                return None
+        return process
+
+    def _drop_spare(self) -> None:
+        if self._spare is not None:
+            process, channel = self._spare
+            channel.close()  # at which it ends
+            process.wait()
+            self._spare = None
 
     def ended(self, attempt: AttemptDir) -> Exit | None:
         if attempt.path.exists() and not rundir.lease_is_free(attempt):
@@ -113,6 +149,20 @@ class LocalExecutor:
         environment["CUDA_VISIBLE_DEVICES"] = self._gpus.get(device, "")
         environment["COGNATE_DEVICE"] = "cuda:0" if device in self._gpus else "cpu"
         return environment
+
+
+def _start_shim(arguments: list[str], environment: dict[str, str], log: IO[bytes] | int, kept: int) -> subprocess.Popen[bytes]:
+    """kept: a file descriptor that stays open in the shim."""
+    # No PDEATHSIG and a session of its own: the shim outlives this server.
+    return subprocess.Popen(
+        [sys.executable, "-I", "-S", shim.__file__, *arguments],
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=log,
+        env=environment,
+        start_new_session=True,
+        pass_fds=(kept,),
+    )
 
 
 def _rebooted_since(attempt: AttemptDir) -> bool:

@@ -99,6 +99,7 @@ class Supervisor:
         self._stop.set()
         self.wake()
         self._thread.join()
+        self._executor.close()
 
     @property
     def is_alive(self) -> bool:
@@ -127,6 +128,7 @@ class Supervisor:
                 self._resume_lost()
                 self._resume_when_there_is_space()
                 self._launch_queued()
+                self._executor.tend()
         self.looked_at = time.monotonic()
 
     # --- live attempts --------------------------------------------------------------------------------------

@@ -1,0 +1,80 @@
+"""A worker that is loaded ahead of time is a worker like any other: found, commanded, killed, recorded."""
+
+import os
+from pathlib import Path
+
+import psutil
+import pytest
+from starlette.testclient import TestClient
+
+from app.executors import local
+from cognate.rundir import RunDir, lease_is_free, read_json
+from tests.service import launch, serving, steps_of, until, wait_for
+
+
+@pytest.fixture(autouse=True)
+def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local, "SPARE_AFTER_S", 0.0)
+
+
+def spares(folder: Path) -> list[psutil.Process]:
+    """Processes with --spare on their command line: a shim and a worker for each."""
+    return [process for process in psutil.Process().children(recursive=True) if "--spare" in process.cmdline()]
+
+
+def log_of(client: TestClient, run_id: str) -> str:
+    return str(client.get(f"/v1/runs/{run_id}/logs").json()["text"])
+
+
+def test_a_spare_takes_a_run_and_another_takes_its_place(tmp_path: Path) -> None:
+    with serving(tmp_path, "--step-seconds", "0.02", spare=True) as client:
+        until(lambda: len(spares(tmp_path)) == 2)
+        waiting = {process.pid for process in spares(tmp_path)}
+        run_id = launch(client, steps=30)
+        wait_for(client, run_id, "running")
+        started = read_json(RunDir(tmp_path / "runs" / run_id).attempt(1).started)
+        assert started["pid"] in waiting
+        until(lambda: len(steps_of(client, run_id)) > 3)
+        client.post(f"/v1/runs/{run_id}/pause")
+        wait_for(client, run_id, "paused")
+        client.post(f"/v1/runs/{run_id}/resume")
+        wait_for(client, run_id, "completed")
+        assert steps_of(client, run_id, "all") == list(range(1, 31))
+        assert log_of(client, run_id) == "fake worker of attempt 2 that was a spare\n"
+        assert read_json(RunDir(tmp_path / "runs" / run_id).attempt(2).exit)["code"] == 0
+    until(lambda: not spares(tmp_path))  # they do not outlive their server
+
+
+def test_a_spare_at_work_is_killed_like_any_worker(tmp_path: Path) -> None:
+    with serving(tmp_path, "--fault", "hang@3", spare=True) as client:
+        until(lambda: len(spares(tmp_path)) == 2)
+        run_id = launch(client, steps=30)
+        until(lambda: len(steps_of(client, run_id)) == 3)
+        attempt = RunDir(tmp_path / "runs" / run_id).attempt(1)
+        assert not lease_is_free(attempt)
+        client.post(f"/v1/runs/{run_id}/kill")
+        wait_for(client, run_id, "stopped")
+        assert lease_is_free(attempt)
+        assert not psutil.pid_exists(read_json(attempt.started)["pid"])
+
+
+def test_what_a_spare_leaves_behind_holds_the_lease_and_is_killed(tmp_path: Path) -> None:
+    with serving(tmp_path, "--fault", "child@3", spare=True) as client:
+        until(lambda: len(spares(tmp_path)) == 2)
+        run_id = launch(client, steps=5)
+        wait_for(client, run_id, "completed")
+        assert not [process for process in psutil.process_iter(["cmdline"]) if str(tmp_path / "runs") in str(process.info["cmdline"])]
+
+
+def test_without_its_spare_a_run_is_launched_as_ever(tmp_path: Path) -> None:
+    """Both the shim and the worker of the spare are killed; neither loses the run."""
+    with serving(tmp_path, spare=True) as client:
+        for victim in (0, 1):
+            until(lambda: len(spares(tmp_path)) == 2)
+            os.kill(sorted(process.pid for process in spares(tmp_path))[victim], 9)
+            run_id = launch(client, steps=3)
+            run = wait_for(client, run_id, "completed", "interrupted")
+            if run["state"] == "interrupted":  # the dead worker was given the run before anybody knew
+                assert run["state_reason"] == "signal"
+                client.post(f"/v1/runs/{run_id}/resume")
+                wait_for(client, run_id, "completed")
