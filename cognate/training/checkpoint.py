@@ -6,7 +6,8 @@
     tokenizer.json, config.json
     manifest.json          sha-256 and size of each of the above
 
-Written beside its place, synced, then renamed: a directory named step_NNNNNN is complete. Randomness needs no entry
+Copied first, then written while training goes on (Writer): beside its place, synced, then renamed, so that a directory named
+step_NNNNNN is complete. Randomness needs no entry
 here, because every step seeds its own from (seed, step). No pickle anywhere.
 """
 
@@ -17,8 +18,10 @@ import os
 import platform
 import re
 import shutil
+import threading
 import time
-from dataclasses import asdict, dataclass
+from concurrent.futures import Future
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -63,39 +66,86 @@ class Saved:
     files: dict[str, Any]
 
 
-def save(
-    run: RunDir,
+@dataclass(frozen=True)
+class Snapshot:
+    """All that goes into a checkpoint, copied to the host: training may go on while it is written."""
+
+    position: Position
+    model: dict[str, Tensor]
+    optimizer: dict[str, Tensor]
+    numbers: dict[str, Any]
+    tokenizer: Tokenizer
+
+    @property
+    def bytes(self) -> int:
+        return sum(tensor.numel() * tensor.element_size() for tensor in (*self.model.values(), *self.optimizer.values()))
+
+
+def snapshot(
     position: Position,
     model: torch.nn.Module,
     optimizer: torch.optim.Optimizer,
     tokenizer: Tokenizer,
     environment: dict[str, Any],
     data: str,
-) -> tuple[Path, dict[str, Any]]:
-    """Write the checkpoint of `position`; its directory and manifest. Leaves nothing behind when it fails.
+) -> Snapshot:
+    """environment: what a bit-exact resume depends on besides; data: the corpus's fingerprint"""
+    numbers, tensors = _take_apart(optimizer.state_dict())
+    state = {"position": asdict(position), "environment": dict(environment), "data": data, "optimizer": numbers}
+    return Snapshot(replace(position), _on_host(model.state_dict()), _on_host(tensors), state, tokenizer)
 
-    environment: what a bit-exact resume depends on besides; data: the corpus's fingerprint
-    """
-    target = run.checkpoint(position.step)
+
+def write(run: RunDir, taken: Snapshot, keep: int) -> tuple[Path, dict[str, Any]]:
+    """Write a checkpoint, then delete those that are no longer kept; its directory and files. Leaves nothing behind when it fails."""
+    target = run.checkpoint(taken.position.step)
     temporary = target.with_name(f".{target.name}.tmp")
     discard_unfinished(run)
-    numbers, tensors = _take_apart(optimizer.state_dict())
-    _refuse_without_space(run, [*model.state_dict().values(), *tensors.values()])
+    _refuse_without_space(run, taken.bytes)
     temporary.mkdir()
     try:
-        _write_tensors({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, temporary / "model.safetensors")
-        _write_tensors(tensors, temporary / "optimizer.safetensors")
-        write_json(temporary / "state.json", {"position": asdict(position), "environment": environment, "data": data, "optimizer": numbers})
-        tokenizer.save(temporary / "tokenizer.json")
+        _write_tensors(taken.model, temporary / "model.safetensors")
+        _write_tensors(taken.optimizer, temporary / "optimizer.safetensors")
+        write_json(temporary / "state.json", taken.numbers)
+        taken.tokenizer.save(temporary / "tokenizer.json")
         shutil.copyfile(run.config_file, temporary / "config.json")
-        manifest = _write_manifest(temporary, position.step)
+        manifest = _write_manifest(temporary, taken.position.step)
         if target.exists():  # a step done twice after an older checkpoint was resumed; the newer writing is as good
             shutil.rmtree(target)
         temporary.rename(target)
         sync_directory(run.checkpoints)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return target, manifest
+    if taken.position.val_loss is not None:
+        run.note_best(taken.position.step, taken.position.val_loss)
+    discard_older(run, keep)
+    return target, manifest["files"]
+
+
+class Writer:
+    """Writes one checkpoint at a time, in a thread beside training. What goes wrong is raised by collect()."""
+
+    def __init__(self, run: RunDir, keep: int) -> None:
+        self._run, self._keep = run, keep
+        self._open: Future[tuple[Path, dict[str, Any]]] | None = None
+
+    def start(self, taken: Snapshot) -> None:
+        """Begin to write; what was begun before must have been collected."""
+        assert self._open is None, "the checkpoint before is still being written"
+        self._open = Future()
+        threading.Thread(target=self._work, args=(taken, self._open), name="checkpoint").start()
+
+    def collect(self, *, wait: bool) -> tuple[Path, dict[str, Any]] | None:
+        """Directory and files of a checkpoint that is complete now; once for each."""
+        if self._open is None or not (wait or self._open.done()):
+            return None
+        written, self._open = self._open, None
+        return written.result()
+
+    def _work(self, taken: Snapshot, written: Future[tuple[Path, dict[str, Any]]]) -> None:
+        try:
+            written.set_result(write(self._run, taken, self._keep))
+        except BaseException as error:
+            written.set_exception(error)
 
 
 def load(path: Path) -> Saved:
@@ -159,9 +209,13 @@ def discard_unfinished(run: RunDir) -> None:
         shutil.rmtree(path)
 
 
-def _refuse_without_space(run: RunDir, tensors: list[Tensor]) -> None:
+def _on_host(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
+
+
+def _refuse_without_space(run: RunDir, size: int) -> None:
     """Rather than fill the disk to its last byte, which would silence the journal and the database too."""
-    needed = sum(tensor.numel() * tensor.element_size() for tensor in tensors) + SPACE_LEFT_BYTES
+    needed = size + SPACE_LEFT_BYTES
     if shutil.disk_usage(run.path).free < needed:
         raise OSError(errno.ENOSPC, f"a checkpoint needs {needed / 2**20:.0f} MiB of free disk", str(run.checkpoints))
 
@@ -195,7 +249,7 @@ def _take_apart(tree: Any) -> tuple[Any, dict[str, Tensor]]:
 
     def walk(node: Any, path: str) -> Any:
         if isinstance(node, Tensor):
-            tensors[path] = node.detach().contiguous()
+            tensors[path] = node
             return {"tensor": path}
         if isinstance(node, dict):
             return {"items": [[key, walk(value, f"{path}.{key}")] for key, value in node.items()]}  # JSON keys cannot be integers

@@ -98,17 +98,16 @@ def train(run: RunDir, reporter: Reporter, poll: Callable[[], Control | None], p
         **execution.describe(),
     )
 
-    def save(serial: int | None = None) -> None:
-        reporter.phase("checkpointing")
-        reporter.sync()
-        path, manifest = checkpoint.save(run, position, model, optimizer, corpus.tokenizer, environment, corpus.fingerprint)
-        if position.val_loss is not None:
-            run.note_best(position.step, position.val_loss)
-        checkpoint.discard_older(run, training.keep_checkpoints)
-        _tell_checkpoint(reporter, run, path, manifest["files"], serial)
+    def save(serial: int | None = None, *, wait: bool = False) -> None:
+        taken = checkpoint.snapshot(position, model, optimizer, corpus.tokenizer, environment, corpus.fingerprint)
+        saving.begin(taken, serial)
+        if wait:
+            reporter.phase("checkpointing")
+            saving.tell(wait=True)
 
     def fail(bad_step: int) -> Kind:
-        detail = f"the loss of step {bad_step} is not a finite number; checkpoints up to step {saved_step or 0} are intact"
+        saving.tell(wait=True)
+        detail = f"the loss of step {bad_step} is not a finite number; checkpoints up to step {saving.saved_step or 0} are intact"
         reporter.say(Kind.FAILED, step=bad_step, reason=Failure.NONFINITE_LOSS, detail=detail)
         return Kind.FAILED
 
@@ -116,18 +115,19 @@ def train(run: RunDir, reporter: Reporter, poll: Callable[[], Control | None], p
         reporter.phase("evaluating")
         reporter.metrics(0, 0.0, {"curriculum_stage": float(stage_for(1)), **validate(model, held_out, device)}, {})
     reporter.phase("training")
-    saved_step = position.step if saved else None
+    saving = Saving(run, reporter, training.keep_checkpoints, position.step if saved else None)
     skipped_steps = optimizer.skipped_steps
     pace = Pace()
     finite_losses = FiniteLosses(device)
 
     while position.step < total_steps:
+        saving.tell(wait=False)
         if (control := poll()) and control.command != "run":
             if (bad_step := finite_losses.bad_step(wait=True)) is not None:
                 return fail(bad_step)
-            if control.save and saved_step != position.step and position.step > 0:
-                save(control.serial)
-                saved_step = position.step
+            if control.save and saving.begun_step != position.step and position.step > 0:
+                save(control.serial, wait=True)
+            saving.tell(wait=True)
             if control.command in ("pause", "stop"):
                 ending = Kind.PAUSED if control.command == "pause" else Kind.STOPPED
                 reporter.say(ending, step=position.step, serial=control.serial)
@@ -196,8 +196,7 @@ def train(run: RunDir, reporter: Reporter, poll: Callable[[], Control | None], p
         if ends_epoch and not is_last:
             position.epoch, position.epoch_step, position.epoch_seconds = position.epoch + 1, 0, 0.0
         if step % training.checkpoint_every_steps == 0 or ends_epoch or is_last:
-            save()
-            saved_step = step
+            save(wait=is_last)
             reporter.phase("training" if not is_last else "finalizing")
 
     reporter.say(Kind.FINISHED, step=position.step)
@@ -229,6 +228,29 @@ def describe_environment(config: RunConfig, device: torch.device) -> dict[str, A
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
     }
+
+
+class Saving:
+    """The checkpoints of an attempt: begun one at a time, written beside training, told when complete."""
+
+    def __init__(self, run: RunDir, reporter: Reporter, keep: int, saved_step: int | None) -> None:
+        self._run, self._reporter = run, reporter
+        self._writer = checkpoint.Writer(run, keep)
+        self._serial: int | None = None
+        self.begun_step = self.saved_step = saved_step
+
+    def begin(self, taken: checkpoint.Snapshot, serial: int | None = None) -> None:
+        """serial: of the command that asked for it"""
+        self.tell(wait=True)
+        self._reporter.sync()  # the rows that lead up to it first
+        self._writer.start(taken)
+        self._serial, self.begun_step = serial, taken.position.step
+
+    def tell(self, *, wait: bool) -> None:
+        """Report what has been written since; raises what went wrong with it."""
+        if written := self._writer.collect(wait=wait):
+            _tell_checkpoint(self._reporter, self._run, *written, self._serial)
+            self.saved_step = self.begun_step
 
 
 class Pace:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,12 @@ def attempt_at(run: RunDir, poll: Poll = lambda: None, cache: Path | None = None
     attempt = run.attempt(len(list((run.path / "attempts").glob("*"))) + 1)
     attempt.create()
     torch.use_deterministic_algorithms(True)
-    return train(run, Reporter(Journal(attempt)), poll, Places(None, cache), torch.device("cpu"))
+    try:
+        return train(run, Reporter(Journal(attempt)), poll, Places(None, cache), torch.device("cpu"))
+    finally:  # a process that dies takes what it is writing with it; this one goes on
+        for thread in threading.enumerate():
+            if thread.name == "checkpoint":
+                thread.join()
 
 
 class CommandAt:

@@ -3,6 +3,7 @@
 import errno
 import math
 import shutil
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -232,6 +233,40 @@ def test_old_checkpoints_are_deleted_and_named(cache: Path, tmp_path: Path) -> N
     assert [step for step, _ in run.complete_checkpoints()] == [10, 12]
     kept = [event.data["kept_steps"] for event in events(run) if event.kind is Kind.CHECKPOINT]
     assert kept == [[2], [2, 4], [4, 6], [6, 8], [8, 10], [10, 12]]
+
+
+def test_training_goes_on_while_a_checkpoint_is_written(
+    whole: RunDir, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That of step 4 is not written before step 7 is done; it is that of step 4 all the same, and is told when it is there."""
+    run, write, held = new_run(tmp_path / "run", tiny()), checkpoint.write, threading.Event()
+
+    def write_late(run: RunDir, taken: checkpoint.Snapshot, keep: int) -> Any:
+        held.wait(60)
+        return write(run, taken, keep)
+
+    def look() -> None:
+        if rows(run) and rows(run)[-1].data["step"] == 7:
+            assert run.complete_checkpoints() == []
+            held.set()
+
+    monkeypatch.setattr(checkpoint, "write", write_late)
+    assert attempt_at(run, look, cache) is Kind.FINISHED
+    assert digests(run, 4) == digests(whole, 4)
+    assert digests(run, 12) == digests(whole, 12)
+    told = [event.data["step"] for event in events(run) if event.kind in (Kind.CHECKPOINT, Kind.METRICS)]
+    assert told.index(4, told.index(4) + 1) > told.index(7)
+
+
+def test_a_checkpoint_that_cannot_be_written_ends_the_run_with_the_reason(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.EIO, "no such disk")
+
+    monkeypatch.setattr(checkpoint, "write", fail)
+    with pytest.raises(OSError, match="no such disk"):
+        attempt_at(new_run(tmp_path / "run", tiny()), cache=cache)
 
 
 def test_the_best_and_the_pinned_checkpoint_outlive_newer_ones(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
