@@ -74,6 +74,9 @@ def main() -> None:
     """The console script."""
     if len(sys.argv) > 1 and sys.argv[1] in HANDED_ON:
         os.execv(sys.executable, [sys.executable, "-m", "cognate", *sys.argv[1:]])  # noqa: S606 - a fixed program
+    from app.client.commands import app as runs  # here: the server has no use for its client
+
+    app.add_typer(runs, name="runs")
     app()
 
 

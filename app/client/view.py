@@ -1,0 +1,325 @@
+"""How runs look on a terminal: tables, and a run's progress as it happens. Takes what the service answered, asks nothing.
+
+Where standard output is no terminal there are no colours, no live drawing, and lines are as long as they need to be.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import datetime
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from app.client.api import Json
+from app.client.stream import rows
+
+WATCHED = ("loss", "val_loss", "grad_norm")
+_NO_LIMIT = 10_000  # columns
+_STYLES = {
+    "queued": "cyan", "starting": "cyan", "running": "bold green", "pausing": "yellow", "paused": "yellow",
+    "stopping": "yellow", "stopped": "magenta", "interrupted": "bold red", "failed": "bold red", "completed": "green",
+}  # fmt: skip
+
+
+def stdout() -> Console:
+    return Console(highlight=False, width=None if sys.stdout.isatty() else _NO_LIMIT)
+
+
+def runs_table(runs: Iterable[Json], now: datetime) -> Table:
+    table = _table("ID", "NAME", "PRESET", "STATE", ">STEP", ">DONE", ">LOSS", "CREATED")
+    for run in runs:
+        progress = run["progress"] or {}
+        done = f"{progress['percent']:.0f} %" if progress.get("percent") is not None else "-"
+        loss = number(run["metrics"].get("loss"))
+        table.add_row(
+            short(run), run["name"], run["preset"], state(run), steps(run) or "-", done, loss, f"{_ago(run['created_at'], now)} ago"
+        )
+    return table
+
+
+def run_page(
+    run: Json, changed: dict[str, tuple[Any, Any]], checkpoints: Sequence[Json], attempts: Sequence[Json], events: Sequence[Json]
+) -> Iterator[RenderableType]:
+    """`changed`: by dotted name, the value here and the preset's."""
+    about = _table("", "", header=False)
+    about.add_row("id", run["id"])
+    about.add_row("name", run["name"])
+    about.add_row("preset", run["preset"])
+    about.add_row("state", state(run, detail=True))
+    about.add_row("progress", progress_line(run) or "-")
+    about.add_row("metrics", ", ".join(f"{key} {number(value)}" for key, value in run["metrics"].items()) or "-")
+    about.add_row("created", _clock(run["created_at"]))
+    about.add_row("tags", ", ".join(run["tags"]) or "-")
+    about.add_row("commands", ", ".join(run["allowed_commands"]) or "-")
+    yield about
+    settings = _table("SETTING", "VALUE", "PRESET'S")
+    for name, (here, there) in changed.items():
+        settings.add_row(name, plain(here), plain(there))
+    yield from _titled("configuration, where it differs from the preset", settings)
+    saved = _table(">STEP", "CHECKPOINT", ">SIZE", "SAVED", "")
+    for point in checkpoints:
+        gone = "removed" if point["removed_at"] else ""
+        saved.add_row(str(point["step"]), point["id"], size(point["bytes"]), _clock(point["created_at"]), gone)
+    yield from _titled("checkpoints", saved)
+    lives = _table(">NO", "DEVICE", "LAUNCHED", "ENDED", ">FROM STEP", "ENDING")
+    for attempt in attempts:
+        ended = _clock(attempt["ended_at"]) if attempt["ended_at"] else "-"
+        from_step = str(attempt["resumed_from_step"] or 0)
+        lives.add_row(str(attempt["number"]), attempt["device"], _clock(attempt["launched_at"]), ended, from_step, _ending(attempt))
+    yield from _titled("attempts", lives)
+    happened = _table("AT", "EVENT", "")
+    for event in events:
+        happened.add_row(_clock(event["at"]), event["kind"], event_words(event["kind"], event["step"], event["data"]))
+    yield from _titled("last events", happened)
+
+
+def comparison(runs: Sequence[Json], config: dict[str, list[Any]], metrics: dict[str, list[Any]]) -> Iterator[RenderableType]:
+    """`config` and `metrics`: by name, one value a run."""
+    table = _table("RUN", *(run["name"] for run in runs))
+    table.add_row("id", *(short(run) for run in runs))
+    table.add_row("state", *(state(run) for run in runs))
+    table.add_row("step", *(steps(run) or "-" for run in runs))
+    yield table
+    settings = _table("SETTING", *(run["name"] for run in runs))
+    for name, values in config.items():
+        settings.add_row(name, *(plain(value) for value in values))
+    yield from _titled("configuration, where it differs", settings, nothing="the configurations are the same")
+    measured = _table("METRIC", *(f">{run['name']}" for run in runs))
+    for key, values in metrics.items():
+        measured.add_row(key, *(number(value) for value in values))
+    yield from _titled("newest metrics", measured, nothing="nothing has been measured yet")
+
+
+def state(run: Json, *, detail: bool = False) -> Text:
+    """The state with its reason; of a queued run its place, of a running one its phase."""
+    more = [run["state_reason"]] if run["state_reason"] else []
+    if run["state"] == "queued" and run.get("queue_position"):
+        more.append(f"no. {run['queue_position']}")
+    if run["state"] == "running" and run.get("phase"):
+        more.append(run["phase"])
+    if detail and run["state_detail"]:
+        more.append(run["state_detail"])
+    return Text.assemble((run["state"], _STYLES.get(run["state"], "")), *(f": {word}" for word in more))
+
+
+def steps(run: Json) -> str:
+    progress = run["progress"]
+    return f"{progress['step']}/{progress.get('total_steps') or '?'}" if progress else ""
+
+
+def progress_line(run: Json) -> str:
+    """step 45/200  epoch 1.20  1,234 tokens/s  0:01:23 to go"""
+    progress = run["progress"]
+    if not progress:
+        return ""
+    words = [f"step {steps(run)}"]
+    if progress.get("epoch") is not None:
+        words.append(f"epoch {progress['epoch']:.2f}")
+    return "  ".join([*words, *(_pace(progress) if run["state"] == "running" else [])])
+
+
+def event_words(kind: str, step: int | None, data: Json) -> str:
+    """What an event tells, in a line."""
+    match kind:
+        case "state" | "failed":
+            return ": ".join(str(data[part]) for part in ("state", "reason", "detail") if data.get(part))
+        case "phase":
+            return str(data["phase"])
+        case "checkpoint":
+            return str(data["name"])
+        case "warning":
+            return str(data["message"])
+        case "plan":
+            return f"{data['total_params']:,} parameters, {data['total_steps']:,} steps"
+    return "" if step is None else f"step {step}"
+
+
+class JsonLines:
+    """A stream for programs: the run as it is, then every row and event with its cursor, and progress as it passes."""
+
+    def __init__(self, print_line: Callable[[Json], None]) -> None:
+        self._print_line = print_line
+
+    def __enter__(self) -> JsonLines:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def __call__(self, run: Json, frame: Json) -> None:
+        match frame["type"]:
+            case "snapshot":
+                self._print_line({"type": "run", "run": run})
+            case "batch":
+                for row in rows(frame):
+                    self._print_line({"type": "row", **row})
+            case "event" | "progress" | "gap":
+                self._print_line(frame)
+
+
+class Lines:
+    """A stream in lines, one a logged row. `replayed`: the past is told too, and leads to the state that the snapshot has."""
+
+    def __init__(self, console: Console, *, replayed: bool) -> None:
+        self._console = console
+        self._replayed = replayed
+        self._is_lost = False
+        self._said: tuple[Any, ...] = ()
+
+    def __enter__(self) -> Lines:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def __call__(self, run: Json, frame: Json) -> None:
+        match frame["type"]:
+            case "snapshot" if not self._replayed:
+                self._say_state(run)
+            case "batch":
+                for row in rows(frame):
+                    self._console.print(_row_line(run["progress"], row), markup=False)
+            case "event" if frame["kind"] == "state":
+                self._say_state(run)
+            case "event" if frame["kind"] in ("checkpoint", "warning"):
+                style = "yellow" if frame["kind"] == "warning" else ""
+                self._console.print(Text(f"{frame['kind']}: {event_words(frame['kind'], frame['step'], frame['data'])}", style))
+            case "lost" if not self._is_lost:
+                self._console.print(_lost(frame), markup=False)
+        self._is_lost = frame["type"] == "lost"
+
+    def _say_state(self, run: Json) -> None:
+        said = (run["state"], run["state_reason"], run["state_detail"])
+        if said != self._said:  # a snapshot after a lost connection often says nothing new
+            wait = "  (this waits until it is resumed)" if run["state"] == "paused" else ""
+            self._console.print(Text.assemble(f"{run['name']}  ", state(run, detail=True), f"  {progress_line(run)}{wait}".rstrip()))
+        self._said = said
+
+
+class Bar(Lines):
+    """A stream on a terminal: rows move a bar, which stays below what else is said."""
+
+    def __init__(self, console: Console, *, replayed: bool) -> None:
+        super().__init__(console, replayed=replayed)
+        self._run: Json = {}
+        self._lost = ""
+        self._live = Live(console=console, get_renderable=self._drawn, refresh_per_second=4, transient=True)
+
+    def __enter__(self) -> Bar:
+        self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._live.stop()
+
+    def __call__(self, run: Json, frame: Json) -> None:
+        self._run = run
+        self._lost = _lost(frame) if frame["type"] == "lost" else ""
+        if frame["type"] not in ("batch", "lost"):
+            super().__call__(run, frame)
+
+    def _drawn(self) -> RenderableType:
+        return bar(self._run, self._lost)
+
+
+def bar(run: Json, lost: str = "") -> RenderableType:
+    if not run:
+        return Text("connecting ...")
+    progress = run["progress"] or {}
+    total = progress.get("total_steps")
+    line = Table.grid(padding=(0, 2))
+    line.add_row(run["name"], ProgressBar(total, progress.get("step", 0), width=30, pulse=total is None), state(run))
+    measured = [f"{key} {number(run['metrics'][key])}" for key in WATCHED if key in run["metrics"]]
+    told = "  ".join(words for words in (progress_line(run), *measured) if words)
+    return Group(line, Text(lost or told, "yellow" if lost else ""))
+
+
+def short(run: Json) -> str:
+    """The end of an id, which is random; every command takes it."""
+    return str(run["id"][-8:])
+
+
+def number(value: float | str | None) -> str:
+    """A measured value; one that is not finite comes as its name."""
+    if value is None:
+        return "-"
+    if isinstance(value, str):
+        return value
+    return f"{value:,.0f}" if value >= 1000 and float(value).is_integer() else f"{value:.4g}"
+
+
+def plain(value: Any) -> str:
+    """A parameter's value."""
+    if isinstance(value, list):
+        return ", ".join(plain(part) for part in value)
+    return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def size(count: int) -> str:
+    amount = float(count)
+    for unit in ("bytes", "KiB", "MiB"):
+        if amount < 1024:
+            return f"{amount:.0f} {unit}"
+        amount /= 1024
+    return f"{amount:.1f} GiB"
+
+
+def duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
+
+
+def _row_line(progress: Json, row: Json) -> str:
+    values = [f"{key} {number(row['values'][key])}" for key in WATCHED if key in row["values"]]
+    return "  ".join(
+        [f"step {row['step']:>6}/{progress.get('total_steps') or '?'}", f"epoch {row['epoch']:.2f}", *values, *_pace(progress)]
+    )
+
+
+def _pace(progress: Json) -> list[str]:
+    pace = [f"{progress['tokens_per_s']:,.0f} tokens/s"] if progress.get("tokens_per_s") is not None else []
+    return [*pace, *([f"{duration(progress['eta_s'])} to go"] if progress.get("eta_s") is not None else [])]
+
+
+def _lost(frame: Json) -> str:
+    return f"connection lost ({frame['detail']}); trying again"
+
+
+def _ago(instant: str, now: datetime) -> str:
+    seconds = (now - datetime.fromisoformat(instant)).total_seconds()
+    for length, unit in ((86400, "days"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{max(0.0, seconds):.0f} s"
+
+
+def _clock(instant: str) -> str:
+    return datetime.fromisoformat(instant).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+
+
+def _ending(attempt: Json) -> str:
+    exits = {"exit": attempt["exit_code"], "signal": attempt["exit_signal"]}
+    said = [attempt["ending"], *(f"{name} {value}" for name, value in exits.items() if value)]
+    return ", ".join(word for word in said if word) or "-"
+
+
+def _table(*headings: str, header: bool = True) -> Table:
+    """A plain table; a heading that begins with > is of a column of numbers."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim", show_header=header)
+    for heading in headings:
+        table.add_column(heading.removeprefix(">"), justify="right" if heading.startswith(">") else "left")
+    return table
+
+
+def _titled(title: str, table: Table, nothing: str = "") -> Iterator[RenderableType]:
+    if table.row_count:
+        yield Text(f"\n{title}", "bold")
+        yield table
+    elif nothing:
+        yield Text(f"\n{nothing}")
