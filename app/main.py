@@ -15,7 +15,7 @@ from fastapi import FastAPI
 from fastapi.responses import FileResponse
 from fastapi.staticfiles import StaticFiles
 
-from app.api import catalog, checkpoints, errors, groups, metrics, runs, stream, system
+from app.api import catalog, checkpoints, errors, groups, metrics, prometheus, runs, stream, system
 from app.api.deps import Parts
 from app.api.security import Gate, GateMiddleware, sha256
 from app.executors.base import Executor
@@ -73,7 +73,7 @@ def create_app(settings: Settings | None = None, executor: Executor | None = Non
         redoc_url=None,
         redirect_slashes=False,
     )
-    for module in (runs, groups, checkpoints, metrics, catalog, system, stream):
+    for module in (runs, groups, checkpoints, metrics, catalog, system, prometheus, stream):
         app.include_router(module.router)
     errors.install(app)
     app.add_middleware(GateMiddleware, gate=gate, hosts=(settings.host, *settings.allowed_hosts))

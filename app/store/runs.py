@@ -95,6 +95,11 @@ def by_external_id(session: Session, external_id: str) -> Run | None:
     return session.execute(select(Run).where(col(Run.external_id) == external_id)).scalar_one_or_none()
 
 
+def states(session: Session) -> Sequence[str]:
+    """The state of every run."""
+    return session.execute(select(col(Run.state))).scalars().all()
+
+
 def queue(session: Session) -> Sequence[str]:
     """Ids of the queued runs in the order they will be launched."""
     query = select(col(Run.id)).where(col(Run.state) == "queued").order_by(*_IN_TURN)
