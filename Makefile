@@ -4,8 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.set-up
 BENCH_STAMP := $(VENV)/.set-up-bench
+RIVALS := $(VENV)/rivals
 
-.PHONY: help setup run test lint docs bench-train bench-optimizer bench-decode bench-experiments clean
+.PHONY: help setup run test lint docs bench-train bench-optimizer bench-decode bench-stream bench-service bench-experiments clean
 
 help: ## show this list
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -48,6 +49,17 @@ bench-optimizer: $(BENCH_STAMP) ## milliseconds a step and bytes of state of MuG
 
 bench-decode: setup ## milliseconds a new token, cached and not, by recursions; ARGS="--help" for its options
 	$(BIN)/python -m benchmarks.decode $(ARGS)
+
+bench-stream: setup ## a thousand websockets: latency, one that never reads, one that is cut; ARGS="--help" for its options
+	$(BIN)/python -m benchmarks.stream $(ARGS)
+
+# An environment of their own: beside our constraints pip finds only an MLflow of years ago.
+$(RIVALS)/.set-up: $(STAMP)
+	@$(PYTHON) -m venv $(RIVALS) && $(RIVALS)/bin/python -m pip install --quiet --disable-pip-version-check 'mlflow>=3.17' 'trackio>=0.43' \
+		&& touch $@ || echo "no mlflow and trackio here: the comparison goes without them"
+
+bench-service: setup $(RIVALS)/.set-up ## metrics kept and read a second beside MLflow and trackio; ARGS="--help" for its options
+	$(BIN)/python -m benchmarks.service --rivals $(RIVALS)/bin/python $(ARGS)
 
 bench-experiments: setup ## what parts and optimizers are worth on real data (hours); ARGS="RESULTS.jsonl"
 	$(BIN)/python -m benchmarks.experiments $(ARGS)

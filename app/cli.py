@@ -5,20 +5,26 @@ The hand-over is an exec, not an import: the server's process never loads torch.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
+import socket
 import sys
 from types import FrameType
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
 import uvicorn
+from fastapi import FastAPI
 
 from app.main import AlreadyServing, create_app, only_server_of
+from app.services.hub import Hub
 from app.settings import Settings
 from app.store.engine import NewerSchema, migrate
 
 app = typer.Typer(help="Train Cognate models, from the command line or through the service.", no_args_is_help=True, add_completion=False)
+UNACKNOWLEDGED_MS = 30_000  # after which the kernel drops a connection whose other side takes nothing
+GOODBYE_S = 0.2
 HANDED_ON = {
     "train": "Train a preset here, in this process, without the service.",
     "data": "Show the datasets: what is present, and what the curriculum will be.",
@@ -52,6 +58,9 @@ def serve(
         timeout_graceful_shutdown=3,
     )
     listening = config.bind_socket()  # before any run is touched: a taken port ends it here
+    # What is accepted inherits these. asyncio leaves Nagle's algorithm on for a socket it did not make: 40 ms an answer.
+    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNACKNOWLEDGED_MS)
     address = f"http://{settings.host}:{listening.getsockname()[1]}"
     print(f"Cognate: {address}  (state in {settings.home.resolve()}; Ctrl-C saves and stops)", flush=True)
     _Server(config).run(sockets=[listening])
@@ -60,10 +69,21 @@ def serve(
 class _Server(uvicorn.Server):
     """Says what a Ctrl-C does, for it may take a step and a checkpoint to do it."""
 
+    @property
+    def _hub(self) -> Hub | None:
+        served = cast(FastAPI, self.config.app)
+        return served.state.parts.hub if hasattr(served.state, "parts") else None  # not yet, if the start was cut short
+
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if not self.should_exit:
             print("Cognate: saving what is running, then stopping; Ctrl-C again leaves the workers to the next start", flush=True)
         super().handle_exit(sig, frame)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        if self._hub is not None:
+            self._hub.close()  # followers would hold up the end for its grace
+            await asyncio.sleep(GOODBYE_S)  # time to tell them, before uvicorn closes what they hear it by
+        await super().shutdown(sockets)
 
 
 def serve_main() -> None:

@@ -110,7 +110,7 @@ class GateMiddleware:
         host = headers.get("host", "")
         if _hostname(host) not in self._hosts:
             return "misdirected", "this Host is not served here; COGNATE_ALLOWED_HOSTS adds names"
-        if (scope["type"] == "websocket" or scope["method"] not in _SAFE_METHODS) and _is_foreign(headers, host):
+        if (scope["type"] == "websocket" or scope["method"] not in _SAFE_METHODS) and is_foreign(headers, host):
             return "forbidden_origin", "this may be asked from this service's own pages only"
         path: str = scope["path"]
         is_open = scope["type"] == "http" and (path in OPEN or path.startswith(OPEN_FOLDER))
@@ -130,7 +130,7 @@ def _hostname(host: str) -> str | None:
     return parts.hostname if parts.netloc == host and "@" not in host and not parts.path else None
 
 
-def _is_foreign(headers: Headers, host: str) -> bool:
+def is_foreign(headers: Headers, host: str) -> bool:
     site = headers.get("sec-fetch-site")
     if site is not None and site not in ("same-origin", "none"):
         return True

@@ -1,69 +1,89 @@
-"""Websockets: the past from a cursor, then the present, each row once and in order.
+"""Streams: the past from a cursor, then the present, each row once and in order. By websocket, or as server-sent events.
 
-    client  subscribe {after, runs, keys}
-    server  hello, snapshot, event, batch, progress, gap, heartbeat, error, bye
+frames.py says what is sent, wires.py how it gets there. A client chooses in the address and, on a websocket, at any time by
+subscribe {after, runs, topics, keys, max_hz}.
 
-A cursor is "<epoch>.<seq>": epoch names the database, seq counts events and metric rows together. The subscription is
-registered before the head of the log is read, the log is read up to that head, and what was queued meanwhile is sent
-from there on; nothing falls between the two. Progress is passing and has no number.
+The subscription is registered before the head of the log is read, the log is read up to that head, and what was queued
+meanwhile is sent from there on; nothing falls between the two. A client that falls behind what is kept for it is read to
+from the log again; one that does not read at all is let go, and comes back with its cursor.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Iterable
-from dataclasses import dataclass, replace
-from itertools import groupby
+from collections.abc import AsyncIterator, Sequence
 from typing import Annotated, Any, Literal
 
 import anyio
 import anyio.to_thread
-import orjson
-from fastapi import APIRouter, Query, WebSocket
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from starlette.websockets import WebSocketDisconnect
+from fastapi import APIRouter, Header, Query, Request, WebSocket
+from fastapi.responses import Response
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from starlette.types import Receive, Scope, Send
 
+from app.api import wires
 from app.api.deps import Parts, Service, parts
+from app.api.errors import problem
+from app.api.frames import Frame, Framing, frame
 from app.api.runs import RunId
-from app.api.schemas import instant, run_out
-from app.api.security import SUBPROTOCOL
-from app.services.hub import Overflow
+from app.api.schemas import run_out
+from app.api.security import SUBPROTOCOL, is_foreign
+from app.api.wires import EventSourceWire, Gone, SocketWire, Wire
+from app.services.hub import Closing, Overflow, Subscription
 from app.store import metrics, runs
 from app.store.engine import Message
+from app.store.tables import Meta, Run
 from cognate import __version__
 from cognate.metrics import KEYS
 
 log = logging.getLogger(__name__)
 router = APIRouter(prefix="/v1", tags=["stream"])
 
-HEARTBEAT_S = 15.0
-SEND_TIMEOUT_S = 10.0
 PAGE_ROWS = 500
 SNAPSHOT_RUNS = 50
+NOT_FOUND, TRY_AGAIN, RESTARTING = 4404, 1013, 1012  # websocket close codes
+PRUNED = "pruned_seq"
+
+Topic = Literal["event", "metrics", "progress"]
 
 
-class SubscribeIn(BaseModel):
-    """What a client may say, at any time; following starts anew with it."""
+class Choice(BaseModel):
+    """What a client follows; what it does not name is not narrowed. In an address, lists are separated by commas."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
-    type: Literal["subscribe"]
-    after: str = "now"
-    runs: list[str] | None = Field(None, max_length=200)
-    keys: list[str] | None = Field(None, max_length=len(KEYS))
+    after: str = Field("now", max_length=40, description='Where to begin: a cursor, "start" or "now".')
+    runs: frozenset[str] | None = Field(None, max_length=200, description="Only these runs.")
+    topics: frozenset[Topic] | None = Field(None, description="Only these kinds of message.")
+    keys: frozenset[str] | None = Field(None, max_length=len(KEYS), description="Only these metrics.")
+    max_hz: float | None = Field(None, ge=0.1, le=100, description="Metrics at most so often a second; rows wait for each other.")
 
+    @field_validator("runs", "topics", "keys", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        return [part for given in value for part in str(given).split(",")] if isinstance(value, list) else value
 
-@dataclass(frozen=True)
-class Wanted:
-    """What one client follows. `after`: a cursor, "start" or "now"."""
-
-    after: str
-    runs: frozenset[str] | None = None
-    keys: frozenset[str] | None = None
+    @field_validator("keys")
+    @classmethod
+    def _are_metrics(cls, keys: frozenset[str] | None) -> frozenset[str] | None:
+        if unknown := (keys or frozenset()) - set(KEYS):
+            raise ValueError(f"no metric {', '.join(sorted(unknown))}; see GET /v1/metrics")
+        return keys
 
     def takes(self, message: Message) -> bool:
-        return self.runs is None or message.run_id in self.runs
+        return (self.runs is None or message.run_id in self.runs) and (self.topics is None or message.type in self.topics)
+
+
+class SubscribeIn(Choice):
+    """What a client may say, at any time; following starts anew with it. What it does not name, but `after`, stays as it was."""
+
+    type: Literal["subscribe"]
+
+
+Chosen = Annotated[Choice, Query()]
+LastEventId = Annotated[str | None, Header(max_length=40, description="A browser coming back; it stands above `after`.")]
+_SSE: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}, "description": "Frames, as on the websocket."}}
 
 
 @router.post("/stream/ticket", summary="A single-use ticket for one websocket, for clients that cannot send headers")
@@ -72,117 +92,192 @@ async def issue_ticket(service: Service) -> dict[str, Any]:
 
 
 @router.websocket("/stream")
-async def stream(websocket: WebSocket, after: Annotated[str, Query(max_length=40)] = "now") -> None:
-    await _serve(websocket, Wanted(after))
+async def stream(websocket: WebSocket, choice: Chosen) -> None:
+    await _serve_socket(websocket, choice)
 
 
 @router.websocket("/runs/{run_id}/stream")
-async def stream_run(
-    websocket: WebSocket, run_id: RunId, after: Annotated[str, Query(max_length=40)] = "now", keys: str | None = None
-) -> None:
-    await _serve(websocket, Wanted(after, frozenset({run_id}), frozenset(keys.split(",")) if keys else None))
+async def stream_run(websocket: WebSocket, run_id: RunId, choice: Chosen) -> None:
+    await _serve_socket(websocket, _only(choice, run_id))
 
 
-async def _serve(websocket: WebSocket, wanted: Wanted) -> None:
+@router.get("/stream", summary="Everything that happens, as server-sent events", response_class=Response, responses=_SSE)
+async def events(request: Request, choice: Chosen, last_event_id: LastEventId = None) -> Response:
+    return await _serve_events(request, choice, last_event_id)
+
+
+@router.get("/runs/{run_id}/stream", summary="One run, as server-sent events", response_class=Response, responses=_SSE)
+async def run_events(request: Request, run_id: RunId, choice: Chosen, last_event_id: LastEventId = None) -> Response:
+    return await _serve_events(request, _only(choice, run_id), last_event_id)
+
+
+async def _serve_socket(websocket: WebSocket, choice: Choice) -> None:
     service = parts(websocket)
     await websocket.accept(SUBPROTOCOL if SUBPROTOCOL in websocket.scope.get("subprotocols", []) else None)
-    if wanted.runs is not None and (missing := await anyio.to_thread.run_sync(_missing, service, wanted.runs)):
-        await _leave(websocket, {"type": "error", "problem": "not_found", "detail": f"no run {', '.join(missing)}"}, 4404)
-        return
-    request: Wanted | None = wanted
-    while request is not None:
-        wanted, request = request, None
+    wire = SocketWire(websocket)
+    if missing := await anyio.to_thread.run_sync(_missing, service, choice):
+        await wire.leave(NOT_FOUND, frame(type="error", problem="not_found", detail=missing))
+    else:
+        await Conversation(wire, service).hold(choice)
+
+
+async def _serve_events(request: Request, choice: Choice, last_event_id: str | None) -> Response:
+    if is_foreign(request.headers, request.headers.get("host", "")):  # as for a websocket: what is asked for is held open
+        return problem("forbidden_origin", "this may be asked from this service's own pages only")
+    service = parts(request)
+    if missing := await anyio.to_thread.run_sync(_missing, service, choice):
+        return problem("not_found", missing)
+    return EventStream(service, choice if last_event_id is None else choice.model_copy(update={"after": last_event_id}))
+
+
+class EventStream(Response):
+    """A response that lasts as long as its client."""
+
+    def __init__(self, service: Parts, choice: Choice) -> None:
+        super().__init__()
+        self._service = service
+        self._choice = choice
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await Conversation(EventSourceWire(receive, send), self._service).hold(self._choice)
+
+
+class Conversation:
+    """One client, from the first frame to the last."""
+
+    def __init__(self, wire: Wire, service: Parts) -> None:
+        self._wire = wire
+        self._store = service.store
+        self._hub = service.hub
+        self._service = service
+        self._subscription: Subscription | None = None
+        self._ending: tuple[int, Frame | None] | None = None  # None while the client is there, or when it went by itself
+
+    async def hold(self, choice: Choice) -> None:
+        """Send what is chosen until the client is gone or has to go; what it asks for meanwhile replaces its choice."""
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(_follow_or_leave, websocket, service, wanted, tasks.cancel_scope)
-            request = await _next_request(websocket, wanted)
+            tasks.start_soon(self._watch, tasks.cancel_scope)
+            request: Choice | None = choice
+            while request is not None:
+                choice = request
+                async with anyio.create_task_group() as following:
+                    following.start_soon(self._follow_or_end, choice, tasks.cancel_scope)
+                    request = await self._next_request(choice)
+                    following.cancel_scope.cancel()
             tasks.cancel_scope.cancel()
+        if self._ending is not None:
+            await self._wire.leave(*self._ending)
 
+    async def _watch(self, conversation: anyio.CancelScope) -> None:
+        """One timer for all a client may be waiting for: it goes when it has stopped reading, and hears of it when nothing happens."""
+        while not self._wire.is_stalled:
+            await anyio.sleep(min(wires.SEND_TIMEOUT_S, wires.HEARTBEAT_S) / 4)
+            if self._subscription is not None and self._wire.is_silent:
+                self._subscription.wake()
+        log.info("a client of a stream does not read; it may come back with its cursor")
+        self._ending = TRY_AGAIN, None  # no last word: it would wait for a reader as well
+        conversation.cancel()
 
-async def _follow_or_leave(websocket: WebSocket, service: Parts, wanted: Wanted, conversation: anyio.CancelScope) -> None:
-    try:
-        await _follow(websocket, service, wanted)
-    except Overflow as error:
-        await _leave(websocket, {"type": "bye", "reason": "slow_consumer", "detail": f"{error}; come back with your cursor"}, 1013)
-    except TimeoutError:  # a reader that has stopped reading: a polite word would wait for it as well
-        await _leave(websocket, None, 1013)
-    except (WebSocketDisconnect, RuntimeError) as error:  # gone while we were sending
-        log.debug("a stream ended: %s", error)
-    conversation.cancel()
+    async def _next_request(self, choice: Choice) -> Choice | None:
+        """What the client asks for next; None once it is gone. A message that cannot be understood is answered, not fatal."""
+        while (text := await self._wire.listen()) is not None:
+            try:
+                request = SubscribeIn.model_validate_json(text)
+            except ValidationError as error:
+                faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
+                with contextlib.suppress(Gone):
+                    await self._wire.send(frame(type="error", problem="invalid_request", detail=f"not a subscribe message: {faults}"))
+            else:
+                named = {name: getattr(request, name) for name in request.model_fields_set & Choice.model_fields.keys()}
+                return choice.model_copy(update={"after": "now"} | named)
+        return None
 
-
-async def _next_request(websocket: WebSocket, wanted: Wanted) -> Wanted | None:
-    """What the client asks for next; None once it is gone. A message that cannot be understood is answered, not fatal."""
-    while True:
+    async def _follow_or_end(self, choice: Choice, conversation: anyio.CancelScope) -> None:
         try:
-            request = SubscribeIn.model_validate_json(await websocket.receive_text())
-        except WebSocketDisconnect:
-            return None
-        except (ValidationError, KeyError):
-            try:
-                await _send(websocket, {"type": "error", "problem": "invalid_request", "detail": "not a subscribe message"})
-            except (WebSocketDisconnect, RuntimeError, TimeoutError):
-                return None
-            continue
-        chosen = frozenset(request.runs) if request.runs is not None else wanted.runs
-        return replace(wanted, after=request.after, runs=chosen, keys=frozenset(request.keys) if request.keys else wanted.keys)
+            await self._follow(choice)
+        except Closing:
+            self._ending = RESTARTING, frame(type="bye", reason="shutdown", detail="come back with your cursor")
+        except Gone as error:
+            log.debug("a stream ended: %r", error.__cause__)
+        conversation.cancel()
 
-
-async def _follow(websocket: WebSocket, service: Parts, wanted: Wanted) -> None:
-    store, hub = service.store, service.hub
-    subscription = hub.subscribe(wanted.takes)
-    try:
-        head = store.head
-        start, gap = _start_of(wanted.after, store.epoch, head)
-        await _send(websocket, {"type": "hello", "version": __version__, "cursor": f"{store.epoch}.{head}", "heartbeat_s": HEARTBEAT_S})
-        if gap:
-            await _send(websocket, {"type": "gap", "from": wanted.after, "to": f"{store.epoch}.{start}", "refetch": True})
-        await _send(websocket, await anyio.to_thread.run_sync(_snapshot, service, wanted))
-        async for page in _replay(service, wanted, start, head):
-            await _send_frames(websocket, page, store.epoch, wanted)
-        sent = head
-        while True:
-            try:
-                with anyio.fail_after(HEARTBEAT_S):
+    async def _follow(self, choice: Choice) -> None:
+        framing = Framing(self._hub, self._store.epoch, choice.keys)
+        self._subscription = subscription = self._hub.subscribe(choice.takes)
+        try:
+            sent = await self._begin(choice, framing)
+            while True:
+                try:
                     messages = await subscription.take()
-            except TimeoutError:
-                await _send(websocket, {"type": "heartbeat", "cursor": f"{store.epoch}.{sent}"})
-                continue
-            fresh = [message for message in messages if message.seq == 0 or message.seq > head]
-            await _send_frames(websocket, fresh, store.epoch, wanted)
-            sent = max([sent, *(message.seq for message in fresh)])
-    finally:
-        hub.unsubscribe(subscription)
+                except Overflow:
+                    sent = await self._catch_up(choice, framing, sent)
+                    continue
+                fresh = [message for message in messages if message.seq == 0 or message.seq > sent]
+                for each in framing.of(fresh):
+                    await self._wire.send(each)
+                sent = max([sent, *(message.seq for message in fresh)])
+                if self._wire.is_silent:
+                    await self._wire.send(frame(framing.cursor(sent), type="heartbeat", cursor=framing.cursor(sent)))
+                if choice.max_hz is not None:
+                    await subscription.rest(1 / choice.max_hz)
+        finally:
+            self._hub.unsubscribe(subscription)
+
+    async def _begin(self, choice: Choice, framing: Framing) -> int:
+        """Greet, and send the past; how far that went."""
+        head = self._store.head
+        pruned, snapshot = await anyio.to_thread.run_sync(_look, self._service, choice)
+        start, gap = _start_of(choice.after, framing.epoch, pruned, head)
+        now = framing.cursor(head)
+        hello = frame(framing.cursor(start), type="hello", version=__version__, cursor=now, heartbeat_s=wires.HEARTBEAT_S)
+        await self._wire.send(hello)
+        if gap:
+            await self._wire.send(frame(now, **{"type": "gap", "from": choice.after, "to": now, "refetch": True}))
+        await self._wire.send(frame(type="snapshot", runs=snapshot))
+        return await self._catch_up(choice, framing, start)
+
+    async def _catch_up(self, choice: Choice, framing: Framing, sent: int) -> int:
+        """Send what the log has behind `sent`; how far that went."""
+        head = self._store.head
+        async for page in _replay(self._service, choice, sent, head):
+            for each in framing.of(page):
+                await self._wire.send(each)
+        return head
 
 
-def _start_of(after: str, epoch: str, head: int) -> tuple[int, bool]:
+def _start_of(after: str, epoch: str, pruned: int, head: int) -> tuple[int, bool]:
     """The seq to start behind, and whether the client's cursor could not be honoured."""
     if after == "start":
         return 0, False
     if after == "now":
         return head, False
     theirs, _, seq = after.partition(".")
-    if theirs == epoch and seq.isdecimal() and int(seq) <= head:
+    if theirs == epoch and seq.isdecimal() and pruned <= int(seq) <= head:
         return int(seq), False
-    return head, True  # a cursor of another database: what it pointed at is not here
+    return head, True  # what it pointed at is not here: another database, or rows that were removed since
 
 
-async def _replay(service: Parts, wanted: Wanted, start: int, head: int) -> AsyncIterator[list[Message]]:
-    """Everything wanted in (start, head], in pages."""
+async def _replay(service: Parts, choice: Choice, start: int, head: int) -> AsyncIterator[list[Message]]:
+    """Everything chosen in (start, head], in pages."""
     while start < head:
-        page, start = await anyio.to_thread.run_sync(_read_page, service, wanted, start, head)
+        page, start = await anyio.to_thread.run_sync(_read_page, service, choice, start, head)
         yield page
 
 
-def _read_page(service: Parts, wanted: Wanted, start: int, head: int) -> tuple[list[Message], int]:
+def _read_page(service: Parts, choice: Choice, start: int, head: int) -> tuple[list[Message], int]:
     """Messages behind `start`, and how far they are complete."""
-    only = next(iter(wanted.runs)) if wanted.runs is not None and len(wanted.runs) == 1 else None
+    only = next(iter(choice.runs)) if choice.runs is not None and len(choice.runs) == 1 else None
+    rows: list[Message] = []
+    told: list[Message] = []
     with service.store.read() as session:
-        rows = metrics.after(session, only, start, PAGE_ROWS, head)
-        events = [_event_message(event) for event in runs.events(session, only, start, PAGE_ROWS, upto=head)]
+        if choice.topics is None or "metrics" in choice.topics:
+            rows = metrics.after(session, only, start, PAGE_ROWS, head)
+        if choice.topics is None or "event" in choice.topics:
+            told = [_event_message(event) for event in runs.events(session, only, start, PAGE_ROWS, upto=head)]
     # A full page says nothing about what lies behind its last entry.
-    complete = min([found[-1].seq for found in (rows, events) if len(found) == PAGE_ROWS], default=head)
-    merged = sorted((message for message in (*rows, *events) if message.seq <= complete), key=lambda message: message.seq)
-    return [message for message in merged if wanted.takes(message)], complete
+    complete = min([found[-1].seq for found in (rows, told) if len(found) == PAGE_ROWS], default=head)
+    merged = sorted((message for message in (*rows, *told) if message.seq <= complete), key=lambda message: message.seq)
+    return [message for message in merged if choice.takes(message)], complete
 
 
 def _event_message(event: Any) -> Message:
@@ -190,51 +285,23 @@ def _event_message(event: Any) -> Message:
     return Message(event.seq, event.run_id, "event", body)
 
 
-def _snapshot(service: Parts, wanted: Wanted) -> dict[str, Any]:
+def _look(service: Parts, choice: Choice) -> tuple[int, list[dict[str, Any]]]:
+    """Up to which seq rows may have been removed, as whoever removed them noted (0: all are there), and the runs as they are."""
     with service.store.read() as session:
-        found = runs.page(session, SNAPSHOT_RUNS) if wanted.runs is None else runs.some(session, wanted.runs)
+        noted = session.get(Meta, PRUNED)
+        found: Sequence[Run] = runs.page(session, SNAPSHOT_RUNS) if choice.runs is None else runs.some(session, choice.runs)
         queue = runs.queue(session)
-        return {"type": "snapshot", "runs": [run_out(run, queue).model_dump(mode="json") for run in found]}
+        return int(noted.value) if noted else 0, [run_out(run, queue).model_dump(mode="json") for run in found]
 
 
-def _missing(service: Parts, run_ids: frozenset[str]) -> set[str]:
+def _missing(service: Parts, choice: Choice) -> str | None:
+    """A sentence on the chosen runs that are not there, if any."""
+    if choice.runs is None:
+        return None
     with service.store.read() as session:
-        return set(run_ids - {run.id for run in runs.some(session, run_ids)})
+        missing = choice.runs - {run.id for run in runs.some(session, choice.runs)}
+    return f"no run {', '.join(sorted(missing))}" if missing else None
 
 
-async def _send_frames(websocket: WebSocket, messages: Iterable[Message], epoch: str, wanted: Wanted) -> None:
-    """Messages in order; neighbouring rows of a run travel together as columns."""
-    for (kind, run_id), group in groupby(messages, key=lambda message: (message.type, message.run_id)):
-        together = list(group)
-        if kind == "metrics":
-            await _send(websocket, _batch(run_id, together, epoch, wanted.keys))
-        elif kind == "progress":
-            await _send(websocket, {"type": "progress", "run_id": run_id, "progress": together[-1].body})
-        else:
-            for message in together:
-                await _send(
-                    websocket, {"type": "event", "cursor": f"{epoch}.{message.seq}", **message.body, "at": instant(message.body["at"])}
-                )
-
-
-def _batch(run_id: str, rows: list[Message], epoch: str, keys: frozenset[str] | None) -> dict[str, Any]:
-    columns: dict[str, list[Any]] = {axis: [row.body[axis] for row in rows] for axis in metrics.AXES}
-    measured = {key for row in rows for key in row.body["values"]}
-    for key in KEYS:
-        if key in measured and (keys is None or key in keys):
-            columns[key] = [row.body["values"].get(key) for row in rows]
-    return {"type": "batch", "cursor": f"{epoch}.{rows[-1].seq}", "run_id": run_id, "columns": columns}
-
-
-async def _send(websocket: WebSocket, frame: dict[str, Any]) -> None:
-    """Raises TimeoutError when the client does not read."""
-    with anyio.fail_after(SEND_TIMEOUT_S):
-        await websocket.send_text(orjson.dumps(frame).decode())
-
-
-async def _leave(websocket: WebSocket, last: dict[str, Any] | None, code: int) -> None:
-    with contextlib.suppress(TimeoutError, RuntimeError, WebSocketDisconnect):
-        if last is not None:
-            await _send(websocket, last)
-        with anyio.fail_after(SEND_TIMEOUT_S):
-            await websocket.close(code)
+def _only(choice: Choice, run_id: str) -> Choice:
+    return choice.model_copy(update={"runs": frozenset({run_id})})

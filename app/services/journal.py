@@ -7,6 +7,8 @@ begins at the stored offset. What the lines say of the attempt's end is noted in
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
+from itertools import groupby
 
 from sqlalchemy.exc import SQLAlchemyError
 from uuid_utils import uuid7
@@ -19,31 +21,39 @@ from cognate.events import ENDINGS, Event, Kind, MalformedLine, spell
 from cognate.rundir import AttemptDir, read_journal
 
 BLOCK_BYTES = 1 << 20
+# Nearly all lines are of these kinds, and change nothing but rows and the newest values: neighbours are applied at once.
+_NUMBERS = (Kind.METRICS, Kind.PROGRESS)
+_Entry = Event | MalformedLine
 
 
 def ingest(write: Write, run: Run, attempt: Attempt, directory: AttemptDir) -> bool:
     """Take up to BLOCK_BYTES of new lines; whether there were any."""
     before, progress = attempt.journal_offset, run.progress
-    for entry, offset in read_journal(directory.journal, attempt.journal_offset, BLOCK_BYTES):
-        if isinstance(entry, MalformedLine):
-            _warn(write, run, attempt, entry)
-        else:
-            _apply_or_warn(write, run, attempt, entry)
-        attempt.journal_offset = offset
+    lines = read_journal(directory.journal, attempt.journal_offset, BLOCK_BYTES)
+    for are_numbers, group in groupby(lines, key=lambda line: isinstance(line[0], Event) and line[0].kind in _NUMBERS):
+        entries, offsets = zip(*group, strict=True)
+        for together in [entries] if are_numbers else [[entry] for entry in entries]:
+            _apply_or_warn(write, run, attempt, together)
+        attempt.journal_offset = offsets[-1]
     if run.progress is not progress:
         write.tell(Message(0, run.id, "progress", run.progress or {}))
     return attempt.journal_offset != before
 
 
-def _apply_or_warn(write: Write, run: Run, attempt: Attempt, event: Event) -> None:
-    """A line that cannot be applied must not keep the rest of the journal waiting for ever."""
+def _apply_or_warn(write: Write, run: Run, attempt: Attempt, entries: Sequence[_Entry]) -> None:
+    """A line that cannot be applied must not keep the rest of the journal waiting for ever: it is found by halves."""
     told = len(write.messages)
     try:
         with write.session.begin_nested():
-            _apply(write, run, attempt, event)
-    except (LookupError, TypeError, ValueError, SQLAlchemyError) as error:
+            _apply(write, run, attempt, entries)
+    except (LookupError, TypeError, ValueError, OverflowError, SQLAlchemyError) as error:
         del write.messages[told:]
-        _warn(write, run, attempt, error)
+        half = len(entries) // 2
+        if half:
+            _apply_or_warn(write, run, attempt, entries[:half])
+            _apply_or_warn(write, run, attempt, entries[half:])
+        else:
+            _warn(write, run, attempt, error)
 
 
 def _warn(write: Write, run: Run, attempt: Attempt, error: Exception) -> None:
@@ -51,16 +61,33 @@ def _warn(write: Write, run: Run, attempt: Attempt, error: Exception) -> None:
     runs.add_event(write, run.id, attempt.number, "warning", time.time(), None, {"message": message})
 
 
-def _apply(write: Write, run: Run, attempt: Attempt, event: Event) -> None:
+def _apply(write: Write, run: Run, attempt: Attempt, entries: Sequence[_Entry]) -> None:
+    numbers = []
+    for entry in entries:
+        if isinstance(entry, MalformedLine):
+            raise entry
+        if entry.kind in _NUMBERS:
+            numbers.append(entry)
+        else:
+            _apply_fact(write, run, attempt, entry)
+    _apply_numbers(write, run, attempt, numbers)
+
+
+def _apply_numbers(write: Write, run: Run, attempt: Attempt, events: Sequence[Event]) -> None:
+    rows = [
+        metrics.Row(event.data["step"], event.data["epoch"], event.at, event.data["values"])
+        for event in events
+        if event.kind is Kind.METRICS
+    ]
+    metrics.add_all(write, run.id, attempt.number, rows)
+    if newest := {key: value for row in rows for key, value in row.values.items()}:
+        run.latest = {**(run.latest or {}), **{key: spell(value) for key, value in newest.items()}}
+    if progress := [event.data["progress"] for event in events if event.data["progress"]]:
+        run.progress = progress[-1]
+
+
+def _apply_fact(write: Write, run: Run, attempt: Attempt, event: Event) -> None:
     data = event.data
-    if event.kind is Kind.METRICS:
-        metrics.add(write, run.id, attempt.number, data["step"], data["epoch"], event.at, data["values"])
-        run.latest = {**(run.latest or {}), **_spelled(data["values"])}
-        run.progress = data["progress"] or run.progress
-        return
-    if event.kind is Kind.PROGRESS:
-        run.progress = data["progress"]
-        return
     runs.add_event(write, run.id, attempt.number, event.kind, event.at, data.get("step"), data)
     if event.kind is Kind.STARTED:
         attempt.resumed_from_step = data["resumed_from_step"]
@@ -99,7 +126,3 @@ def _checkpoint(write: Write, run: Run, attempt: Attempt, event: Event) -> None:
             created_at=event.at,
         )
     )
-
-
-def _spelled(values: dict[str, float]) -> dict[str, float | str]:
-    return {key: spell(value) for key, value in values.items()}

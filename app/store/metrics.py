@@ -1,87 +1,224 @@
-"""Metric rows: insert, and read back by column.
+"""Metric rows: insert, read back by column, thin to buckets.
 
 A number that is not finite is stored as NULL and named in the row's `nonfinite`; it is read back as "NaN",
-"Infinity" or "-Infinity". A metric that was not measured is None.
+"Infinity" or "-Infinity". A metric that was not measured is None. In plain SQL: through SQLAlchemy's expressions
+20,000 rows took four times as long to read, and twenty times to insert.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import isfinite
+from operator import itemgetter
 from typing import Any
 
-from sqlalchemy import Select, and_, exists, insert, select
 from sqlmodel import Session
 
 from app.store.engine import Message, Write
-from app.store.tables import metric_row
 from cognate.events import spell
 from cognate.metrics import KEYS
 
 AXES = ("seq", "attempt", "step", "epoch", "at")
+LAST_STEP = 2**63 - 1  # the largest that SQLite holds
+ALL_STEPS = (0, LAST_STEP)
+
+_KEYS = frozenset(KEYS)
+_COLUMNS = ("run_id", *AXES, *KEYS, "nonfinite")
+_INSERT = f"INSERT INTO metric_row ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' for _ in _COLUMNS)})"  # noqa: S608 - our own names
+# Nothing supersedes the newest attempt; only rows of those before it are looked up.
+_EFFECTIVE = """
+    AND (attempt = (SELECT max(number) FROM attempt WHERE run_id = :run_id) OR NOT EXISTS (
+        SELECT 1 FROM metric_row AS later
+        WHERE later.run_id = :run_id AND later.step = metric_row.step AND later.attempt > metric_row.attempt))"""
+
+
+@dataclass(frozen=True)
+class Row:
+    """`values` by metric key, only what was measured; epoch counts passes, at is seconds since the epoch, UTC."""
+
+    step: int
+    epoch: float
+    at: float
+    values: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Buckets:
+    """One metric, by bucket; None where it has no such number.
+
+    min and max are of the finite values; last is the newest measurement, by its name if it is not finite, and last_step
+    its step; nonfinite counts the values that were not finite.
+    """
+
+    min: list[float | None] = field(default_factory=list)
+    max: list[float | None] = field(default_factory=list)
+    last: list[float | str | None] = field(default_factory=list)
+    last_step: list[int | None] = field(default_factory=list)
+    nonfinite: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Thinned:
+    """Rows in buckets `bucket_steps` wide: bucket i begins at step[i], a multiple of that, and holds rows[i] of them."""
+
+    bucket_steps: int
+    step: list[int]
+    rows: list[int]
+    metrics: dict[str, Buckets]
 
 
 def add(write: Write, run_id: str, attempt: int, step: int, epoch: float, at: float, values: Mapping[str, float]) -> None:
-    """Insert a row and tell it; `values` by metric key, only what was measured."""
-    seq = write.next_seq()
-    finite = {key: value for key, value in values.items() if math.isfinite(value)}
-    nonfinite = {key: spell(value) for key, value in values.items() if key not in finite}
-    axes = {"seq": seq, "attempt": attempt, "step": step, "epoch": epoch, "at": at}
-    write.session.execute(insert(metric_row).values(run_id=run_id, **axes, **finite, nonfinite=nonfinite or None))
-    write.tell(Message(seq, run_id, "metrics", {**axes, "values": {**finite, **nonfinite}}))
+    """Insert a row and tell it."""
+    add_all(write, run_id, attempt, [Row(step, epoch, at, values)])
+
+
+def add_all(write: Write, run_id: str, attempt: int, rows: Iterable[Row]) -> None:
+    """Insert rows in their order and tell them; raises LookupError for a metric there is not."""
+    inserts, told = [], []
+    for row in rows:
+        if unknown := row.values.keys() - _KEYS:
+            raise LookupError(f"no metric {', '.join(sorted(unknown))}")
+        seq = write.next_seq()
+        axes = {"seq": seq, "attempt": attempt, "step": row.step, "epoch": row.epoch, "at": row.at}
+        finite, nonfinite = row.values, {}
+        if not all(map(isfinite, finite.values())):
+            nonfinite = {key: spell(value) for key, value in finite.items() if not isfinite(value)}
+            finite = {key: value for key, value in finite.items() if key not in nonfinite}
+        inserts.append((run_id, *axes.values(), *map(finite.get, KEYS), json.dumps(nonfinite) if nonfinite else None))
+        told.append(Message(seq, run_id, "metrics", {**axes, "values": {**finite, **nonfinite}}))
+    if inserts:
+        write.session.connection().exec_driver_sql(_INSERT, inserts)
+        write.messages += told
 
 
 def columns(
-    session: Session,
-    run_id: str,
-    keys: Sequence[str],
-    *,
-    first_step: int | None = None,
-    last_step: int | None = None,
-    effective: bool = True,
+    session: Session, run_id: str, keys: Sequence[str], *, steps: tuple[int, int] = ALL_STEPS, effective: bool = True
 ) -> dict[str, list[Any]]:
     """The rows of a run by column, in the order of their steps.
 
-    effective: of a step trained more than once, after a resume from before it, only the latest attempt.
+    steps: the first and the last, both included
+    effective: of a step trained more than once, after a resume from before it, only the latest attempt
     """
-    query = _select(keys).where(metric_row.c.run_id == run_id).order_by(metric_row.c.step, metric_row.c.attempt)
-    if first_step is not None:
-        query = query.where(metric_row.c.step >= first_step)
-    if last_step is not None:
-        query = query.where(metric_row.c.step <= last_step)
-    if effective:
-        later = metric_row.alias("later")
-        again = and_(later.c.run_id == metric_row.c.run_id, later.c.step == metric_row.c.step, later.c.attempt > metric_row.c.attempt)
-        query = query.where(~exists().where(again))
-    return _columns(session, query, keys)
+    names = (*AXES, *keys)
+    rows = _read(session, names, f"{_rows(effective)} ORDER BY step, attempt", _parameters(run_id, steps))
+    return dict(zip(names, map(list, zip(*rows, strict=True)), strict=True)) if rows else {name: [] for name in names}
+
+
+def page(
+    session: Session,
+    run_id: str,
+    keys: Sequence[str],
+    limit: int,
+    behind: Sequence[Any] | None = None,
+    *,
+    steps: tuple[int, int] = ALL_STEPS,
+    effective: bool = True,
+) -> list[Sequence[Any]]:
+    """Up to `limit` rows, those that come after row `behind`: each AXES, then `keys`; else as columns()."""
+    step, attempt = (behind[AXES.index("step")], behind[AXES.index("attempt")]) if behind else (steps[0], -1)
+    parameters = {**_parameters(run_id, (step, steps[1])), "attempt": attempt, "limit": limit}
+    rows = f"{_rows(effective)} AND (step > :first OR attempt > :attempt) ORDER BY step, attempt LIMIT :limit"
+    return _read(session, (*AXES, *keys), rows, parameters)
+
+
+def thinned(
+    session: Session, run_id: str, keys: Sequence[str], max_points: int, *, steps: tuple[int, int] = ALL_STEPS, effective: bool = True
+) -> Thinned:
+    """The rows of a run in at most `max_points` buckets; `steps` and `effective` as for columns().
+
+    A bucket is as many steps wide as the smallest power of two that suffices, and begins at a multiple of it: rows to come
+    change no bucket but the last, until the width doubles.
+    """
+    parameters = _parameters(run_id, steps)
+    parameters["shift"] = shift = _shift(session, parameters, max_points)
+    each = [f"min({key}), max({key}), max(step) FILTER (WHERE {key} IS NOT NULL)" for key in _known(keys)]
+    odd_rows = "json_group_array(json_array(step, json(nonfinite))) FILTER (WHERE nonfinite IS NOT NULL)"
+    query = f"SELECT step >> :shift, count(*), {odd_rows}, {', '.join(each)} {_rows(effective)} GROUP BY 1 ORDER BY 1"
+    table = Thinned(1 << shift, [], [], {key: Buckets() for key in keys})
+    ends: set[int] = set()  # the steps at which some key was measured last, by bucket
+    for bucket, count, named, *found in _fetch(session, query, parameters):
+        odd = sorted(json.loads(named), key=itemgetter(0))  # [step, {key: name}]
+        ends.update(step for step in found[2::3] if step is not None)
+        ends.update({key: step for step, names in odd for key in names}.values())
+        table.step.append(bucket << shift)
+        table.rows.append(count)
+        for place, (key, buckets) in enumerate(table.metrics.items()):
+            buckets.min.append(found[3 * place])
+            buckets.max.append(found[3 * place + 1])
+            buckets.nonfinite.append(sum(key in names for _, names in odd))
+    parameters["ends"] = json.dumps(sorted(ends))
+    rows = _rows(effective, "step IN (SELECT value FROM json_each(:ends))")
+    _add_last(table, _read(session, (*AXES, *keys), f"{rows} ORDER BY step, attempt", parameters))
+    return table
 
 
 def after(session: Session, run_id: str | None, seq: int, limit: int, upto: int) -> list[Message]:
     """Rows with seq in (seq, upto], oldest first, as they were told when they were new."""
-    query = _select(KEYS).add_columns(metric_row.c.run_id).where(metric_row.c.seq > seq, metric_row.c.seq <= upto)
-    query = query.order_by(metric_row.c.seq).limit(limit)
-    if run_id is not None:
-        query = query.where(metric_row.c.run_id == run_id)
+    only = "" if run_id is None else "AND run_id = :run_id"
+    rows = f"FROM metric_row WHERE seq > :seq AND seq <= :upto {only} ORDER BY seq LIMIT :limit"
     messages = []
-    for row in session.execute(query).mappings():
-        values = {key: row[key] for key in KEYS if row[key] is not None} | (row["nonfinite"] or {})
-        messages.append(Message(row["seq"], row["run_id"], "metrics", {**{axis: row[axis] for axis in AXES}, "values": values}))
+    for of, *row in _read(session, ("run_id", *AXES, *KEYS), rows, {"run_id": run_id, "seq": seq, "upto": upto, "limit": limit}):
+        values = {key: value for key, value in zip(KEYS, row[len(AXES) :], strict=True) if value is not None}
+        messages.append(Message(row[0], of, "metrics", {**dict(zip(AXES, row, strict=False)), "values": values}))
     return messages
 
 
-def _select(keys: Sequence[str]) -> Select[Any]:
-    return select(*(metric_row.c[name] for name in (*AXES, *keys)), metric_row.c.nonfinite)
+def _rows(effective: bool, steps: str = "step BETWEEN :first AND :last") -> str:
+    return f"FROM metric_row WHERE run_id = :run_id AND {steps} {_EFFECTIVE if effective else ''}"
 
 
-def _columns(session: Session, query: Select[Any], keys: Sequence[str]) -> dict[str, list[Any]]:
-    names = (*AXES, *keys)
-    rows = session.execute(query).all()
-    if not rows:
-        return {name: [] for name in names}
-    *data, nonfinite = (list(column) for column in zip(*rows, strict=True))
-    table = dict(zip(names, data, strict=True))
-    for place, named in enumerate(nonfinite):
-        for key, spelled in (named or {}).items():
-            if key in table:
-                table[key][place] = spelled
-    return table
+def _parameters(run_id: str, steps: tuple[int, int]) -> dict[str, Any]:
+    return {"run_id": run_id, "first": steps[0], "last": steps[1]}
+
+
+def _known(names: Sequence[str]) -> Sequence[str]:
+    assert set(names) <= set(_COLUMNS), "names become SQL: the caller has checked them"
+    return names
+
+
+def _shift(session: Session, parameters: dict[str, Any], max_points: int) -> int:
+    """The least power of two, as its exponent, for which the steps there are fill at most `max_points` buckets."""
+    rows = _rows(effective=False)  # superseded rows have steps that other rows have
+    [(first, last)] = _fetch(session, f"SELECT (SELECT min(step) {rows}), (SELECT max(step) {rows})", parameters)
+    if first is None:
+        return 0
+    shift = 0
+    while (last >> shift) - (first >> shift) >= max_points:
+        shift += 1
+    # Steps with gaps between them fill fewer buckets than they span.
+    filled = f"SELECT count(DISTINCT step >> :shift) {rows}"
+    while shift and _fetch(session, filled, {**parameters, "shift": shift - 1})[0][0] <= max_points:
+        shift -= 1
+    return shift
+
+
+def _add_last(table: Thinned, rows: Iterable[Sequence[Any]]) -> None:
+    """Fill in each bucket's last values from `rows`, in their order: AXES, then the table's keys."""
+    newest: dict[tuple[int, str], tuple[int, float | str]] = {}
+    for row in rows:
+        step = row[AXES.index("step")]
+        for key, value in zip(table.metrics, row[len(AXES) :], strict=True):
+            if value is not None:
+                newest[step - step % table.bucket_steps, key] = (step, value)
+    for key, buckets in table.metrics.items():
+        for begin in table.step:
+            step, value = newest.get((begin, key), (None, None))
+            buckets.last.append(value)
+            buckets.last_step.append(step)
+
+
+def _read(session: Session, names: Sequence[str], rows: str, parameters: Mapping[str, Any]) -> list[Sequence[Any]]:
+    """Those columns of `rows`, names in place of what was not finite."""
+    found = _fetch(session, f"SELECT {', '.join(_known(names))}, nonfinite {rows}", parameters)
+    return [_spelled(names, row) if row[-1] else row[:-1] for row in found]
+
+
+def _spelled(names: Sequence[str], row: Sequence[Any]) -> Sequence[Any]:
+    nonfinite = json.loads(row[-1])
+    return [nonfinite.get(name, value) for name, value in zip(names, row[:-1], strict=True)]
+
+
+def _fetch(session: Session, query: str, parameters: Mapping[str, Any]) -> Sequence[Sequence[Any]]:
+    return session.connection().exec_driver_sql(query, dict(parameters)).fetchall()

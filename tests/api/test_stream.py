@@ -1,27 +1,117 @@
-"""Websockets: every row once and in order, from wherever a client comes back."""
+"""Streams, by websocket and as server-sent events alike: every row once and in order, from wherever a client comes back."""
 
+import queue
 import random
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
+import anyio
+import orjson
 import pytest
 from starlette.testclient import TestClient, WebSocketTestSession
+from starlette.types import Message as AsgiMessage
 from starlette.websockets import WebSocketDisconnect
 
+from app.api import wires
 from app.api.deps import Parts
+from app.services import hub
 from app.services.hub import Subscription
-from app.store import metrics
+from app.store import metrics, runs
 from app.store.engine import Message
+from app.store.tables import Meta
 from tests.service import connect, launch, serving, steps_of, until, wait_for
 
 
-def frames(socket: WebSocketTestSession) -> Iterator[dict[str, Any]]:
+class EventSource:
+    """What a browser makes of server-sent events: data by event, and the last id seen. Reads only when told to, if `lazy`."""
+
+    def __init__(self, client: TestClient, path: str, headers: dict[str, str], lazy: bool = False) -> None:
+        assert client.portal is not None
+        self.status, self.headers, self.last_id, self.retry_ms = 0, {}, "", 0
+        self._client, self._portal, self._lazy = client, client.portal, lazy
+        self._chunks: queue.Queue[bytes] = queue.Queue()
+        self._events: Iterator[dict[str, Any]] = self._parse()
+        parts = urlsplit(path)
+        named = {"host": "127.0.0.1:8000", "accept": "text/event-stream", **headers}
+        self._scope = {
+            **{"type": "http", "method": "GET", "http_version": "1.1", "scheme": "http", "path": parts.path, "root_path": ""},
+            **{"raw_path": parts.path.encode(), "query_string": parts.query.encode(), "client": ("127.0.0.1", 1), "state": {}},
+            **{"server": ("127.0.0.1", 8000), "headers": [(name.lower().encode(), value.encode()) for name, value in named.items()]},
+        }
+        self._gone = self._portal.call(anyio.Event)
+        self.served = self._portal.start_task_soon(self._serve)
+
+    def receive_json(self) -> dict[str, Any]:
+        return next(self._events)
+
+    def close(self) -> None:
+        self._portal.call(self._gone.set)
+        self.served.result(10)
+
+    async def _serve(self) -> None:
+        asked = False
+
+        async def receive() -> AsgiMessage:
+            nonlocal asked
+            if not asked:
+                asked = True
+                return {"type": "http.request", "body": b"", "more_body": False}
+            await self._gone.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(message: AsgiMessage) -> None:
+            if message["type"] == "http.response.start":
+                self.status = message["status"]
+                self.headers = {name.decode(): value.decode() for name, value in message["headers"]}
+            elif self._lazy:
+                await anyio.sleep_forever()
+            else:
+                self._chunks.put(message["body"])
+
+        await self._client.app(self._scope, receive, send)  # type: ignore[arg-type]
+        self._chunks.put(b"")
+
+    def _parse(self) -> Iterator[dict[str, Any]]:
+        buffer = ""
+        while chunk := self._chunks.get(timeout=30):
+            *events, buffer = (buffer + chunk.decode()).split("\n\n")
+            for event in events:
+                fields = dict(line.split(": ", 1) for line in event.splitlines())
+                self.last_id = fields.get("id", self.last_id)
+                self.retry_ms = int(fields.get("retry", self.retry_ms))
+                if "data" in fields:
+                    yield orjson.loads(fields["data"])
+
+
+@contextmanager
+def event_source(client: TestClient, path: str, lazy: bool = False, **headers: str) -> Iterator[EventSource]:
+    source = EventSource(client, path, {name.replace("_", "-"): value for name, value in headers.items()}, lazy)
+    try:
+        yield source
+    finally:
+        source.close()
+
+
+Stream = WebSocketTestSession | EventSource
+Follow = Callable[[TestClient, str], AbstractContextManager[Stream]]
+
+
+@pytest.fixture(params=[connect, event_source], ids=["websocket", "sse"])
+def follow(request: pytest.FixtureRequest) -> Follow:
+    """A stream by either way; what is promised of one holds for the other."""
+    chosen: Follow = request.param
+    return chosen
+
+
+def frames(socket: Stream) -> Iterator[dict[str, Any]]:
     while True:
         yield socket.receive_json()
 
 
-def rows_until(socket: WebSocketTestSession, last_step: int) -> tuple[list[int], list[int]]:
+def rows_until(socket: Stream, last_step: int) -> tuple[list[int], list[int]]:
     """(seqs, steps) of all rows up to the one of `last_step`."""
     seqs: list[int] = []
     steps: list[int] = []
@@ -40,10 +130,10 @@ def client(tmp_path: Path) -> Iterator[TestClient]:
         yield client
 
 
-def test_a_late_client_gets_the_past_and_then_the_present(client: TestClient) -> None:
+def test_a_late_client_gets_the_past_and_then_the_present(client: TestClient, follow: Follow) -> None:
     run_id = launch(client, steps=60)
     until(lambda: len(steps_of(client, run_id)) > 20)
-    with connect(client, f"/v1/runs/{run_id}/stream?after=start") as socket:
+    with follow(client, f"/v1/runs/{run_id}/stream?after=start") as socket:
         hello, snapshot = socket.receive_json(), socket.receive_json()
         assert (hello["type"], snapshot["type"]) == ("hello", "snapshot")
         assert snapshot["runs"][0]["id"] == run_id
@@ -52,10 +142,10 @@ def test_a_late_client_gets_the_past_and_then_the_present(client: TestClient) ->
     assert seqs == sorted(set(seqs))
 
 
-def test_events_and_rows_share_one_order(client: TestClient) -> None:
+def test_events_and_rows_share_one_order(client: TestClient, follow: Follow) -> None:
     run_id = launch(client, steps=10)
     wait_for(client, run_id, "completed")
-    with connect(client, f"/v1/runs/{run_id}/stream?after=start") as socket:
+    with follow(client, f"/v1/runs/{run_id}/stream?after=start") as socket:
         seen: list[tuple[int, str]] = []
         for frame in frames(socket):
             if frame["type"] == "event":
@@ -70,23 +160,26 @@ def test_events_and_rows_share_one_order(client: TestClient) -> None:
     assert kinds.count("row") == 10
 
 
-def test_a_client_cut_at_random_and_back_with_its_cursor_misses_and_doubles_nothing(client: TestClient) -> None:
+def test_a_client_cut_a_hundred_times_misses_and_doubles_nothing(tmp_path: Path, follow: Follow) -> None:
+    """Cut after any frame, hello included, while rows are written; it comes back with the last cursor it was given."""
     draw = random.Random(1)
-    run_id = launch(client, steps=120)
-    steps: list[int] = []
-    cursor = "start"
-    while not steps or steps[-1] < 120:
-        with connect(client, f"/v1/runs/{run_id}/stream?after={cursor}") as socket:
-            patience = draw.randint(1, 12)
-            for frame in frames(socket):
-                if frame["type"] == "batch":
-                    steps += frame["columns"]["step"]
-                if frame["type"] in ("batch", "event"):
-                    cursor = frame["cursor"]
-                    patience -= 1
-                if patience == 0 or (steps and steps[-1] == 120):
-                    break
-    assert steps == list(range(1, 121))
+    with serving(tmp_path, "--step-seconds", "0.005") as client:
+        run_id = launch(client, steps=300)
+        steps: list[int] = []
+        cursor, cuts = "start", 0
+        while cuts < 100 or steps[-1:] != [300]:
+            cuts += 1
+            with follow(client, f"/v1/runs/{run_id}/stream?after={cursor}") as socket:
+                for _ in range(draw.randint(1, 7)):
+                    frame = socket.receive_json()
+                    if frame["type"] == "batch":
+                        steps += frame["columns"]["step"]
+                    if frame["type"] in ("batch", "event"):
+                        cursor = frame["cursor"]
+                    if steps[-1:] == [300]:
+                        break
+        assert steps == list(range(1, 301))
+        assert cuts >= 100
 
 
 class Promptly:
@@ -96,7 +189,9 @@ class Promptly:
         deliver(messages)
 
 
-def test_what_is_committed_while_a_client_connects_reaches_it_once(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_committed_while_a_client_connects_reaches_it_once(
+    client: TestClient, follow: Follow, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Just before it is subscribed, and just after, before the head of the log is read: neither lost nor doubled."""
     run_id = launch(client, steps=3)
     wait_for(client, run_id, "completed")
@@ -116,16 +211,16 @@ def test_what_is_committed_while_a_client_connects_reaches_it_once(client: TestC
         return subscription
 
     monkeypatch.setattr(service.hub, "subscribe", subscribe_meanwhile)
-    with connect(client, f"/v1/runs/{run_id}/stream?after=start") as socket:
+    with follow(client, f"/v1/runs/{run_id}/stream?after=start") as socket:
         _, steps = rows_until(socket, 5)
         commit(6)
         _, more = rows_until(socket, 6)
     assert steps + more == [1, 2, 3, 4, 5, 6]
 
 
-def test_a_resumed_run_streams_its_second_attempt_behind_its_first(client: TestClient) -> None:
+def test_a_resumed_run_streams_its_second_attempt_behind_its_first(client: TestClient, follow: Follow) -> None:
     run_id = launch(client, steps=40)
-    with connect(client, f"/v1/runs/{run_id}/stream?after=start") as socket:
+    with follow(client, f"/v1/runs/{run_id}/stream?after=start") as socket:
         _, before = rows_until(socket, 10)
         client.post(f"/v1/runs/{run_id}/pause")
         wait_for(client, run_id, "paused")
@@ -156,18 +251,18 @@ def rows_by_run(socket: WebSocketTestSession, rows: int) -> dict[str, list[int]]
     return found
 
 
-def test_after_now_brings_only_what_is_new(client: TestClient) -> None:
+def test_after_now_brings_only_what_is_new(client: TestClient, follow: Follow) -> None:
     wait_for(client, launch(client, steps=5), "completed")
-    with connect(client, "/v1/stream") as socket:
+    with follow(client, "/v1/stream") as socket:
         assert socket.receive_json()["type"] == "hello"
         assert socket.receive_json()["type"] == "snapshot"
         run_id = launch(client, steps=5)
         assert socket.receive_json()["run_id"] == run_id
 
 
-def test_a_cursor_of_another_database_is_answered_with_a_gap(client: TestClient) -> None:
+def test_a_cursor_of_another_database_is_answered_with_a_gap(client: TestClient, follow: Follow) -> None:
     """After the state folder was replaced, silence would look like "nothing happened"."""
-    with connect(client, "/v1/stream?after=deadbeef.17") as socket:
+    with follow(client, "/v1/stream?after=deadbeef.17") as socket:
         assert socket.receive_json()["type"] == "hello"
         gap = socket.receive_json()
         assert (gap["type"], gap["from"], gap["refetch"]) == ("gap", "deadbeef.17", True)
@@ -203,3 +298,189 @@ def test_nan_travels_by_name(tmp_path: Path) -> None:
                 if len(losses) == 3:
                     break
     assert losses == [10.0, 5.0, "NaN"]
+
+
+def test_a_browser_comes_back_by_the_last_id_and_misses_and_doubles_nothing(client: TestClient) -> None:
+    """EventSource repeats the address it was opened with, `after=now` included; the header must win, from hello on."""
+    run_id = launch(client, steps=60)
+    path, seen = f"/v1/runs/{run_id}/stream?after=now", []
+    with event_source(client, path) as source:
+        first = source.receive_json()["cursor"]
+        last_id = source.last_id
+        assert (last_id, source.retry_ms) == (first, wires.RETRY_MS)
+    while seen[-1:] != [60]:
+        with event_source(client, path, last_event_id=last_id) as source:
+            for _ in range(4):
+                frame = source.receive_json()
+                last_id = source.last_id
+                seen += frame["columns"]["step"] if frame["type"] == "batch" else []
+                if seen[-1:] == [60]:
+                    break
+    assert seen == list(range(seen[0], 61))
+    with client.app.state.parts.store.read() as session:  # type: ignore[attr-defined]
+        assert seen[0] == len(metrics.after(session, run_id, 0, 100, int(first.partition(".")[2]))) + 1
+
+
+def test_server_sent_events_are_not_kept_by_anyone_on_the_way(client: TestClient) -> None:
+    with event_source(client, "/v1/stream") as source:
+        source.receive_json()
+        assert source.status == 200
+        assert source.headers["content-type"].startswith("text/event-stream")
+        assert source.headers["cache-control"] == "no-store"
+
+
+@pytest.mark.parametrize("path", [f"/v1/runs/run_{'0' * 36}/stream", "/v1/stream?runs=run_1"])
+def test_events_of_an_unknown_run_are_refused_before_the_stream(client: TestClient, path: str) -> None:
+    """An EventSource takes a 404 for final, and does not come back every two seconds."""
+    assert client.get(path).status_code == 404
+
+
+@pytest.mark.parametrize("headers", [{"Origin": "http://evil.example"}, {"Sec-Fetch-Site": "cross-site"}])
+def test_a_foreign_page_gets_no_events(client: TestClient, headers: dict[str, str]) -> None:
+    """It could not read them, but would hold a stream open."""
+    assert client.get("/v1/stream", headers=headers).status_code == 403
+
+
+@pytest.mark.parametrize("query", ["keys=los", "topics=dance", "max_hz=0", "max_hz=nan", "surprise=1", f"after={'1' * 41}"])
+def test_a_choice_that_makes_no_sense_is_refused(client: TestClient, query: str) -> None:
+    """Silently following nothing looks like a run that measures nothing."""
+    assert client.get(f"/v1/stream?{query}").status_code == 422
+    with pytest.raises(WebSocketDisconnect), connect(client, f"/v1/stream?{query}"):
+        pass
+
+
+def test_topics_and_keys_narrow_what_is_replayed_and_what_is_live(client: TestClient, follow: Follow) -> None:
+    run_id = launch(client, steps=40)
+    until(lambda: len(steps_of(client, run_id)) > 5)
+    with follow(client, f"/v1/stream?after=start&topics=metrics&keys=loss_ce,loss&runs={run_id}") as socket:
+        steps: list[int] = []
+        kinds = set()
+        while steps[-1:] != [40]:
+            frame = socket.receive_json()
+            kinds.add(frame["type"])
+            if frame["type"] == "batch":
+                assert set(frame["columns"]) == {*metrics.AXES, "loss", "loss_ce"}
+                steps += frame["columns"]["step"]
+    assert steps == list(range(1, 41))
+    assert kinds == {"hello", "snapshot", "batch"}
+
+
+def test_subscribe_changes_what_it_names_and_keeps_the_rest(client: TestClient) -> None:
+    wait_for(client, launch(client, steps=5), "completed")
+    with connect(client, "/v1/stream?after=start&keys=loss&topics=metrics") as socket:
+        rows_until(socket, 5)
+        socket.send_json({"type": "subscribe", "after": "start", "keys": None})
+        assert set(next(frame["columns"] for frame in frames(socket) if frame["type"] == "batch")) > {"loss", "loss_ce"}
+        socket.send_json({"type": "subscribe", "after": "start", "topics": ["event"]})
+        assert [socket.receive_json()["type"] for _ in range(4)] == ["hello", "snapshot", "event", "event"]
+
+
+def add_rows(client: TestClient, run_id: str, *steps: int) -> None:
+    """One commit of rows, told at once."""
+    service: Parts = client.app.state.parts  # type: ignore[attr-defined]
+    with service.store.write() as write:
+        for step in steps:
+            metrics.add(write, run_id, 1, step, 0.0, 0.0, {"loss": 1.0})
+
+
+def add_event(client: TestClient, run_id: str) -> None:
+    service: Parts = client.app.state.parts  # type: ignore[attr-defined]
+    with service.store.write() as write:
+        runs.add_event(write, run_id, 1, "warning", 0.0, None, {"message": "planted"})
+
+
+@pytest.fixture
+def done(client: TestClient) -> str:
+    """A run to which nothing happens by itself any more; its rows end at step 3."""
+    run_id = launch(client, steps=3)
+    wait_for(client, run_id, "completed")
+    return run_id
+
+
+def test_max_hz_lets_rows_travel_together_and_events_hurry(client: TestClient, follow: Follow, done: str) -> None:
+    """At one batch in ten seconds, four rows wait for each other until an event takes them along, ahead of itself."""
+    with follow(client, f"/v1/runs/{done}/stream?max_hz=0.1") as socket:
+        assert [socket.receive_json()["type"] for _ in range(2)] == ["hello", "snapshot"]
+        add_rows(client, done, 4)
+        assert socket.receive_json()["columns"]["step"] == [4]
+        for step in range(5, 9):
+            add_rows(client, done, step)
+        add_event(client, done)
+        assert socket.receive_json()["columns"]["step"] == [5, 6, 7, 8]
+        assert socket.receive_json()["kind"] == "warning"
+
+
+def test_a_client_behind_what_is_kept_for_it_is_read_to_from_the_log(
+    client: TestClient, follow: Follow, done: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More than QUEUE_EVENTS wait, since it may have one batch in ten seconds: all of them come, once and in order."""
+    monkeypatch.setattr(hub, "QUEUE_BYTES", 1)
+    service: Parts = client.app.state.parts  # type: ignore[attr-defined]
+    with follow(client, f"/v1/runs/{done}/stream") as socket:
+        assert [socket.receive_json()["type"] for _ in range(2)] == ["hello", "snapshot"]
+
+        async def all_at_once() -> None:  # within one turn of the loop: nobody can take anything in between
+            monkeypatch.setattr(service.hub, "_loop", Promptly())
+            for step in range(4, 104):
+                add_rows(client, done, step)
+
+        assert client.portal is not None
+        client.portal.call(all_at_once)
+        _, steps = rows_until(socket, 103)
+        add_rows(client, done, 104)
+        _, more = rows_until(socket, 104)
+    assert steps + more == list(range(4, 105))
+
+
+def test_rows_that_were_removed_are_answered_with_a_gap(client: TestClient, follow: Follow, done: str) -> None:
+    store = client.app.state.parts.store  # type: ignore[attr-defined]
+    with store.write() as write:
+        write.session.add(Meta(key="pruned_seq", value=str(store.head - 2)))
+    for behind, kinds in ((3, ["hello", "gap", "snapshot"]), (2, ["hello", "snapshot", "event"])):
+        cursor = f"{store.epoch}.{store.head - behind}"
+        with follow(client, f"/v1/runs/{done}/stream?after={cursor}") as socket:
+            found = [socket.receive_json() for _ in range(3)]
+        assert [frame["type"] for frame in found] == kinds
+    assert found[-1]["seq"] == store.head - 1
+
+
+def test_a_cursor_ahead_of_the_log_is_answered_with_a_gap(client: TestClient, follow: Follow) -> None:
+    """A database put back from a backup has the same epoch, and less in it."""
+    store = client.app.state.parts.store  # type: ignore[attr-defined]
+    with follow(client, f"/v1/stream?after={store.epoch}.{store.head + 1}") as socket:
+        assert [socket.receive_json()["type"] for _ in range(2)] == ["hello", "gap"]
+
+
+def test_silence_is_told_from_death_by_heartbeats(client: TestClient, follow: Follow, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wires, "HEARTBEAT_S", 0.04)
+    with follow(client, "/v1/stream") as socket:
+        cursor = socket.receive_json()["cursor"]
+        beats = [frame for frame, _ in zip(frames(socket), range(4), strict=False) if frame["type"] == "heartbeat"]
+    assert [beat["cursor"] for beat in beats] == [cursor] * len(beats)
+    assert len(beats) >= 3
+
+
+def test_a_client_that_does_not_read_is_let_go_and_changes_nothing_for_others(
+    client: TestClient, done: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wires, "SEND_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(wires, "CLOSE_TIMEOUT_S", 0.05)
+    service: Parts = client.app.state.parts  # type: ignore[attr-defined]
+    path = f"/v1/runs/{done}/stream"
+    with event_source(client, f"{path}?after=start", lazy=True) as stuck, connect(client, path) as socket:
+        assert [socket.receive_json()["type"] for _ in range(2)] == ["hello", "snapshot"]
+        for step in range(4, 54):
+            add_rows(client, done, step)
+        assert rows_until(socket, 53)[1] == list(range(4, 54))
+        stuck.served.result(20)  # by itself: nobody closed it
+        until(lambda: len(service.hub._subscriptions) == 1)
+        add_rows(client, done, 54)
+        assert rows_until(socket, 54)[1] == [54]
+
+
+def test_streams_say_goodbye_when_the_service_ends(client: TestClient, follow: Follow) -> None:
+    with follow(client, "/v1/stream") as socket:
+        assert [socket.receive_json()["type"] for _ in range(2)] == ["hello", "snapshot"]
+        assert client.portal is not None
+        client.portal.call(client.app.state.parts.hub.close)  # type: ignore[attr-defined]
+        assert socket.receive_json()["type"] == "bye"

@@ -1,13 +1,15 @@
 """journal.py: each line becomes rows once, whatever is killed when."""
 
+import json
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from app.services import journal
 from app.store import metrics, runs
-from app.store.engine import Store, migrate
+from app.store.engine import Message, Store, migrate
 from app.store.tables import Attempt, Run
 from cognate.config import resolve
 from cognate.events import Kind
@@ -19,9 +21,14 @@ class PowerCutError(BaseException):
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
+def told() -> list[Message]:
+    return []
+
+
+@pytest.fixture
+def store(tmp_path: Path, told: list[Message]) -> Store:
     migrate(tmp_path / "cognate.db")
-    store = Store(tmp_path / "cognate.db")
+    store = Store(tmp_path / "cognate.db", told.extend)
     with store.write() as write:
         write.session.add(
             Run(id="run_1", name="n", preset="p", config={}, tags=[], created_at=0, updated_at=0, queued_at=0, state="starting", attempt=1)
@@ -89,7 +96,9 @@ def test_a_malformed_line_becomes_a_warning_and_the_rest_is_taken(store: Store, 
     store.close()
 
 
-def test_a_line_that_cannot_be_applied_becomes_a_warning_and_the_rest_is_taken(store: Store, attempt: AttemptDir) -> None:
+def test_a_line_that_cannot_be_applied_becomes_a_warning_and_the_rest_is_taken(
+    store: Store, attempt: AttemptDir, told: list[Message]
+) -> None:
     """It would otherwise be tried again for ever, and the run never be concluded."""
     lines = Journal(attempt)
     write_row(lines, 1)
@@ -101,7 +110,67 @@ def test_a_line_that_cannot_be_applied_becomes_a_warning_and_the_rest_is_taken(s
     take(store, attempt)
     with store.read() as session:
         assert metrics.columns(session, "run_1", ["loss"])["step"] == [1, 3]
-        assert [event.kind for event in runs.events(session, "run_1", 0, 10)].count("warning") == 3
+        events = runs.events(session, "run_1", 0, 10)
+        assert [event.kind for event in events].count("warning") == 3
+        kept = [*metrics.columns(session, "run_1", ["loss"])["seq"], *(event.seq for event in events)]
+    assert [message.seq for message in told if message.seq] == sorted(kept)
+    store.close()
+
+
+@pytest.mark.parametrize("bad", [1, 32, 50, 63, 64])
+def test_one_bad_row_in_a_stretch_costs_no_other(store: Store, attempt: AttemptDir, told: list[Message], bad: int) -> None:
+    """A stretch is applied at once, and again by halves when that fails: each row is told once, in the order of the numbers."""
+    lines = Journal(attempt)
+    for step in range(1, 65):
+        lines.append(Kind.METRICS, step=None if step == bad else step, epoch=0.0, values={"loss": step}, progress={"step": step})
+    take(store, attempt)
+    take(store, attempt)
+    with store.read() as session:
+        rows = metrics.columns(session, "run_1", ["loss"])
+        assert rows["step"] == [step for step in range(1, 65) if step != bad]
+        assert [event.kind for event in runs.events(session, "run_1", 0, 10)] == ["warning"]
+        replayed = sorted([*rows["seq"], runs.events(session, "run_1", 0, 10)[0].seq])
+        run = runs.get(session, "run_1")
+        assert (run.latest, run.progress) == ({"loss": 64 - (bad == 64)}, {"step": 64 - (bad == 64)})
+    assert [message.seq for message in told if message.seq] == replayed
+    assert [message.type for message in told if not message.seq] == ["progress"]
+    store.close()
+
+
+def test_rows_and_facts_keep_the_order_of_their_lines(store: Store, attempt: AttemptDir, told: list[Message]) -> None:
+    lines = Journal(attempt)
+    for step in (1, 2, 3, 4):
+        write_row(lines, step)
+        lines.append(Kind.PROGRESS, progress={"step": step})
+        if step % 2 == 0:
+            lines.append(Kind.SAMPLE, step=step, text="x")
+    take(store, attempt)
+    assert [(message.type, message.body.get("step")) for message in told if message.seq] == [
+        ("metrics", 1),
+        ("metrics", 2),
+        ("event", 2),
+        ("metrics", 3),
+        ("metrics", 4),
+        ("event", 4),
+    ]
+    seqs = [message.seq for message in told if message.seq]
+    assert seqs == sorted(seqs)
+    store.close()
+
+
+@pytest.mark.parametrize("values", [{"loss": 10**400}, {"loss": None}, {"loss": [1]}, {"loss": "inf"}, {"x": 1.0}])
+def test_no_value_keeps_the_journal_waiting(store: Store, attempt: AttemptDir, values: dict[str, Any]) -> None:
+    """A number too large for a float is no ValueError; it would be tried again at every look, for ever."""
+    lines = Journal(attempt)
+    with attempt.journal.open("a") as file:
+        line = {"seq": 1, "at": 0.0, "kind": "metrics", "step": 1, "epoch": 0.0, "values": values, "progress": {}}
+        file.write(json.dumps(line) + "\n")
+    write_row(lines, 2)
+    lines.append(Kind.METRICS, step=2**70, epoch=0.0, values={"loss": 1.0}, progress={})
+    take(store, attempt)
+    with store.read() as session:
+        assert metrics.columns(session, "run_1", ["loss"])["step"] == [2]
+        assert [event.kind for event in runs.events(session, "run_1", 0, 10)] == ["warning", "warning"]
     store.close()
 
 
