@@ -6,7 +6,7 @@ STAMP := $(VENV)/.set-up
 BENCH_STAMP := $(VENV)/.set-up-bench
 RIVALS := $(VENV)/rivals
 
-.PHONY: help setup run test lint docs bench-train bench-optimizer bench-decode bench-stream bench-service bench-experiments clean
+.PHONY: help setup run test lint docs bench-gpu bench-train bench-optimizer bench-decode bench-stream bench-service bench-experiments clean
 
 help: ## show this list
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -60,6 +60,9 @@ $(RIVALS)/.set-up: $(STAMP)
 
 bench-service: setup $(RIVALS)/.set-up ## metrics kept and read a second beside MLflow and trackio; ARGS="--help" for its options
 	$(BIN)/python -m benchmarks.service --rivals $(RIVALS)/bin/python $(ARGS)
+
+bench-gpu: $(BENCH_STAMP) ## everything that only a GPU can show, one after another; ARGS="--json FILE"
+	$(BIN)/python -m benchmarks.gpu $(ARGS)
 
 bench-experiments: setup ## what parts and optimizers are worth on real data (hours); ARGS="RESULTS.jsonl"
 	$(BIN)/python -m benchmarks.experiments $(ARGS)

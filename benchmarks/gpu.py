@@ -38,7 +38,7 @@ from cognate.config import SIX_DATASETS, RunConfig, resolve
 from cognate.data.batches import Batch as Rows
 from cognate.data.batches import TrainingBatches
 from cognate.data.corpus import load_corpus
-from cognate.events import Kind
+from cognate.events import Event, Kind
 from cognate.model import Cognate
 from cognate.rundir import RunDir, read_journal
 from cognate.training.execution import activation_dtype, parts, prepare
@@ -137,13 +137,11 @@ def curriculum(setting: Setting) -> dict[str, Any]:
         environment = {**os.environ, "COGNATE_DEVICE": str(setting.device), "COGNATE_CACHE_DIR": str(CACHE.absolute())}
         subprocess.run([sys.executable, "-m", "cognate.worker", str(attempt.path)], cwd=ROOT, env=environment, check=False)
         wall = time.perf_counter() - began
-        journal = [event for event, _ in read_journal(attempt.journal, limit=1 << 30)]
-        last = [event.data for event in journal if getattr(event, "kind", None) is Kind.METRICS][-1]
-        val_losses = [
-            event.data["values"]["val_loss"]
-            for event in journal
-            if getattr(event, "kind", None) is Kind.METRICS and "val_loss" in event.data["values"]
+        told = [
+            event for event, _ in read_journal(attempt.journal, limit=1 << 30) if isinstance(event, Event) and event.kind is Kind.METRICS
         ]
+    last, values = told[-1].data, [event.data["values"] for event in told]
+    val_losses = [row["val_loss"] for row in values if "val_loss" in row]
     hours = last["values"].get("training_time_hours")
     return {"wall_s": wall, "training_s": hours and 3600 * hours, "steps": last["step"], "val_losses": val_losses}
 

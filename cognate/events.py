@@ -73,9 +73,11 @@ def decode(line: bytes) -> Event:
     try:
         record = json.loads(line)
         event = Event(int(record.pop("seq")), float(record.pop("at")), Kind(record.pop("kind")), record)
+        if not math.isfinite(event.at):
+            raise ValueError(f"at {event.at}")
         if event.kind is Kind.METRICS:
             event.data["values"] = {key: number(value) for key, value in event.data["values"].items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise MalformedLine(f"not an event ({error}): {line[:80]!r}") from error
     return event
 

@@ -3,11 +3,25 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 os.environ.setdefault("GOMP_SPINCOUNT", "0")  # before torch: see docs/decisions/0004; tests share the cores with workers
+
+
+@pytest.fixture(autouse=True)
+def _device() -> Iterator[None]:
+    """COGNATE_TEST_DEVICE=cuda: what a test makes without naming a device is made there (benchmarks/gpu.py)."""
+    named = os.environ.get("COGNATE_TEST_DEVICE")
+    if named is None:
+        yield
+        return
+    import torch
+
+    with torch.device(named):
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -48,7 +48,19 @@ def test_a_line_is_strict_json() -> None:
 
 
 @pytest.mark.parametrize(
-    "line", [b"\n", b"{}\n", b"[1]\n", b'{"seq":1,"at":0,"kind":"dance"}\n', b'{"seq":1,"at":0,"kind":"metrics"}\n', b"\xff\n"]
+    "line",
+    [
+        b"\n",
+        b"{}\n",
+        b"[1]\n",
+        b'{"seq":1,"at":0,"kind":"dance"}\n',
+        b'{"seq":1,"at":0,"kind":"metrics"}\n',
+        b"\xff\n",
+        b'{"a":' + b"[" * 100_000 + b"\n",
+        b'{"seq":1,"at":1e999999,"kind":"phase"}\n',
+        b'{"seq":1e400,"at":1,"kind":"phase"}\n',
+    ],
+    ids=range(9),
 )
 def test_a_line_that_is_no_event_is_said_to_be_malformed(line: bytes) -> None:
     with pytest.raises(MalformedLine):

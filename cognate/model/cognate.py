@@ -271,9 +271,9 @@ class Cognate(nn.Module):
         counted = counted.flatten()
         is_static = self._compiled is not None or counted.device.type != "cpu"
         scored = torch.arange(len(counted), device=counted.device) if is_static else counted.nonzero()[:, 0]
-        chosen = torch.arange(len(scored))
+        chosen = torch.arange(len(scored), device="cpu")
         if self.training:  # drawn on the CPU, so that every device draws alike
-            chosen = torch.randperm(len(scored))[: math.ceil(self.config.supervised_fraction * len(scored))]
+            chosen = torch.randperm(len(scored), device="cpu")[: math.ceil(self.config.supervised_fraction * len(scored))]
         chosen = chosen.to(scored.device, non_blocking=True)
         return _Places(scored, _shares(counted[scored]), chosen, scored[chosen], _shares(counted[scored[chosen]]))
 
