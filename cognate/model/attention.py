@@ -177,6 +177,8 @@ def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
 
     x: [batch, time, head, head_dim]; cosine, sine: as in Sight; returns the shape of x
     """
+    if not torch.is_grad_enabled():
+        return _turn(x, cosine, sine, 1)
     out: Tensor = _Rotation.apply(x, cosine, sine)  # type: ignore[no-untyped-call]
     return out
 

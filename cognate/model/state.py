@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Literal
 
@@ -54,7 +55,7 @@ class State:
         return State(self.position[index], blocks, None if self.recursion is None else take(self.recursion), self.is_blank)
 
     def clone(self) -> State:
-        return self.rows(torch.arange(len(self.position), device=self.position.device))
+        return copy.deepcopy(self)
 
     def put(self, index: Tensor, rows: State) -> None:
         """Replace rows by those of another state; int64 [row]"""
