@@ -139,6 +139,9 @@ class RunService:
             checkpoint = runs.usable_checkpoint(session, run_id, checkpoint_id)
         config = overlaid(source.config, changes)
         _refuse_what_a_fork_cannot_change(source.config, config.model_dump(mode="json"))
+        if config.training.max_steps is not None and config.training.max_steps <= checkpoint.step:
+            message = f"the checkpoint has {checkpoint.step} steps already; a fork needs more, or no limit"
+            raise ConfigError([{"field": "training.max_steps", "message": message}])
         self._refuse_missing_device(config.training.device)
         origin = {"run_id": run_id, "checkpoint_id": checkpoint.id, "step": checkpoint.step}
         with self._store.write() as write:

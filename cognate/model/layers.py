@@ -111,7 +111,8 @@ def rms_norm(x: Tensor) -> Tensor:
     if x.is_cuda:
         return functional.rms_norm(x, x.shape[-1:], eps=EPSILON)
     if not torch.is_grad_enabled() and x.numel() < FEW and x.dtype == torch.float32:  # a new token: calls cost more than numbers
-        return x * (torch.linalg.vecdot(x, x)[..., None] / x.size(-1) + EPSILON).rsqrt_()
+        scale: Tensor = (torch.linalg.vecdot(x, x)[..., None] / x.size(-1) + EPSILON).rsqrt_()
+        return x * scale
     out: Tensor = _RMSNorm.apply(x)  # type: ignore[no-untyped-call]
     return out
 
