@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
+import orjson
 from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
@@ -157,6 +158,7 @@ def _writer_engine(path: Path, *, foreign_keys: bool = True) -> Engine:
         poolclass=StaticPool,  # one connection, handed from thread to thread under the store's lock
         connect_args={"check_same_thread": False, "timeout": BUSY_MS / 1000},
         hide_parameters=True,
+        json_deserializer=orjson.loads,
     )
 
     @event.listens_for(engine, "connect")
@@ -180,6 +182,7 @@ def _reader_engine(path: Path) -> Engine:
         max_overflow=8,
         connect_args={"check_same_thread": False, "timeout": BUSY_MS / 1000},
         hide_parameters=True,
+        json_deserializer=orjson.loads,
     )
 
     @event.listens_for(engine, "connect")

@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Collection, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from sqlalchemy import delete as delete_rows
 from sqlalchemy import func, select, update
+from sqlalchemy.orm import QueryableAttribute, defer
 from sqlmodel import Session, col
 
 from app.store.engine import Message, Write
@@ -16,6 +17,8 @@ from app.store.tables import Attempt, Checkpoint, Event, IdempotencyKey, Meta, R
 
 log = logging.getLogger(__name__)
 
+# Read only if somebody looks at it: a list shows neither.
+_UNLISTED = tuple(defer(cast(QueryableAttribute[Any], column)) for column in (Run.config, Run.plan))
 KEYS_KEPT_S = 24 * 3600
 _IN_TURN = (col(Run.priority).desc(), col(Run.queued_at), col(Run.id))
 
@@ -75,7 +78,7 @@ def page(session: Session, limit: int, *, after: str | None = None, tag: str | N
 
     tag: one that they have; equal: values of columns
     """
-    query = select(Run).order_by(col(Run.id).desc()).limit(limit)
+    query = select(Run).options(*_UNLISTED).order_by(col(Run.id).desc()).limit(limit)
     if after is not None:
         query = query.where(col(Run.id) < after)
     if tag is not None:
