@@ -52,6 +52,8 @@ class Framing:
                 yield self._batch(run_id, together)
             elif kind == "progress":
                 yield frame(type="progress", run_id=run_id, progress=together[-1].body)
+            elif kind == "deleted":
+                yield frame(type="deleted", run_id=run_id)
             else:
                 yield from map(self._event, together)
 

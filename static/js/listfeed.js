@@ -84,6 +84,12 @@ export class ListFeed {
 
   #take(frame) {
     if (frame.type === "event") this.#lookAgain(frame);
+    if (frame.type === "deleted") {
+      this.#runs.delete(frame.run_id);
+      this.#stale.delete(frame.run_id);
+      this.#onChange();
+      return;
+    }
     const run = this.#runs.get(frame.run_id);
     if (run && frame.type === "progress") run.progress = frame.progress;
     else if (run && frame.type === "batch") run.metrics = { ...run.metrics, ...newest(frame.columns) };

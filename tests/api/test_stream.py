@@ -278,6 +278,17 @@ def test_a_message_that_is_not_understood_is_answered_and_the_stream_goes_on(cli
         assert next(frame for frame in frames(socket) if frame["type"] == "batch")
 
 
+def test_a_deleted_run_is_told_of_and_the_stream_goes_on(client: TestClient) -> None:
+    first = launch(client, steps=2)
+    wait_for(client, first, "completed")
+    with connect(client, "/v1/stream?after=now") as stream:
+        assert [stream.receive_json()["type"] for _ in range(2)] == ["hello", "snapshot"]
+        assert client.delete(f"/v1/runs/{first}").status_code == 204
+        assert stream.receive_json() == {"type": "deleted", "run_id": first}
+        second = launch(client, steps=2)
+        assert stream.receive_json()["run_id"] == second
+
+
 def test_the_stream_of_an_unknown_run_is_refused(client: TestClient) -> None:
     with connect(client, f"/v1/runs/run_{'0' * 36}/stream") as socket:
         assert socket.receive_json()["problem"] == "not_found"
