@@ -15,7 +15,7 @@ from fastapi import FastAPI
 from fastapi.responses import FileResponse
 from fastapi.staticfiles import StaticFiles
 
-from app.api import catalog, checkpoints, errors, groups, metrics, prometheus, runs, stream, system
+from app.api import catalog, checkpoints, document, errors, groups, metrics, prometheus, runs, stream, system
 from app.api.deps import Parts
 from app.api.security import Gate, GateMiddleware, sha256
 from app.executors.base import Executor
@@ -68,6 +68,8 @@ def create_app(settings: Settings | None = None, executor: Executor | None = Non
         title="Cognate",
         version=__version__,
         summary="Launch, pause, resume, stop and inspect training runs",
+        description=document.DESCRIPTION,
+        generate_unique_id_function=document.operation_id,
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
@@ -76,6 +78,7 @@ def create_app(settings: Settings | None = None, executor: Executor | None = Non
     for module in (runs, groups, checkpoints, metrics, catalog, system, prometheus, stream):
         app.include_router(module.router)
     errors.install(app)
+    document.describe(app, requires_token=gate.requires_token)
     app.add_middleware(GateMiddleware, gate=gate, hosts=(settings.host, *settings.allowed_hosts))
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
     app.add_api_route("/", lambda: FileResponse(STATIC / "index.html"), include_in_schema=False)

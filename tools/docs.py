@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
+from pydantic import SecretStr
+
+from app.api.document import DESCRIPTION, operations
+from app.api.errors import PROBLEMS
+from app.main import create_app
 from app.services.lifecycle import LIVE, TRANSITIONS, Command, Fact, Reason, State, allowed_commands
+from app.settings import Settings
 from cognate.metrics import METRICS
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
@@ -63,7 +71,85 @@ def metrics_page() -> str:
     return "\n".join([*lines, ""])
 
 
-PAGES = {"run-lifecycle.md": lifecycle_page, "metrics.md": metrics_page}
+def api_page() -> str:
+    document = create_app(Settings(token=SecretStr("any"))).openapi()
+    schemas = document["components"]["schemas"]
+    lines = [
+        "# The REST API",
+        "",
+        NOTE.format(source="app/api/"),
+        DESCRIPTION,
+        "",
+        "The service serves the OpenAPI 3.1 document at `/openapi.json` and the same as a page at `/static/docs.html`.",
+        "",
+        "| method | path | |",
+        "|---|---|---|",
+    ]
+    for method, path, operation in operations(document):
+        lines.append(f"| {method} | [`{path}`](#{operation['operationId']}) | {operation['summary']} |")
+    everywhere = set.intersection(*({*operation["responses"]} for _, _, operation in operations(document)))
+    common = f"Any operation may answer {', '.join(sorted(everywhere))}, and all but `/healthz` and `/readyz` 401."
+    lines += ["", f"{common} These are left out below."]
+    for method, path, operation in operations(document):
+        lines += ["", f"### {operation['operationId']}", "", f"`{method} {path}`: {operation['summary']}.", ""]
+        lines += [_parameter(parameter) for parameter in operation.get("parameters", [])]
+        for media in operation.get("requestBody", {}).get("content", {}).values():
+            name = _models(media["schema"])[0]
+            lines += [_field(field, schema, schemas[name]) for field, schema in schemas[name]["properties"].items()]
+        answers = {status: answer for status, answer in operation["responses"].items() if status not in everywhere | {"401"}}
+        lines += ["- answers " + "; ".join(_answer(status, answer) for status, answer in answers.items())]
+    lines += ["", "## Problems", "", "| type | status | meaning |", "|---|---|---|"]
+    lines += [f"| `/v1/problems/{name}` | {status} | {meaning} |" for name, (status, meaning) in PROBLEMS.items()]
+    return "\n".join([*lines, ""])
+
+
+_BOUNDS = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
+
+
+def _parameter(parameter: dict[str, Any]) -> str:
+    schema = parameter["schema"]
+    about = parameter.get("description") or schema.get("description") or ""
+    return _line(f"`{parameter['name']}` ({parameter['in']}, {_kind(schema)})", schema, about)
+
+
+def _field(name: str, schema: dict[str, Any], model: dict[str, Any]) -> str:
+    is_required = ", required" if name in model.get("required", []) else ""
+    return _line(f"`{name}` (body, {_kind(schema)}{is_required})", schema, schema.get("description", ""))
+
+
+def _line(what: str, schema: dict[str, Any], about: str) -> str:
+    default = schema.get("default")
+    usual = "" if default in (None, [], {}) else f" By default `{json.dumps(default)}`."
+    return f"- {what}: {about}{usual}".replace(":  By", ": by").removesuffix(": ")
+
+
+def _kind(schema: dict[str, Any]) -> str:
+    """A schema in a word or two."""
+    if "anyOf" in schema:
+        return " or ".join(_kind(form) for form in schema["anyOf"])
+    if values := schema.get("enum"):
+        return " | ".join(f"`{value}`" for value in values).replace("|", "or")
+    if "$ref" in schema:
+        return str(schema["$ref"].rpartition("/")[2])
+    kind = f"list of {_kind(schema.get('items', {}))}" if schema.get("type") == "array" else str(schema.get("type", "any"))
+    return " ".join([kind, *(f"{sign} {schema[key]:.10g}" for key, sign in _BOUNDS.items() if key in schema)])
+
+
+def _models(schema: dict[str, Any]) -> list[str]:
+    forms = [schema, *schema.get("anyOf", [])]
+    return [form["$ref"].rpartition("/")[2] for form in forms if "$ref" in form]
+
+
+def _answer(status: str, answer: dict[str, Any]) -> str:
+    if problems := answer.get("x-problems"):
+        return f"{status} {', '.join(f'`{name}`' for name in problems)}"
+    what = [name for media in answer.get("content", {}).values() for name in _models(media.get("schema", {}))]
+    what = what or [kind for kind in answer.get("content", {}) if kind != "application/json"]
+    headers = [f"with {name}" for name in answer.get("headers", {})]
+    return " ".join([status, " or ".join(what), *headers]).replace("  ", " ").strip()
+
+
+PAGES = {"run-lifecycle.md": lifecycle_page, "metrics.md": metrics_page, "api.md": api_page}
 
 
 def main() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query
 from fastapi import Path as PathParameter
@@ -11,7 +11,7 @@ from fastapi.responses import FileResponse
 from pydantic import BaseModel
 
 from app.api.deps import Parts, Service
-from app.api.errors import NoSuchThing
+from app.api.errors import NoSuchThing, refusals
 from app.api.schemas import CheckpointOut, PinIn, checkpoint_out
 from app.store import runs
 from cognate.rundir import MANIFEST, CorruptCheckpoint, RunDir, verify_checkpoint
@@ -20,6 +20,14 @@ router = APIRouter(prefix="/v1/checkpoints", tags=["checkpoints"])
 
 CheckpointId = Annotated[str, PathParameter(pattern=r"^ckpt_[0-9a-f-]{36}$")]
 File = Literal["model.safetensors", "optimizer.safetensors", "state.json", "tokenizer.json", "config.json", "manifest.json"]
+
+_BYTES = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
+_FILE: dict[int | str, dict[str, Any]] = {
+    200: {"content": _BYTES, "description": "The file."},
+    206: {"content": _BYTES, "description": "The part that Range asks for."},
+    416: {"description": "The file has no such part.", "content": {"text/plain": {"schema": {"type": "string"}}}},
+    400: {"description": "Range is not of the form it has to have.", "content": {"text/plain": {"schema": {"type": "string"}}}},
+}
 
 
 class VerificationOut(BaseModel):
@@ -35,7 +43,7 @@ def get_checkpoint(checkpoint_id: CheckpointId, service: Service) -> CheckpointO
         return checkpoint_out(runs.checkpoint(session, checkpoint_id))
 
 
-@router.get("/{checkpoint_id}/download", summary="One of its files; takes Range", response_class=FileResponse)
+@router.get("/{checkpoint_id}/download", summary="One of its files; takes Range", response_class=FileResponse, responses=_FILE)
 def download_checkpoint(
     checkpoint_id: CheckpointId, service: Service, file: Annotated[File, Query(description="Which one.")] = "model.safetensors"
 ) -> FileResponse:
@@ -46,7 +54,7 @@ def download_checkpoint(
 
 
 @router.post("/{checkpoint_id}/verify", summary="Compute its digests anew and compare them with the manifest")
-def verify(checkpoint_id: CheckpointId, service: Service) -> VerificationOut:
+def verify_files(checkpoint_id: CheckpointId, service: Service) -> VerificationOut:
     try:
         verify_checkpoint(_path(service, checkpoint_id))
     except CorruptCheckpoint as error:
@@ -59,7 +67,7 @@ def edit_checkpoint(checkpoint_id: CheckpointId, body: PinIn, service: Service) 
     return checkpoint_out(service.runs.pin(checkpoint_id, body.pinned))
 
 
-@router.delete("/{checkpoint_id}", status_code=204, summary="Delete it; its run must be at rest")
+@router.delete("/{checkpoint_id}", status_code=204, summary="Delete it; its run must be at rest", responses=refusals("run_active"))
 def delete_checkpoint(checkpoint_id: CheckpointId, service: Service) -> None:
     service.runs.delete_checkpoint(checkpoint_id)
 

@@ -11,9 +11,11 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy.exc import OperationalError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
+from starlette.routing import compile_path
 
 from app.services.lifecycle import InvalidTransition, allowed_commands
 from app.services.runs import DuplicateExternalId, Precondition, StillActive
@@ -56,6 +58,37 @@ class NoSuchThing(LookupError):
     """A part of a run, a problem, a preset that is not there."""
 
 
+class FaultOut(BaseModel):
+    """One thing wrong with a request."""
+
+    field: str
+    message: str
+
+
+class Problem(BaseModel):
+    """Why a request was not carried out (RFC 9457)."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: str = Field(json_schema_extra={"enum": [f"/v1/problems/{name}" for name in PROBLEMS]}, description="What explains it.")
+    title: str
+    status: int
+    detail: str
+    errors: list[FaultOut] = Field([], description="Of an invalid request or configuration: each fault.")
+    state: str = Field("", description="Of an invalid transition: the state the run is in.")
+    command: str = Field("", description="Of an invalid transition: what was asked.")
+    allowed_commands: list[str] = Field([], description="Of an invalid transition: what can be asked.")
+    run_id: str = Field("", description="Of a duplicate external_id: the run that has it.")
+
+
+def refusals(*names: str) -> dict[int | str, dict[str, Any]]:
+    """What a route says under `responses` of the problems it answers; document.py writes them out."""
+    answers: dict[int | str, dict[str, Any]] = {}
+    for name in names:
+        answers.setdefault(PROBLEMS[name][0], {"x-problems": []})["x-problems"].append(name)
+    return answers
+
+
 def install(app: FastAPI) -> None:
     """Answer every failure of `app` with a problem."""
     handlers: dict[Any, Any] = {
@@ -88,11 +121,21 @@ def _invalid_request(_: Request, error: RequestValidationError) -> JSONResponse:
     return problem("invalid_request", detail, errors=errors)
 
 
-def _http(_: Request, error: HTTPException) -> JSONResponse:
+def _http(request: Request, error: HTTPException) -> JSONResponse:
     name = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}.get(error.status_code)
     if name is None:  # the framework's own, such as a body that is not UTF-8
         name = "invalid_request"
-    return problem(name, str(error.detail), dict(error.headers or {}))
+    headers = dict(error.headers or {})
+    if name == "method_not_allowed":
+        headers |= _allow(request)
+    return problem(name, str(error.detail), headers)
+
+
+def _allow(request: Request) -> dict[str, str]:
+    """Every method of the path asked for: the framework names those of the first route that has the path."""
+    paths: dict[str, dict[str, Any]] = request.app.openapi()["paths"]
+    methods = {name.upper() for path, known in paths.items() if compile_path(path)[0].match(request.url.path) for name in known}
+    return {"Allow": ", ".join(sorted(methods))} if methods else {}
 
 
 def _database(request: Request, error: OperationalError) -> JSONResponse:

@@ -8,19 +8,30 @@ from fastapi import APIRouter, Body, Query, Response
 from fastapi import Path as PathParameter
 
 from app.api.deps import Idempotent, Parts, Service
-from app.api.runs import GROUP_ID, Limit, pausing, stopping
+from app.api.errors import refusals
+from app.api.runs import COMMANDED, GROUP_ID, LOCATION, Answers, Limit, pausing, stopping
 from app.api.schemas import GroupIn, GroupOut, Page, PauseIn, StopIn, group_out
 from app.services.lifecycle import Command
-from app.services.runs import Manner, Request
+from app.services.runs import Manner, Once, Request
 from app.store import runs
 from cognate.config import ConfigError
 
 router = APIRouter(prefix="/v1/groups", tags=["groups"])
 
 GroupId = Annotated[str, PathParameter(pattern=GROUP_ID)]
+_COMMANDED: Answers = {**COMMANDED, 200: {**COMMANDED[200], "model": GroupOut}}
 
 
-@router.post("", status_code=201, summary="Launch several runs as one group: by default the three specialists")
+@router.post(
+    "",
+    status_code=201,
+    summary="Launch several runs as one group: by default the three specialists",
+    responses={
+        200: {"model": GroupOut, "description": "The group that the same request made before.", "headers": LOCATION},
+        201: {"headers": LOCATION},
+        **refusals("invalid_config"),
+    },
+)
 def launch_group(body: GroupIn, service: Service, response: Response, once: Idempotent) -> GroupOut:
     if strangers := sorted(set(body.overrides) - set(body.presets)):
         raise ConfigError([{"field": f"overrides.{name}", "message": "no preset of this group"} for name in strangers])
@@ -58,28 +69,38 @@ def get_group(group_id: GroupId, service: Service) -> GroupOut:
     return _group(service, group_id)
 
 
-@router.post("/{group_id}/pause", status_code=202, summary="Pause every run of the group that can be")
-def pause_group(group_id: GroupId, service: Service, body: Annotated[PauseIn | None, Body()] = None) -> GroupOut:
-    return _command(service, group_id, Command.PAUSE, pausing(body))
+@router.post("/{group_id}/pause", status_code=202, summary="Pause every run of the group that can be", responses=_COMMANDED)
+def pause_group(
+    group_id: GroupId, service: Service, response: Response, once: Idempotent, body: Annotated[PauseIn | None, Body()] = None
+) -> GroupOut:
+    return _command(service, response, group_id, Command.PAUSE, pausing(body), once)
 
 
-@router.post("/{group_id}/resume", status_code=202, summary="Resume every run of the group that can be")
-def resume_group(group_id: GroupId, service: Service) -> GroupOut:
-    return _command(service, group_id, Command.RESUME, Manner())
+@router.post(
+    "/{group_id}/resume",
+    status_code=202,
+    summary="Resume every run of the group that can be",
+    responses={**_COMMANDED, **refusals("invalid_config")},
+)
+def resume_group(group_id: GroupId, service: Service, response: Response, once: Idempotent) -> GroupOut:
+    return _command(service, response, group_id, Command.RESUME, Manner(), once)
 
 
-@router.post("/{group_id}/stop", status_code=202, summary="Stop every run of the group that has not ended")
-def stop_group(group_id: GroupId, service: Service, body: Annotated[StopIn | None, Body()] = None) -> GroupOut:
-    return _command(service, group_id, Command.STOP, stopping(body))
+@router.post("/{group_id}/stop", status_code=202, summary="Stop every run of the group that has not ended", responses=_COMMANDED)
+def stop_group(
+    group_id: GroupId, service: Service, response: Response, once: Idempotent, body: Annotated[StopIn | None, Body()] = None
+) -> GroupOut:
+    return _command(service, response, group_id, Command.STOP, stopping(body), once)
 
 
-@router.post("/{group_id}/kill", status_code=202, summary="End every process of the group at once")
-def kill_group(group_id: GroupId, service: Service) -> GroupOut:
-    return _command(service, group_id, Command.KILL, Manner())
+@router.post("/{group_id}/kill", status_code=202, summary="End every process of the group at once", responses=_COMMANDED)
+def kill_group(group_id: GroupId, service: Service, response: Response, once: Idempotent) -> GroupOut:
+    return _command(service, response, group_id, Command.KILL, Manner(), once)
 
 
-def _command(service: Parts, group_id: str, command: Command, manner: Manner) -> GroupOut:
-    service.runs.command_group(group_id, command, manner)
+def _command(service: Parts, response: Response, group_id: str, command: Command, manner: Manner, once: Once | None) -> GroupOut:
+    if not service.runs.command_group(group_id, command, manner, once):
+        response.status_code = 200
     return _group(service, group_id)
 
 

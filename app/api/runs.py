@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import codecs
 import hashlib
+import re
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Header, Query, Response
 from fastapi import Path as PathParameter
 
 from app.api.deps import ExpectedVersion, Idempotent, Parts, Service
-from app.api.errors import NoSuchThing
+from app.api.errors import NoSuchThing, refusals
 from app.api.schemas import (
     AttemptOut,
     CheckpointOut,
@@ -43,9 +45,28 @@ RUN_ID, GROUP_ID = r"^run_[0-9a-f-]{36}$", r"^group_[0-9a-f-]{36}$"
 RunId = Annotated[str, PathParameter(pattern=RUN_ID)]
 Limit = Annotated[int, Query(ge=1, le=500)]
 LOG_BLOCK = 65536
+LAST_SEQ = 2**63 - 1  # of SQLite's integers
+Answers = dict[int | str, dict[str, Any]]
+_ETAG = {"ETag": {"description": "The version, for If-Match.", "schema": {"type": "string"}}}
+LOCATION = {"Location": {"description": "Where it is.", "schema": {"type": "string"}}}
+_CREATED: Answers = {
+    200: {"model": RunDetailOut, "description": "The run that the same request made before.", "headers": LOCATION},
+    201: {"headers": LOCATION},
+}
+COMMANDED: Answers = {200: {"description": "It was in effect already; nothing changed."}, **refusals("invalid_transition")}
+_COMMANDED: Answers = {**COMMANDED, 200: {**COMMANDED[200], "model": RunOut}}
 
 
-@router.post("", status_code=201, summary="Launch a run, or with dry_run only resolve its configuration")
+@router.post(
+    "",
+    status_code=201,
+    summary="Launch a run, or with dry_run only resolve its configuration",
+    responses={
+        **_CREATED,
+        200: {**_CREATED[200], "model": RunDetailOut | DryRunOut, "description": "The run made before, or what a dry run resolved."},
+        **refusals("invalid_config", "duplicate_external_id", "not_found"),
+    },
+)
 def launch_run(body: LaunchIn, service: Service, response: Response, once: Idempotent, dry_run: bool = False) -> RunDetailOut | DryRunOut:
     wanted = Request(
         body.preset, body.config, body.name, tuple(body.tags), body.seed, body.external_id, body.priority, body.auto_resume, body.notes
@@ -76,7 +97,12 @@ def list_runs(
     return Page(data=data, has_more=more, next_cursor=data[-1].id if more else None)
 
 
-@router.get("/{run_id}", summary="One run", responses={304: {"description": "It is as If-None-Match names it."}})
+@router.get(
+    "/{run_id}",
+    summary="One run",
+    response_model=RunDetailOut,
+    responses={200: {"headers": _ETAG}, 304: {"description": "It is as If-None-Match names it.", "headers": _ETAG}},
+)
 def get_run(
     run_id: RunId, service: Service, response: Response, if_none_match: Annotated[str | None, Header(max_length=1000)] = None
 ) -> Any:
@@ -89,7 +115,11 @@ def get_run(
     return run
 
 
-@router.patch("/{run_id}", summary="Change name, notes, tags or priority")
+@router.patch(
+    "/{run_id}",
+    summary="Change name, notes, tags or priority",
+    responses={200: {"headers": _ETAG}, **refusals("version_mismatch", "invalid_config")},
+)
 def edit_run(run_id: RunId, body: EditIn, service: Service, response: Response, version: ExpectedVersion) -> RunDetailOut:
     changes = body.model_dump(exclude_unset=True)
     if any(value is None and key != "notes" for key, value in changes.items()):
@@ -103,7 +133,9 @@ def edit_run(run_id: RunId, body: EditIn, service: Service, response: Response, 
     return shown
 
 
-@router.delete("/{run_id}", status_code=204, summary="Delete a run at rest with all it left")
+@router.delete(
+    "/{run_id}", status_code=204, summary="Delete a run at rest with all it left", responses=refusals("version_mismatch", "run_active")
+)
 def delete_run(run_id: RunId, service: Service, version: ExpectedVersion) -> None:
     service.runs.delete(run_id, version)
 
@@ -114,36 +146,46 @@ def get_run_config(run_id: RunId, service: Service) -> dict[str, object]:
         return runs.get(session, run_id).config
 
 
-@router.post("/{run_id}/pause", status_code=202, summary="Finish the step, save a checkpoint, leave the device free")
+@router.post("/{run_id}/pause", status_code=202, summary="Finish the step, save a checkpoint, leave the device free", responses=_COMMANDED)
 def pause_run(
     run_id: RunId, service: Service, response: Response, once: Idempotent, body: Annotated[PauseIn | None, Body()] = None
 ) -> RunOut:
     return _command(service, response, run_id, Command.PAUSE, pausing(body), once)
 
 
-@router.post("/{run_id}/resume", status_code=202, summary="Queue the run again; it goes on from its newest whole checkpoint")
+@router.post(
+    "/{run_id}/resume",
+    status_code=202,
+    summary="Queue the run again; it goes on from its newest whole checkpoint",
+    responses={**_COMMANDED, **refusals("invalid_config")},
+)
 def resume_run(run_id: RunId, service: Service, response: Response, once: Idempotent) -> RunOut:
     return _command(service, response, run_id, Command.RESUME, Manner(), once)
 
 
-@router.post("/{run_id}/checkpoint", status_code=202, summary="Save a checkpoint after this step, and go on")
+@router.post("/{run_id}/checkpoint", status_code=202, summary="Save a checkpoint after this step, and go on", responses=_COMMANDED)
 def checkpoint_run(run_id: RunId, service: Service, response: Response, once: Idempotent) -> RunOut:
     return _command(service, response, run_id, Command.CHECKPOINT, Manner(), once)
 
 
-@router.post("/{run_id}/stop", status_code=202, summary="Finish the step, save a checkpoint, end the run for good")
+@router.post("/{run_id}/stop", status_code=202, summary="Finish the step, save a checkpoint, end the run for good", responses=_COMMANDED)
 def stop_run(
     run_id: RunId, service: Service, response: Response, once: Idempotent, body: Annotated[StopIn | None, Body()] = None
 ) -> RunOut:
     return _command(service, response, run_id, Command.STOP, stopping(body), once)
 
 
-@router.post("/{run_id}/kill", status_code=202, summary="End the run's processes at once, saving nothing")
+@router.post("/{run_id}/kill", status_code=202, summary="End the run's processes at once, saving nothing", responses=_COMMANDED)
 def kill_run(run_id: RunId, service: Service, response: Response, once: Idempotent) -> RunOut:
     return _command(service, response, run_id, Command.KILL, Manner(), once)
 
 
-@router.post("/{run_id}/fork", status_code=201, summary="A new run that goes on from a checkpoint under a changed configuration")
+@router.post(
+    "/{run_id}/fork",
+    status_code=201,
+    summary="A new run that goes on from a checkpoint under a changed configuration",
+    responses={**_CREATED, **refusals("invalid_config")},
+)
 def fork_run(
     run_id: RunId, service: Service, response: Response, once: Idempotent, body: Annotated[ForkIn | None, Body()] = None
 ) -> RunDetailOut:
@@ -192,7 +234,7 @@ def list_attempts(run_id: RunId, service: Service) -> Page[AttemptOut]:
 
 @router.get("/{run_id}/events", summary="What happened, oldest first")
 def list_events(
-    run_id: RunId, service: Service, limit: Limit = 100, after: Annotated[int, Query(ge=0)] = 0, kind: str | None = None
+    run_id: RunId, service: Service, limit: Limit = 100, after: Annotated[int, Query(ge=0, le=LAST_SEQ)] = 0, kind: str | None = None
 ) -> Page[EventOut]:
     with service.store.read() as session:
         runs.get(session, run_id)
@@ -230,4 +272,13 @@ def get_logs(
     with path.open("rb") as file:
         file.seek(start)
         block = file.read(LOG_BLOCK)
-    return LogOut(attempt=number, text=block.decode(errors="replace"), next_offset=start + len(block), size=size)
+    text, taken = _readable(block)
+    return LogOut(attempt=number, text=text, next_offset=start + taken, size=size)
+
+
+def _readable(block: bytes) -> tuple[str, int]:
+    """As a terminal would show it: what a carriage return writes over is left out. A character cut off at the end is left for
+    the next block; how many bytes were taken."""
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    text = decoder.decode(block)
+    return re.sub(r"[^\n]*\r(?=[^\n])", "", text), len(block) - len(decoder.getstate()[0])

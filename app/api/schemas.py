@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic.json_schema import SkipJsonSchema
 
 from app.services.lifecycle import State, allowed_commands
 from app.store.tables import Attempt, Checkpoint, Event, Run, RunGroup
@@ -20,8 +21,21 @@ CheckpointId = Annotated[str, Field(pattern=r"^ckpt_[0-9a-f-]{36}$")]
 Tag = Annotated[str, Field(min_length=1, max_length=40, pattern=r"^[\w.:/\-]+$")]
 
 
+def _without_default(schema: dict[str, Any]) -> None:
+    del schema["default"]
+
+
+_Unset: Any = Field(None, json_schema_extra=_without_default)  # it stays as it is: no null
+
+
 class _In(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    @field_validator("seed", "priority", "auto_resume", mode="before", check_fields=False)
+    @classmethod
+    def _whole(cls, value: Any) -> Any:
+        """1.0 is an integer to JSON Schema, and to callers whose language has one kind of number."""
+        return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 class LaunchIn(_In):
@@ -46,6 +60,8 @@ class LaunchIn(_In):
 
 
 class PauseIn(_In):
+    model_config = ConfigDict(json_schema_extra={"examples": [{"checkpoint": "save", "deadline_s": 30.0, "on_timeout": "stop"}]})
+
     checkpoint: Literal["save", "latest"] = Field(
         "save", description="Save before leaving, or leave at once and do the steps after the latest checkpoint again."
     )
@@ -56,6 +72,8 @@ class PauseIn(_In):
 
 
 class StopIn(_In):
+    model_config = ConfigDict(json_schema_extra={"examples": [{"checkpoint": "save", "grace_s": 30.0}]})
+
     checkpoint: Literal["save", "latest"] = Field("save", description="Save before leaving, or keep the latest checkpoint as it is.")
     grace_s: float = Field(60.0, ge=0, le=3600, description="Seconds to save and leave before the worker is killed.")
 
@@ -63,13 +81,19 @@ class StopIn(_In):
 class EditIn(_In):
     """What is left out stays."""
 
-    name: Name | None = None
-    notes: Annotated[str, Field(max_length=10_000)] | None = None
-    tags: Annotated[list[Tag], Field(max_length=20)] | None = None
-    priority: Annotated[int, Field(ge=-1000, le=1000)] | None = None
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"name": "night 7", "notes": "the larger batch", "tags": ["night"], "priority": 5}]}
+    )
+
+    name: Name | SkipJsonSchema[None] = _Unset
+    notes: Annotated[str, Field(max_length=10_000)] | None = _Unset
+    tags: Annotated[list[Tag], Field(max_length=20)] | SkipJsonSchema[None] = _Unset
+    priority: Annotated[int, Field(ge=-1000, le=1000)] | SkipJsonSchema[None] = _Unset
 
 
 class ForkIn(_In):
+    model_config = ConfigDict(json_schema_extra={"examples": [{"config": {"optimizer": {"muon_lr": 0.01}}, "name": "slower"}]})
+
     checkpoint_id: CheckpointId | None = Field(None, description="Where to go on from; empty takes the newest.")
     config: dict[str, Any] = Field({}, description="Overrides by section; not of model, data, batch or seed.")
     name: Name | None = None
@@ -82,6 +106,10 @@ class ForkIn(_In):
 class GroupIn(_In):
     """Several runs as one: by default the three specialists, each on its own configuration."""
 
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"name": "night", "presets": ["reasoning", "speed"], "config": {"training": {"max_steps": 60}}}]}
+    )
+
     name: Name | None = None
     presets: list[Annotated[str, Field(max_length=40)]] = Field(list(SPECIALISTS), min_length=1, max_length=20)
     config: dict[str, Any] = Field({}, description="Overrides for every run.")
@@ -92,10 +120,14 @@ class GroupIn(_In):
 
 
 class QueueIn(_In):
+    model_config = ConfigDict(json_schema_extra={"examples": [{"held": True}]})
+
     held: bool = Field(description="Hold back queued runs; what is at work goes on.")
 
 
 class PinIn(_In):
+    model_config = ConfigDict(json_schema_extra={"examples": [{"pinned": True}]})
+
     pinned: bool = Field(description="A pinned checkpoint is never deleted.")
 
 

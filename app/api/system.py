@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import shutil
-from typing import Any
+from typing import Any, Literal
 
 from fastapi import APIRouter, Response
+from pydantic import BaseModel, Field
 from sqlalchemy.exc import SQLAlchemyError
 
 from app.api.deps import Service
@@ -25,7 +26,17 @@ def healthz() -> dict[str, str]:
     return {"status": "alive"}
 
 
-@router.get("/readyz", summary="Database, disk and supervisor are fit to work")
+class ReadyOut(BaseModel):
+    status: Literal["ready", "not ready"]
+    checks: dict[str, dict[str, Any]] = Field(description="Of database, disk and supervisor: `ok`, and what was seen.")
+
+
+@router.get(
+    "/readyz",
+    summary="Database, disk and supervisor are fit to work",
+    response_model=ReadyOut,
+    responses={503: {"model": ReadyOut, "description": "One of them is not."}},
+)
 def readyz(service: Service, response: Response) -> dict[str, Any]:
     checks = {"database": _database(service), "disk": _disk(service), "supervisor": _supervisor(service)}
     ready = all(check["ok"] for check in checks.values())

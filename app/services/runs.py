@@ -18,6 +18,7 @@ from app.services.supervisor import Supervisor
 from app.settings import Settings
 from app.store import runs
 from app.store.engine import Message, Store, Write
+from app.store.runs import NoCheckpoint
 from app.store.tables import Checkpoint, Run, RunGroup
 from cognate.config import ConfigError, RunConfig, overlaid, resolve
 from cognate.rundir import RunDir
@@ -134,19 +135,18 @@ class RunService:
 
         Of `request` only name, tags, notes, priority and auto_resume count. Raises as create() does, and NoSuchRun, NoCheckpoint.
         """
-        with self._store.read() as session:
-            source = runs.get(session, run_id)
-            checkpoint = runs.usable_checkpoint(session, run_id, checkpoint_id)
-        config = overlaid(source.config, changes)
-        _refuse_what_a_fork_cannot_change(source.config, config.model_dump(mode="json"))
-        if config.training.max_steps is not None and config.training.max_steps <= checkpoint.step:
-            message = f"the checkpoint has {checkpoint.step} steps already; a fork needs more, or no limit"
-            raise ConfigError([{"field": "training.max_steps", "message": message}])
-        self._refuse_missing_device(config.training.device)
-        origin = {"run_id": run_id, "checkpoint_id": checkpoint.id, "step": checkpoint.step}
         with self._store.write() as write:
             if known := runs.done_before(write, once):
                 return runs.get(write.session, known), False
+            source = runs.get(write.session, run_id)
+            checkpoint = runs.usable_checkpoint(write.session, run_id, checkpoint_id)
+            config = overlaid(source.config, changes)
+            _refuse_what_a_fork_cannot_change(source.config, config.model_dump(mode="json"))
+            if config.training.max_steps is not None and config.training.max_steps <= checkpoint.step:
+                message = f"the checkpoint has {checkpoint.step} steps already; a fork needs more, or no limit"
+                raise ConfigError([{"field": "training.max_steps", "message": message}])
+            self._refuse_missing_device(config.training.device)
+            origin = {"run_id": run_id, "checkpoint_id": checkpoint.id, "step": checkpoint.step}
             with _Directories(self._settings.runs) as directories:
                 run = self._queue(write, directories, request, config, forked_from=origin)
                 _link_tree(self._path(checkpoint), RunDir(self._settings.runs / run.id).checkpoint(checkpoint.step))
@@ -206,14 +206,21 @@ class RunService:
             self._supervisor.wake()
         return run, changed
 
-    def command_group(self, group_id: str, command: Command, manner: Manner = Manner()) -> None:
-        """Ask `command` of every run of a group that can take it. Raises NoSuchGroup, or InvalidTransition when none can."""
+    def command_group(self, group_id: str, command: Command, manner: Manner = Manner(), once: Once | None = None) -> bool:
+        """Ask `command` of every run of a group that can take it; whether this changed anything.
+
+        Raises NoSuchGroup, KeyReused, or InvalidTransition when no run can.
+        """
         with self._store.write() as write:
+            if runs.done_before(write, once):
+                return False
             members = runs.of_group(write.session, group_id)
             able = [run for run in members if command in allowed_commands(State(run.state)) or in_effect(State(run.state), command)]
-            for run in able or members[:1]:
-                self._command(write, run, command, manner)
-        self._supervisor.wake()
+            changed = [self._command(write, run, command, manner) for run in able or members[:1]]
+            runs.note_done(write, once, group_id)
+        if any(changed):
+            self._supervisor.wake()
+        return any(changed)
 
     def _command(self, write: Write, run: Run, command: Command, manner: Manner) -> bool:
         before = State(run.state)
@@ -316,13 +323,21 @@ class _Directories:
 
 
 def _link_tree(source: Path, target: Path) -> None:
-    """Copy a checkpoint without its bytes where the file system allows it: its files are never written again."""
+    """Copy a checkpoint without its bytes where the file system allows it: its files are never written again.
+
+    Raises NoCheckpoint when its run's worker has just put a newer one in its place.
+    """
     target.mkdir()
-    for file in source.iterdir():
-        try:
-            os.link(file, target / file.name)
-        except OSError:
-            shutil.copyfile(file, target / file.name)
+    try:
+        for file in source.iterdir():
+            try:
+                os.link(file, target / file.name)
+            except FileNotFoundError:
+                raise
+            except OSError:
+                shutil.copyfile(file, target / file.name)
+    except FileNotFoundError as error:
+        raise NoCheckpoint(f"the files of checkpoint {source.name} are gone") from error
 
 
 def _refuse_what_a_fork_cannot_change(before: Mapping[str, Any], after: Mapping[str, Any]) -> None:

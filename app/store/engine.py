@@ -27,6 +27,11 @@ from sqlmodel import Session
 
 MIGRATIONS = Path(__file__).resolve().parents[2] / "migrations"
 BUSY_MS = 2000
+_HEAD = """SELECT max(
+    coalesce((SELECT max(seq) FROM event), 0),
+    coalesce((SELECT max(seq) FROM metric_row), 0),
+    coalesce((SELECT CAST(value AS INTEGER) FROM meta WHERE key = 'head'), 0)
+)"""
 
 
 class NewerSchema(RuntimeError):
@@ -55,6 +60,10 @@ class Write:
         self._next += 1
         return self._next
 
+    def note_head(self) -> None:
+        """Keep the newest number apart from the rows that are about to go, so that after a restart none is given twice."""
+        self.session.execute(text("INSERT OR REPLACE INTO meta (key, value) VALUES ('head', :head)"), {"head": str(self._next)})
+
     def tell(self, message: Message) -> None:
         self.messages.append(message)
 
@@ -71,8 +80,7 @@ class Store:
         self._raw = cast(sqlite3.Connection, self._connection.connection.dbapi_connection)
         with self.read() as session:
             self.epoch = str(session.execute(text("SELECT value FROM meta WHERE key = 'epoch'")).scalar_one())
-            heads = "SELECT max(coalesce((SELECT max(seq) FROM event), 0), coalesce((SELECT max(seq) FROM metric_row), 0))"
-            self._head = int(session.execute(text(heads)).scalar_one())
+            self._head = int(session.execute(text(_HEAD)).scalar_one())
 
     @property
     def head(self) -> int:

@@ -164,6 +164,7 @@ def change(write: Write, run: Run, **changes: Any) -> None:
 
 def delete(write: Write, run_id: str) -> None:
     """All rows of a run."""
+    write.note_head()
     write.session.execute(delete_rows(metric_row).where(metric_row.c.run_id == run_id))
     write.session.execute(delete_rows(Run).where(col(Run.id) == run_id))  # the rest goes with it
 

@@ -9,6 +9,7 @@ from starlette.testclient import TestClient
 
 from app.api import system
 from app.api.errors import PROBLEMS
+from cognate.rundir import RunDir
 from tests.service import launch, serving, until, wait_for
 
 
@@ -74,6 +75,7 @@ def test_the_answer_does_not_echo_what_was_sent(client: TestClient) -> None:
         ("GET", "/v1/runs/run_x", 422),
         ("GET", "/v1/runs?limit=0", 422),
         ("GET", "/v1/problems/none", 404),
+        ("GET", f"/v1/runs/run_{'0' * 36}/events?after={2**63}", 422),
     ],
 )
 def test_every_refusal_is_a_problem(client: TestClient, method: str, path: str, status: int) -> None:
@@ -81,6 +83,19 @@ def test_every_refusal_is_a_problem(client: TestClient, method: str, path: str, 
     assert answer.status_code == status
     assert answer.headers["content-type"] == "application/problem+json"
     assert set(answer.json()) >= {"type", "title", "status", "detail"}
+
+
+def test_a_refused_method_is_told_all_that_are_allowed(client: TestClient) -> None:
+    """The framework names those of the first route alone."""
+    assert client.put("/v1/runs").headers["Allow"] == "GET, POST"
+    assert client.post(f"/v1/runs/run_{'0' * 36}").headers["Allow"] == "DELETE, GET, PATCH"
+
+
+def test_a_whole_number_may_be_written_with_a_point(client: TestClient) -> None:
+    """JSON has one kind of number; to JSON Schema 7.0 is an integer."""
+    answer = client.post("/v1/runs?dry_run=true", json={"preset": "quickstart", "seed": 7.0, "priority": 2.0})
+    assert (answer.status_code, answer.json()["config"]["seed"]) == (200, 7)
+    assert client.post("/v1/runs?dry_run=true", json={"preset": "quickstart", "seed": 7.5}).status_code == 422
 
 
 def test_every_problem_explains_itself_at_its_address(client: TestClient) -> None:
@@ -138,6 +153,19 @@ def test_logs_are_read_by_byte_offset(tmp_path: Path) -> None:
         assert client.get(f"/v1/runs/{run_id}/logs", params={"tail": 2}).json()["text"] == "1\n"
         assert client.get(f"/v1/runs/{run_id}/logs", params={"after": whole["next_offset"]}).json()["text"] == ""
         assert client.get(f"/v1/runs/{run_id}/logs", params={"attempt": 2}).status_code == 404
+
+
+def test_logs_are_read_in_whole_characters_and_as_a_terminal_shows_them(tmp_path: Path) -> None:
+    with serving(tmp_path) as client:
+        run_id = launch(client, steps=2)
+        wait_for(client, run_id, "completed")
+        log = RunDir(tmp_path / "runs" / run_id).attempt(1).log
+        log.write_bytes(b"10 %\r20 %\r30 %\nend\r\n" + b"a" * (65536 - 21) + "é".encode() + b"\xff!")
+        first = client.get(f"/v1/runs/{run_id}/logs").json()
+        assert first["text"].startswith("30 %\nend\r\na")
+        assert (first["text"][-1], first["next_offset"]) == ("a", 65535)
+        rest = client.get(f"/v1/runs/{run_id}/logs", params={"after": first["next_offset"]}).json()
+        assert (rest["text"], rest["next_offset"]) == ("é\ufffd!", rest["size"])
 
 
 def test_metrics_can_be_chosen_by_key_and_step(tmp_path: Path) -> None:

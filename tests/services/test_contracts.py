@@ -14,6 +14,7 @@ from cognate.rundir import RunDir, read_json
 from tests.service import launch, serving, steps_of, until, wait_for
 
 SLOW = ("--step-seconds", "0.02")
+FURTHER = {"config": {"training": {"max_steps": 1000}}}
 
 
 def training(client: TestClient, run_id: str, steps: int = 3) -> None:
@@ -250,6 +251,40 @@ def test_a_fork_cannot_change_what_its_checkpoint_means(change: dict[str, Any], 
         assert len(client.get("/v1/runs").json()["data"]) == 1
 
 
+def test_a_fork_of_a_checkpoint_whose_files_are_gone_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
+    """A worker that saves removes older checkpoints before the journal that says so is read."""
+    with serving(tmp_path) as client:
+        source = launch(client, steps=2)
+        wait_for(client, source, "completed")
+        shutil.rmtree(tmp_path / "runs" / source / "checkpoints" / "step_000002")
+        answer = client.post(f"/v1/runs/{source}/fork", json=FURTHER)
+        assert (answer.status_code, answer.json()["type"]) == (404, "/v1/problems/not_found")
+        assert [path.name for path in (tmp_path / "runs").iterdir()] == [source]
+
+
+def test_a_repeated_fork_with_a_key_is_the_first_one_though_its_source_is_gone(tmp_path: Path) -> None:
+    with serving(tmp_path) as client:
+        source = launch(client, steps=2)
+        wait_for(client, source, "completed")
+        first = client.post(f"/v1/runs/{source}/fork", json=FURTHER, headers={"Idempotency-Key": "f"})
+        assert client.delete(f"/v1/runs/{source}").status_code == 204
+        again = client.post(f"/v1/runs/{source}/fork", json=FURTHER, headers={"Idempotency-Key": "f"})
+        assert (again.status_code, again.json()["id"]) == (200, first.json()["id"])
+
+
+def test_a_command_to_a_group_takes_effect_once(tmp_path: Path) -> None:
+    with serving(tmp_path) as client:
+        client.put("/v1/queue", json={"held": True})
+        path = f"/v1/groups/{client.post('/v1/groups', json={'presets': ['quickstart'] * 2}).json()['id']}"
+        key = {"Idempotency-Key": "g"}
+        assert client.post(f"{path}/pause", headers=key).status_code == 202
+        assert client.post(f"{path}/pause").status_code == 200  # in effect
+        assert client.post(f"{path}/resume").json()["states"] == {"queued": 2}
+        again = client.post(f"{path}/pause", headers=key)
+        assert (again.status_code, again.json()["states"]) == (200, {"queued": 2})
+        assert client.post(f"{path}/stop", headers=key).json()["type"] == "/v1/problems/idempotency_key_reused"
+
+
 def test_a_group_is_launched_and_commanded_as_one(tmp_path: Path) -> None:
     changes = {"data": {"source": "synthetic"}, "training": {"max_steps": 500}}
     with serving(tmp_path, *SLOW, cpu_slots=2) as client:
@@ -367,6 +402,18 @@ def test_a_run_at_rest_is_deleted_with_all_it_left(tmp_path: Path) -> None:
         assert not list((tmp_path / "runs").glob(".*deleted"))
         wait_for(client, other, "completed")
         assert steps_of(client, other) == [1, 2]
+
+
+def test_a_number_is_not_given_twice_though_the_run_that_had_it_is_gone(tmp_path: Path) -> None:
+    """A client that has read to a cursor would take what has an older number for seen."""
+    with serving(tmp_path) as client:
+        run_id = launch(client, steps=5)
+        wait_for(client, run_id, "completed")
+        newest = client.get(f"/v1/runs/{run_id}/events").json()["data"][-1]["seq"]
+        client.delete(f"/v1/runs/{run_id}")
+    with serving(tmp_path) as client:
+        run_id = launch(client, steps=5)
+        assert client.get(f"/v1/runs/{run_id}/events").json()["data"][0]["seq"] > newest
 
 
 def test_a_checkpoint_is_fetched_verified_pinned_and_deleted(tmp_path: Path) -> None:
