@@ -6,7 +6,7 @@ STAMP := $(VENV)/.set-up
 BENCH_STAMP := $(VENV)/.set-up-bench
 RIVALS := $(VENV)/rivals
 
-.PHONY: help setup run test lint docs bench-gpu bench-train bench-optimizer bench-decode bench-stream bench-service bench-experiments clean
+.PHONY: help setup run test test-faults lint docs bench-gpu bench-train bench-optimizer bench-decode bench-stream bench-service bench-experiments clean
 
 help: ## show this list
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -27,6 +27,9 @@ run: setup ## set up, migrate, serve on 127.0.0.1:8000, start a quickstart run i
 test: setup ## everything that must hold: linters, types, boundaries, tests
 	$(MAKE) --no-print-directory lint
 	$(BIN)/python -m pytest
+
+test-faults: setup ## every row of docs/reliability.md at its full count (about half an hour)
+	COGNATE_FAULTS_SCALE=1 $(BIN)/python -m pytest tests/faults tests/services/test_machine.py tests/api/test_openapi.py -m "faults or not faults"
 
 lint: setup ## ruff, mypy --strict, import-linter
 	$(BIN)/ruff check .

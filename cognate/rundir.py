@@ -281,6 +281,7 @@ def lease_is_free(attempt: AttemptDir) -> bool:
 # --- checkpoints as files ---------------------------------------------------------------------------------
 
 MANIFEST = "manifest.json"
+_MANIFEST_KEYS = {"step", "created_at", "versions", "files", "sha256"}
 
 
 class CorruptCheckpoint(RuntimeError):
@@ -292,6 +293,11 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def write_manifest(directory: Path, manifest: dict[str, Any]) -> None:
+    """Write a manifest with a digest of its own, for one bit of it may flip too."""
+    write_json(directory / MANIFEST, {**manifest, "sha256": _digest_of_manifest(manifest)})
+
+
 def verify_checkpoint(path: Path) -> dict[str, Any]:
     """The manifest of a checkpoint whose every file has the recorded size and sha-256; raises CorruptCheckpoint.
 
@@ -299,13 +305,21 @@ def verify_checkpoint(path: Path) -> dict[str, Any]:
     """
     try:
         manifest: dict[str, Any] = read_json(path / MANIFEST)
-        files: dict[str, dict[str, Any]] = manifest["files"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        files = {name: (int(file["bytes"]), str(file["sha256"])) for name, file in manifest["files"].items()}
+        is_whole = manifest.get("sha256") in (None, _digest_of_manifest(manifest)) and manifest.keys() <= _MANIFEST_KEYS
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise CorruptCheckpoint(f"{path.name}: no readable manifest ({error})") from error
-    for name, expected in files.items():
+    if not is_whole:
+        raise CorruptCheckpoint(f"{path.name}: {MANIFEST} does not have its own digest")
+    for name, (size, digest) in files.items():
         file = path / name
-        if not file.is_file() or file.stat().st_size != expected["bytes"]:
-            raise CorruptCheckpoint(f"{path.name}: {name} is missing or not {expected['bytes']} bytes long")
-        if file_digest(file) != expected["sha256"]:
+        if not file.is_file() or file.stat().st_size != size:
+            raise CorruptCheckpoint(f"{path.name}: {name} is missing or not {size} bytes long")
+        if file_digest(file) != digest:
             raise CorruptCheckpoint(f"{path.name}: {name} does not have the digest in its manifest")
     return manifest
+
+
+def _digest_of_manifest(manifest: dict[str, Any]) -> str:
+    content = {key: value for key, value in manifest.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

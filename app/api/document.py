@@ -19,7 +19,7 @@ DESCRIPTION = """Commands are answered 202 with the run, or 200 when they were a
 goes into `after`. What fails is answered with a problem (RFC 9457), whose `type` is an address that explains it.
 An `Idempotency-Key` makes a POST safe to repeat; `ETag` and `If-Match` keep changes from overwriting each other."""
 
-OF_EVERY_OPERATION = ("forbidden_origin", "body_too_large", "unsupported_media_type", "misdirected", "internal", "busy")
+OF_EVERY_OPERATION = ("forbidden_origin", "body_too_large", "unsupported_media_type", "misdirected", "internal", "busy", "disk_full")
 _SCHEME = "bearer_token"
 _HEADERS = {401: "WWW-Authenticate", 503: "Retry-After"}
 

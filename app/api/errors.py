@@ -5,6 +5,7 @@ A problem's `type` is a path of this service that explains it: /v1/problems/{nam
 
 from __future__ import annotations
 
+import errno
 import logging
 from http import HTTPStatus
 from typing import Any
@@ -43,6 +44,7 @@ PROBLEMS: dict[str, tuple[int, str]] = {
     "unsupported_media_type": (415, "A body must be application/json."),
     "body_too_large": (413, "The body is larger than 64 KiB."),
     "busy": (503, "The database is locked by another process; try again."),
+    "disk_full": (507, "The disk is full: what was asked for was not done. It can be asked for again once there is space."),
     "internal": (500, "Something is wrong here that is not the caller's fault; the server's log has the details."),
 }
 
@@ -108,6 +110,7 @@ def install(app: FastAPI) -> None:
         NoSuchRun: lambda _, error: problem("not_found", str(error)),
         NoSuchThing: lambda _, error: problem("not_found", str(error)),
         OperationalError: _database,
+        OSError: _os,
         Exception: _internal,
     }
     for kind, handler in handlers.items():
@@ -141,6 +144,14 @@ def _allow(request: Request) -> dict[str, str]:
 def _database(request: Request, error: OperationalError) -> JSONResponse:
     if "locked" in str(error.orig):
         return problem("busy", "the database is locked by another process", {"Retry-After": "2"})
+    if "full" in str(error.orig):
+        return problem("disk_full", "the database cannot grow")
+    return _internal(request, error)
+
+
+def _os(request: Request, error: OSError) -> JSONResponse:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return problem("disk_full", "a file cannot be written")
     return _internal(request, error)
 
 

@@ -141,6 +141,8 @@ class Supervisor:
             self._express(run, directory)
             return
         self._timers.forget(run.id, "silence")
+        if ended is not None and self._free_bytes() < DISK_FLOOR_BYTES:
+            self._timers.do(run.id, "full")  # now: what follows may not succeed before there is space again
         with self._store.write(durable=False) as write:
             run = runs.get(write.session, run.id)
             attempt = runs.attempt(write.session, run.id, run.attempt)
@@ -151,6 +153,8 @@ class Supervisor:
                 self._conclude(write, run, attempt, ended)
         if ended is None:
             self._express(run, directory)
+        else:
+            self._timers.forget(run.id)
 
     def _has_news(self, run: Run, directory: AttemptDir) -> bool:
         with self._store.read() as session, contextlib.suppress(FileNotFoundError):
@@ -160,7 +164,7 @@ class Supervisor:
     def _conclude(self, write: Write, run: Run, attempt: Attempt, ended: Exit) -> None:
         """Every process of the attempt is gone and its whole journal is in: say how it ended."""
         attempt.ended_at, attempt.exit_code, attempt.exit_signal = time.time(), ended.code, ended.signal
-        fact = self._fact(attempt, ended)
+        fact = self._fact(run.id, attempt, ended)
         if fact not in TRANSITIONS[State(run.state)]:
             fact = Fact.VANISHED  # an answer to a command that is not in force; the checkpoint is there to resume from
         state = advance(State(run.state), fact)
@@ -178,13 +182,12 @@ class Supervisor:
             kill_requested=False,
             auto_resumes=0 if self._made_progress(write, run) else run.auto_resumes,
         )
-        self._timers.forget(run.id)
 
-    def _fact(self, attempt: Attempt, ended: Exit) -> Fact:
+    def _fact(self, run_id: str, attempt: Attempt, ended: Exit) -> Fact:
         fact = _ENDING_FACTS[Kind(attempt.ending)] if attempt.ending else Fact.VANISHED
         if fact is Fact.FAILED and (attempt.ending_data or {}).get("reason") == Reason.DISK_FULL:
             return Fact.OUT_OF_DISK
-        if fact is Fact.VANISHED and ended.signal is None and ended.code != 0 and self._free_bytes() < DISK_FLOOR_BYTES:
+        if fact is Fact.VANISHED and ended.signal is None and ended.code != 0 and self._timers.is_done(run_id, "full"):
             return Fact.OUT_OF_DISK
         return fact
 

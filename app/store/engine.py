@@ -92,10 +92,16 @@ class Store:
         """A transaction. Durable ones survive a power cut; journal rows need not, the journal is there to read again."""
         with self._lock:
             self._raw.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
-            with Session(self._connection, expire_on_commit=False) as session:
-                write = Write(session, self._head)
-                yield write
-                session.commit()
+            try:
+                with Session(self._connection, expire_on_commit=False) as session:
+                    write = Write(session, self._head)
+                    yield write
+                    session.commit()
+            except BaseException:
+                self._connection.rollback()
+                if self._raw.in_transaction:  # a full disk may refuse the COMMIT itself; left open, it fails every later write
+                    self._raw.rollback()
+                raise
             self._head = write._next
             if write.messages:
                 self._on_commit(write.messages)

@@ -34,7 +34,7 @@ from cognate import __version__
 from cognate.config import parse
 from cognate.data.tokenizer import Tokenizer
 from cognate.model import Cognate
-from cognate.rundir import MANIFEST, CorruptCheckpoint, RunDir, file_digest, read_json, sync_directory, verify_checkpoint, write_json
+from cognate.rundir import CorruptCheckpoint, RunDir, file_digest, read_json, sync_directory, verify_checkpoint, write_json, write_manifest
 
 SPACE_LEFT_BYTES = 64 << 20  # for the small files, and for everybody else
 
@@ -233,7 +233,7 @@ def _write_manifest(directory: Path, step: int) -> dict[str, Any]:
     files = {path.name: {"bytes": path.stat().st_size, "sha256": _synced_digest(path)} for path in sorted(directory.iterdir())}
     versions = {"cognate": __version__, "torch": torch.__version__, "python": platform.python_version()}
     manifest = {"step": step, "created_at": time.time(), "versions": versions, "files": files}
-    write_json(directory / MANIFEST, manifest)
+    write_manifest(directory, manifest)
     return manifest
 
 

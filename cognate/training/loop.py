@@ -50,6 +50,7 @@ def train(run: RunDir, reporter: Reporter, poll: Callable[[], Control | None], p
     training = config.training
     environment = describe_environment(config, device)
 
+    checkpoint.discard_unfinished(run)
     saved, refused = checkpoint.newest(run)
     for sentence in refused:
         reporter.warning(f"{sentence}; falling back to an older checkpoint")

@@ -8,11 +8,12 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import create_engine
+from sqlalchemy.exc import OperationalError
 from sqlmodel import SQLModel
 
 from app.store import metrics, runs
 from app.store.engine import Message, NewerSchema, Store, migrate
-from app.store.tables import Run
+from app.store.tables import Meta, Run
 from cognate.metrics import KEYS
 
 
@@ -166,4 +167,24 @@ def test_effective_rows_are_those_of_the_latest_attempt(path: Path) -> None:
     assert effective["step"] == [1, 2, 3, 4, 5, 6, 7, 8]
     assert effective["attempt"] == [1, 1, 1, 2, 2, 2, 2, 2]
     assert len(everything["step"]) == 11
+    store.close()
+
+
+def test_a_write_that_fails_at_its_commit_does_not_fail_the_next(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full disk refuses the COMMIT itself; tests/faults/test_disk_full.py has a real one."""
+    migrate(path)
+    store = Store(path)
+
+    def refuse(_: object) -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store._writer.dialect, "do_commit", refuse)
+        with pytest.raises(OperationalError, match="full"), store.write() as write:
+            write.session.add(Meta(key="a", value="x"))
+    with store.write() as write:
+        write.session.add(Meta(key="b", value="x"))
+    with store.read() as session:
+        assert session.get(Meta, "a") is None
+        assert session.get(Meta, "b") is not None
     store.close()
