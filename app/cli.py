@@ -29,6 +29,7 @@ HANDED_ON = {
     "train": "Train a preset here, in this process, without the service.",
     "data": "Show the datasets: what is present, and what the curriculum will be.",
     "generate": "Let a checkpoint continue prompts.",
+    "evaluate": "Measure a checkpoint on held-out data of the 14 datasets.",
 }
 
 

@@ -1,6 +1,7 @@
-"""`cognate train | data | generate`: the same runs as the service's, in this process, with progress on the terminal.
+"""`cognate train | data | generate | evaluate`: the same runs as the service's, in this process, with progress on the terminal.
 
-A run made here is a run directory like any other; Ctrl-C saves it, and --resume goes on with it. generate lets a checkpoint write.
+A run made here is a run directory like any other; Ctrl-C saves it, and --resume goes on with it. generate lets a checkpoint write;
+evaluate measures it on held-out data.
 """
 
 from __future__ import annotations
@@ -11,17 +12,24 @@ import signal
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from cognate import worker
-from cognate.config import SIX_DATASETS, SPECIALISTS, ConfigError, RunConfig, resolve, set_path
+from cognate.config import SIX_DATASETS, SPECIALISTS, ConfigError, DatasetName, RunConfig, parse, resolve, set_path
+from cognate.data.cache import Cache
 from cognate.data.report import describe_sources, stage_samples
+from cognate.evaluation import suite
+from cognate.evaluation.baseline import untrained
+from cognate.evaluation.items import Items
+from cognate.evaluation.overlap import check
+from cognate.evaluation.referee import RefereeMissing, referee
+from cognate.evaluation.scoring import USUAL
 from cognate.events import Event, Kind
-from cognate.rundir import MANIFEST, Control, CorruptCheckpoint, RunDir, lease_is_free, take_lease, write_control
+from cognate.rundir import MANIFEST, Control, CorruptCheckpoint, RunDir, file_digest, lease_is_free, read_json, take_lease, write_control
 from cognate.training.checkpoint import load_model
 from cognate.training.loop import Places
 
@@ -135,8 +143,99 @@ def generate(
             typer.echo(f"{len(tokens)} tokens, {len(tokens) / seconds:.0f} a second, {mean:.2f} recursions a token", err=True)
 
 
+@app.command()
+def evaluate(
+    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint, or a run directory: its newest checkpoint.")],
+    datasets: Annotated[str | None, typer.Option(help="Names with commas between; without it, all that are there.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="A fixed sample of so many items a dataset; without it, every item.")] = None,
+    with_untrained: Annotated[bool, typer.Option("--untrained/--no-untrained", help="Measure the untrained model as well.")] = True,
+    overlap: Annotated[
+        bool, typer.Option("--overlap", help="Count the items that share 13 words in a row with the training text.")
+    ] = False,
+    with_referee: Annotated[bool, typer.Option("--referee", help="Let lm-evaluation-harness measure the same items.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the whole report as one object.")] = False,
+    data: DataOption = None,
+) -> None:
+    """Measure a checkpoint on held-out data of the 14 datasets."""
+    if data is None:
+        raise typer.BadParameter("name the folder with --data or COGNATE_DATA_DIR: evaluation items come from real datasets only")
+    names = _dataset_names(datasets)
+    folder = _checkpoint_in(checkpoint)
+    try:
+        net, tokenizer = load_model(folder)
+    except CorruptCheckpoint as error:
+        raise typer.BadParameter(str(error)) from error
+    device = worker.choose_device("auto")
+    model = suite.Model(net.to(device), tokenizer)
+    config = parse(read_json(folder / "config.json"))
+    cache_dir = Path(os.environ.get("COGNATE_CACHE_DIR") or "var/cache")
+    warnings: list[str] = []
+
+    def say(line: str) -> None:
+        typer.echo(line, err=True)
+
+    fresh = untrained(config, tokenizer, device, Cache(cache_dir, warnings.append), USUAL) if with_untrained else None
+    report = suite.evaluate(model, data, names, limit, fresh, say)
+    made: dict[str, Any] = {
+        "checkpoint": {
+            "name": folder.name,
+            "model_sha256": file_digest(folder / "model.safetensors"),
+            "tokenizer_sha256": tokenizer.digest,
+        },
+        "limit": limit,
+        **suite.to_json(report),
+    }
+    if overlap:
+        say("overlap with the training text")
+        made["overlap"] = check(report, config, data, cache_dir, tokenizer, read_json(folder / "state.json")["data"])
+    if with_referee:
+        say("lm-evaluation-harness")
+        try:
+            made["referee"] = referee(model, [Items(each.dataset, each.items, each.rows) for each in report.results])
+        except RefereeMissing as error:
+            made["referee"] = {"absent": str(error)}
+    made["warnings"] = warnings
+    if as_json:
+        typer.echo(json.dumps(made, ensure_ascii=False))
+    else:
+        _show_evaluation(made)
+
+
 def main() -> None:
     app(prog_name="cognate")
+
+
+def _dataset_names(text: str | None) -> tuple[DatasetName, ...]:
+    known: tuple[DatasetName, ...] = get_args(DatasetName)
+    if text is None:
+        return known
+    wanted = [name.strip() for name in text.split(",")]
+    for name in wanted:
+        if name not in known:
+            raise typer.BadParameter(f"no dataset {name!r}; have {', '.join(known)}")
+    return tuple(name for name in known if name in wanted)
+
+
+def _show_evaluation(made: dict[str, Any]) -> None:
+    """One line a figure, then what the table has no room for."""
+    table = Table("dataset", "figure", "n", "value", "95 %", "chance", "untrained", "target", "forecast", "", box=None)
+    for name, each in made["datasets"].items():
+        for figure, found in each["figures"].items():
+            interval = f"{found['low']:.3f}-{found['high']:.3f}" if "low" in found else ""
+            chance = f"{each['chance']:.3f}" if figure in (each["figure"], "acc") else ""
+            before = f"{each['untrained'][figure]['value']:.3f}" if each["untrained"] else ""
+            ranges = ("-".join(f"{end:g}" for end in each[kind].get(figure, ())) for kind in ("targets", "forecasts"))
+            met = {True: "met", False: "not met", None: "no target" if figure == each["figure"] else ""}[each["met"].get(figure)]
+            table.add_row(name, figure, f"{found['n']:,}", f"{found['value']:.3f}", interval, chance, before, *ranges, met)
+    console.print(table)
+    for name, each in made["datasets"].items():
+        notes = [each["rows"], *each["remarks"], *(f"no {figure}: {reason}" for figure, reason in each["absent"].items())]
+        console.print(f"{name}: {'; '.join(notes)}")
+    for title in ("absent", "overlap", "referee"):
+        for name, found in made.get(title, {}).items():
+            console.print(f"{title}: {name}: {found if isinstance(found, str) else json.dumps(found)}")
+    for sentence in made["warnings"]:
+        console.print(f"[yellow]warning:[/yellow] {sentence}")
 
 
 def _overrides(settings: list[str]) -> dict[str, Any]:

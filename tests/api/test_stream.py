@@ -219,14 +219,14 @@ def test_what_is_committed_while_a_client_connects_reaches_it_once(
 
 
 def test_a_resumed_run_streams_its_second_attempt_behind_its_first(client: TestClient, follow: Follow) -> None:
-    run_id = launch(client, steps=40)
+    run_id = launch(client, steps=600)
     with follow(client, f"/v1/runs/{run_id}/stream?after=start") as socket:
         _, before = rows_until(socket, 10)
         client.post(f"/v1/runs/{run_id}/pause")
         wait_for(client, run_id, "paused")
         client.post(f"/v1/runs/{run_id}/resume")
-        _, after = rows_until(socket, 40)
-    assert before + after == list(range(1, 41))
+        _, after = rows_until(socket, 600)
+    assert before + after == list(range(1, 601))
 
 
 def test_the_stream_of_everything_tells_runs_apart_and_can_be_narrowed(client: TestClient) -> None:

@@ -1,0 +1,164 @@
+"""answers.py: right or wrong, by each dataset's own rules, on cases worked out by hand."""
+
+from __future__ import annotations
+
+import builtins
+import math
+import sys
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cognate.evaluation import answers
+from cognate.evaluation.answers import drop_scores, final_number, hotpot_scores, last_number, same_code, wilson
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        (" so 70+2 = <<70+2=72>>72 figs.\n#### 72", "72"),
+        ("#### 72.", "72"),
+        ("#### 72.0", "72"),
+        ("#### 72.50", "72.5"),
+        ("#### -3", "-3"),
+        ("#### \u22123", "-3"),
+        ("####7", "7"),
+        ("####    7   ", "7"),
+        ("#### 007", "7"),
+        ("#### .5", "0.5"),
+        ("#### $1,234.50 in all", "1234.50"),
+        ("#### -$5", "-5"),
+        ("#### 1,234,567", "1234567"),
+        ("#### 15%", "15"),
+        ("#### 72 apples", "72"),
+        ("#### 72apples", "72"),
+        ("#### 72\n#### 73", "72"),
+        ("#### 72#### 73", "72"),
+        ("#### 5 eggs and 3 hens", "5"),
+        ("#### 12, as said", "12"),
+        ("#### 99999999999999999999999", "99999999999999999999999"),
+        ("", None),
+        ("72", None),
+        ("The answer is 72", None),
+        ("### 72", None),
+        ("#### ", None),
+        ("####\n72", None),
+        ("#### seventy-two", None),
+        ("#### x = 72", None),
+        ("#### 3/4", None),
+        ("#### 10:30", None),
+        ("#### 12,5", None),
+        ("#### 1,23", None),
+        ("#### 1,2345", None),
+        ("#### 1e5", None),
+        ("#### 1.2.3", None),
+        ("#### 3 + 4 = 7", None),
+        ("#### 3*(4)", None),
+        ("#### --3", None),
+        ("#### \u0667\u0662", None),  # digits of another script
+    ],
+)
+def test_the_number_behind_the_mark(text: str, number: str | None) -> None:
+    assert final_number(text) == (None if number is None else Decimal(number))
+
+
+@given(st.integers(-(10**12), 10**12))
+def test_every_number_is_read_back(number: int) -> None:
+    assert final_number(f"thus\n#### {number}") == final_number(f"#### {number:,}") == last_number(f"it is {number:,}.") == number
+
+
+@given(st.text(alphabet="#0123456789.,-+$ /e\n", max_size=30))
+def test_no_text_is_too_strange(text: str) -> None:
+    final_number(text), last_number(text)
+
+
+def test_the_lenient_rule_takes_the_last_number() -> None:
+    assert last_number("3 + 4 = 7 figs.") == 7
+    assert last_number("from 5 to -2.5") == Decimal("-2.5")
+    assert last_number("none") is None
+
+
+@pytest.mark.parametrize(
+    ("answer", "gold", "scores"),
+    [
+        ("The Animorphs!", "animorphs", (1, 1)),
+        ("yes", "yes", (1, 1)),
+        ("yes it is", "yes", (0, 0)),
+        ("yes", "yes it is", (0, 0)),
+        ("no", "yes", (0, 0)),
+        ("Ann Lee", "Ann", (0, 2 / 3)),
+        ("Ann Ann", "Ann", (0, 2 / 3)),
+        ("", "Ann", (0, 0)),
+        ("the", "a", (1, 1)),
+    ],
+)
+def test_hotpotqa_counts_words(answer: str, gold: str, scores: tuple[float, float]) -> None:
+    assert hotpot_scores(answer, gold) == pytest.approx(scores)
+
+
+@pytest.mark.parametrize(
+    ("answer", "accepted", "scores"),
+    [
+        ("2", [["2"]], (1, 1)),
+        ("2.0", [["2"]], (1, 1)),
+        ("3", [["2"]], (0, 0)),
+        ("2 yards", [["2"]], (0, 0.67)),
+        ("3 yards", [["2 yards"]], (0, 0)),  # the wrong number is not half right
+        ("16,800 marks", [["16,800 marks"], ["16800"]], (1, 1)),
+        ("the Ann-Lee", [["ann lee"]], (1, 1)),
+        ("Ann, Bea", [["Ann"], ["Bea"], ["Ann", "Bea"]], (1, 1)),
+        ("Bea, Ann", [["Ann", "Bea"]], (1, 1)),
+        ("Ann", [["Ann", "Bea"]], (0, 0.5)),
+        ("Ann, Cia", [["Ann", "Bea"]], (0, 0.5)),
+        ("Ann, Bea, Cia", [["Ann", "Bea"]], (0, 0.67)),
+        ("", [["Ann"]], (0, 0)),
+    ],
+)
+def test_drop_compares_numbers_by_value_and_lists_by_their_best_pairing(
+    answer: str, accepted: list[list[str]], scores: tuple[float, float]
+) -> None:
+    assert drop_scores(answer, accepted) == pytest.approx(scores)
+
+
+def test_code_is_compared_by_its_tokens() -> None:
+    assert same_code("\nint  f ( )", "int f ( )")
+    assert not same_code("int f()", "int f ( )")
+
+
+def test_without_the_library_there_is_no_bleu(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = builtins.__import__
+
+    def refuse(name: str, *rest: Any) -> Any:
+        if name == "sacrebleu":
+            raise ImportError(name)
+        return real(name, *rest)
+
+    monkeypatch.delitem(sys.modules, "sacrebleu", raising=False)
+    monkeypatch.setattr(builtins, "__import__", refuse)
+    assert answers.bleu() is None
+
+
+def test_bleu_is_the_librarys() -> None:
+    pytest.importorskip("sacrebleu")
+    score = answers.bleu()
+    assert score is not None
+    assert score(["int f ( ) { return a ; }"], ["\nint f ( ) { return a ; }"]) == pytest.approx(1)
+    assert 0 < score(["int f ( ) { return b ; }"], ["int f ( ) { return a ; }"]) < 1
+
+
+def test_wilson_is_the_textbooks() -> None:
+    # Newcombe, Statistics in Medicine 17 (1998), table I: 81 of 263, 15 of 148, 0 of 20, 1 of 29
+    for count, n, low, high in ((81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)):
+        assert wilson(count / n, n) == pytest.approx((low, high), abs=1e-4)
+    assert wilson(0.0, 0) == (0.0, 1.0)
+
+
+@given(st.integers(1, 2000), st.floats(0, 1))
+def test_the_interval_holds_the_value(n: int, share: float) -> None:
+    low, high = wilson(share, n)
+    assert 0 <= low <= share + 1e-12
+    assert share - 1e-12 <= high <= 1
+    assert not math.isnan(low + high)
