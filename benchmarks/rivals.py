@@ -3,6 +3,7 @@
 Each is built as its own documentation does it, with the fast choices it offers, and without dropout:
 
     ours, ours-no-trm   the default model, without the recursion and its halting in the second; MuGrokfast
+    ours-compiled       the default model as long runs train it, compiled, beside the others as they are
     x-transformers      a rotary GPT with tied embedding, flash attention and SwiGLU; 26.9 M in 10 layers of width 320
     gpt2                Hugging Face's GPT-2, SDPA, tied embedding; 26.7 M in 13 layers of width 320
     titans              titans-pytorch's memory as context, the README's configuration (segments of 128, 4 persistent and 16
@@ -19,7 +20,7 @@ from __future__ import annotations
 import importlib
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import torch
@@ -70,6 +71,11 @@ def ours(setting: Setting, config: ModelConfig | None = None, name: str = "ours"
     return Contestant(name, model, MuGrokfast(model.named_parameters()), loss)
 
 
+def ours_compiled(setting: Setting) -> Contestant:
+    """As the worker trains it in runs of 1,000 steps and more, whatever the others do."""
+    return ours(replace(setting, compiled=True), name="ours-compiled")
+
+
 def ours_without_recursion(setting: Setting) -> Contestant:
     return ours(setting, ModelConfig(trm=False, act=False), "ours-no-trm")
 
@@ -118,6 +124,7 @@ def titans(setting: Setting) -> Contestant:
 
 CONTESTANTS: Final[Mapping[str, Builder]] = {
     "ours": ours,
+    "ours-compiled": ours_compiled,
     "ours-no-trm": ours_without_recursion,
     "x-transformers": x_transformers,
     "gpt2": gpt2,

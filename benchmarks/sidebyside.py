@@ -85,7 +85,8 @@ def count_flops(contestant: Contestant, batch: Batch, precision: Precision) -> i
     """FLOPs of one forward and backward: what matrix products really cost, a multiplication and an addition being two.
 
     Attention is counted by the shapes a kernel is called with. A causal kernel called on whole rows counts every query with every
-    key, though it skips up to half of them; ours on the CPU is called block by block, and counts those blocks alone.
+    key, though it skips up to half of them; so does ours on the CPU in rows shorter than 1,024, masked, and beyond that it counts
+    the blocks that it computes.
     """
     # Compiled code hides its products from the counter.
     with torch.compiler.set_stance("force_eager"), FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION) as counter:
