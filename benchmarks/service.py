@@ -137,7 +137,7 @@ def measure_ours(options: Options, folder: Path) -> tuple[float, Written, Asked]
     written = Written(options.steps * len(KEYS) / seconds, _bytes_of(folder / "cognate.db") / options.steps / len(KEYS))
     curve_id = _add_run(store, 1)
     with store.write() as write:
-        metrics.add_all(write, curve_id, 1, (metrics.Row(step, 0.0, 0.0, values_at(step)) for step in range(CURVE_STEPS)))
+        metrics.add(write, curve_id, 1, (metrics.Row(step, 0.0, 0.0, values_at(step)) for step in range(CURVE_STEPS)))
     for number in range(2, options.runs):
         _add_run(store, number)
     store.close()

@@ -104,11 +104,11 @@ def write(store: Store, hz: float, stop: threading.Event) -> None:
         )
         write.session.flush()
         for step in range(HISTORY_ROWS):
-            metrics.add(write, RUN, 1, step, 0.0, time.time(), values)
+            metrics.add(write, RUN, 1, [metrics.Row(step, 0.0, time.time(), values)])
     step, due = HISTORY_ROWS, time.monotonic()
     while not stop.wait(max(0.0, due - time.monotonic())):
         with store.write(durable=False) as write:
-            metrics.add(write, RUN, 1, step, 0.0, time.time(), values)
+            metrics.add(write, RUN, 1, [metrics.Row(step, 0.0, time.time(), values)])
         step, due = step + 1, due + 1 / hz
 
 

@@ -33,7 +33,7 @@ from app.api.wires import EventSourceWire, Gone, SocketWire, Wire
 from app.services.hub import Closing, Overflow, Subscription
 from app.store import metrics, runs
 from app.store.engine import Message
-from app.store.tables import Meta, Run
+from app.store.tables import Run
 from cognate import __version__
 from cognate.metrics import KEYS
 
@@ -43,7 +43,6 @@ router = APIRouter(prefix="/v1", tags=["stream"])
 PAGE_ROWS = 500
 SNAPSHOT_RUNS = 50
 NOT_FOUND, TRY_AGAIN, RESTARTING = 4404, 1013, 1012  # websocket close codes
-PRUNED = "pruned_seq"
 
 Topic = Literal["event", "metrics", "progress"]
 
@@ -226,8 +225,8 @@ class Conversation:
     async def _begin(self, choice: Choice, framing: Framing) -> int:
         """Greet, and send the past; how far that went."""
         head = self._store.head
-        pruned, snapshot = await anyio.to_thread.run_sync(_look, self._service, choice)
-        start, gap = _start_of(choice.after, framing.epoch, pruned, head)
+        snapshot = await anyio.to_thread.run_sync(_look, self._service, choice)
+        start, gap = _start_of(choice.after, framing.epoch, head)
         now = framing.cursor(head)
         hello = frame(framing.cursor(start), type="hello", version=__version__, cursor=now, heartbeat_s=wires.HEARTBEAT_S)
         await self._wire.send(hello)
@@ -245,16 +244,16 @@ class Conversation:
         return head
 
 
-def _start_of(after: str, epoch: str, pruned: int, head: int) -> tuple[int, bool]:
+def _start_of(after: str, epoch: str, head: int) -> tuple[int, bool]:
     """The seq to start behind, and whether the client's cursor could not be honoured."""
     if after == "start":
         return 0, False
     if after == "now":
         return head, False
     theirs, _, seq = after.partition(".")
-    if theirs == epoch and seq.isdecimal() and pruned <= int(seq) <= head:
+    if theirs == epoch and seq.isdecimal() and int(seq) <= head:
         return int(seq), False
-    return head, True  # what it pointed at is not here: another database, or rows that were removed since
+    return head, True  # what it pointed at is not here: another database, or one that has not come so far
 
 
 async def _replay(service: Parts, choice: Choice, start: int, head: int) -> AsyncIterator[list[Message]]:
@@ -285,13 +284,12 @@ def _event_message(event: Any) -> Message:
     return Message(event.seq, event.run_id, "event", body)
 
 
-def _look(service: Parts, choice: Choice) -> tuple[int, list[dict[str, Any]]]:
-    """Up to which seq rows may have been removed, as whoever removed them noted (0: all are there), and the runs as they are."""
+def _look(service: Parts, choice: Choice) -> list[dict[str, Any]]:
+    """The chosen runs as they are."""
     with service.store.read() as session:
-        noted = session.get(Meta, PRUNED)
         found: Sequence[Run] = runs.page(session, SNAPSHOT_RUNS) if choice.runs is None else runs.some(session, choice.runs)
         queue = runs.queue(session)
-        return int(noted.value) if noted else 0, [run_out(run, queue).model_dump(mode="json") for run in found]
+        return [run_out(run, queue).model_dump(mode="json") for run in found]
 
 
 def _missing(service: Parts, choice: Choice) -> str | None:

@@ -79,7 +79,7 @@ def _apply_numbers(write: Write, run: Run, attempt: Attempt, events: Sequence[Ev
         for event in events
         if event.kind is Kind.METRICS
     ]
-    metrics.add_all(write, run.id, attempt.number, rows)
+    metrics.add(write, run.id, attempt.number, rows)
     if newest := {key: value for row in rows for key, value in row.values.items()}:
         run.latest = {**(run.latest or {}), **{key: spell(value) for key, value in newest.items()}}
     if progress := [event.data["progress"] for event in events if event.data["progress"]]:

@@ -69,12 +69,7 @@ class Thinned:
     metrics: dict[str, Buckets]
 
 
-def add(write: Write, run_id: str, attempt: int, step: int, epoch: float, at: float, values: Mapping[str, float]) -> None:
-    """Insert a row and tell it."""
-    add_all(write, run_id, attempt, [Row(step, epoch, at, values)])
-
-
-def add_all(write: Write, run_id: str, attempt: int, rows: Iterable[Row]) -> None:
+def add(write: Write, run_id: str, attempt: int, rows: Iterable[Row]) -> None:
     """Insert rows in their order and tell them; raises LookupError for a metric there is not."""
     inserts, told = [], []
     for row in rows:

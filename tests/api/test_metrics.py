@@ -35,7 +35,7 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
                 write.session.add(Attempt(run_id=run_id, number=attempt, device="cpu", launched_at=0))
                 for step in steps:
                     values = {"loss": math.nan if step == 50 else attempt + 1 / step, "learning_rate": 0.1}
-                    metrics.add(write, run_id, attempt, step, step / 100, float(step), values)
+                    metrics.add(write, run_id, attempt, [metrics.Row(step, step / 100, float(step), values)])
     store.close()
     with serving(home) as client:
         yield client

@@ -21,7 +21,6 @@ from app.services import hub
 from app.services.hub import Subscription
 from app.store import metrics, runs
 from app.store.engine import Message
-from app.store.tables import Meta
 from tests.service import connect, launch, serving, steps_of, until, wait_for
 
 
@@ -200,7 +199,7 @@ def test_what_is_committed_while_a_client_connects_reaches_it_once(
 
     def commit(step: int) -> None:
         with service.store.write() as write:
-            metrics.add(write, run_id, 1, step, 0.0, 0.0, {"loss": 1.0})
+            metrics.add(write, run_id, 1, [metrics.Row(step, 0.0, 0.0, {"loss": 1.0})])
 
     def subscribe_meanwhile(wants: Callable[[Message], bool]) -> Subscription:
         with monkeypatch.context() as patch:
@@ -391,7 +390,7 @@ def add_rows(client: TestClient, run_id: str, *steps: int) -> None:
     service: Parts = client.app.state.parts  # type: ignore[attr-defined]
     with service.store.write() as write:
         for step in steps:
-            metrics.add(write, run_id, 1, step, 0.0, 0.0, {"loss": 1.0})
+            metrics.add(write, run_id, 1, [metrics.Row(step, 0.0, 0.0, {"loss": 1.0})])
 
 
 def add_event(client: TestClient, run_id: str) -> None:
@@ -441,18 +440,6 @@ def test_a_client_behind_what_is_kept_for_it_is_read_to_from_the_log(
         add_rows(client, done, 104)
         _, more = rows_until(socket, 104)
     assert steps + more == list(range(4, 105))
-
-
-def test_rows_that_were_removed_are_answered_with_a_gap(client: TestClient, follow: Follow, done: str) -> None:
-    store = client.app.state.parts.store  # type: ignore[attr-defined]
-    with store.write() as write:
-        write.session.add(Meta(key="pruned_seq", value=str(store.head - 2)))
-    for behind, kinds in ((3, ["hello", "gap", "snapshot"]), (2, ["hello", "snapshot", "event"])):
-        cursor = f"{store.epoch}.{store.head - behind}"
-        with follow(client, f"/v1/runs/{done}/stream?after={cursor}") as socket:
-            found = [socket.receive_json() for _ in range(3)]
-        assert [frame["type"] for frame in found] == kinds
-    assert found[-1]["seq"] == store.head - 1
 
 
 def test_a_cursor_ahead_of_the_log_is_answered_with_a_gap(client: TestClient, follow: Follow) -> None:

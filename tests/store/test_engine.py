@@ -76,7 +76,7 @@ def test_a_commit_tells_in_the_order_of_its_numbers_and_a_rollback_tells_nothing
         write.session.add(run_row())
         write.session.flush()
         runs.add_event(write, "run_1", 0, "note", 0.0, None, {})
-        metrics.add(write, "run_1", 1, 1, 0.1, 0.0, {"loss": 1.0})
+        metrics.add(write, "run_1", 1, [metrics.Row(1, 0.1, 0.0, {"loss": 1.0})])
     with pytest.raises(KeyError), store.write() as write:
         runs.add_event(write, "run_1", 0, "lost", 0.0, None, {})
         raise KeyError
@@ -160,7 +160,7 @@ def test_effective_rows_are_those_of_the_latest_attempt(path: Path) -> None:
         write.session.add(run_row())
         for attempt, steps in ((1, range(1, 7)), (2, range(4, 9))):
             for step in steps:
-                metrics.add(write, "run_1", attempt, step, 0.0, 0.0, {"loss": attempt + step / 100})
+                metrics.add(write, "run_1", attempt, [metrics.Row(step, 0.0, 0.0, {"loss": attempt + step / 100})])
     with store.read() as session:
         effective = metrics.columns(session, "run_1", ["loss"])
         everything = metrics.columns(session, "run_1", ["loss"], effective=False)

@@ -42,7 +42,7 @@ def row(step: int, **values: float) -> metrics.Row:
 def add(store: Store, *attempts: Rows) -> None:
     with store.write() as write:
         for number, rows in enumerate(attempts, start=1):
-            metrics.add_all(write, "run_1", number, rows)
+            metrics.add(write, "run_1", number, rows)
 
 
 def thin(store: Store, max_points: int, keys: tuple[str, ...] = ("loss",), **more: Any) -> metrics.Thinned:
