@@ -1,8 +1,26 @@
-"""What the fault rows counted is printed at the end, for the table of docs/reliability.md."""
+"""What the rows share; and what they counted is printed at the end, for the table of docs/reliability.md."""
+
+from pathlib import Path
 
 import pytest
 
-from tests.faults.processes import COUNTED
+from cognate.rundir import RunDir
+from tests.faults.processes import COUNTED, end, start, train_once
+from tests.training.runs import new_run, tiny
+
+
+@pytest.fixture(scope="package")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, cache: Path) -> RunDir:
+    """A run of the module's STEPS that nothing interrupts, with a checkpoint at every second."""
+    config = tiny(training={"max_steps": request.module.STEPS, "checkpoint_every_steps": 2})
+    run = new_run(tmp_path_factory.mktemp("whole") / "run", config)
+    assert end(start(train_once, run.path, cache)) == 0
+    return run
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -14,23 +14,10 @@ from cognate.events import Kind
 from cognate.rundir import MANIFEST, RunDir
 from cognate.training import checkpoint
 from tests.faults.processes import count, end, start, times, train_once
-from tests.training.runs import digests, events, new_run, tiny
+from tests.training.runs import digests, events
 
 STEPS = 4
 pytestmark = pytest.mark.timeout(3600)
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> RunDir:
-    """With checkpoints of steps 2 and 4."""
-    run = new_run(tmp_path_factory.mktemp("whole") / "run", tiny(training={"max_steps": STEPS, "checkpoint_every_steps": 2}))
-    assert end(start(train_once, run.path, cache)) == 0
-    return run
 
 
 def flip(folder: Path, draw: random.Random) -> None:

@@ -28,7 +28,7 @@ from cognate.worker import run_attempt
 from tests.faults.processes import Service, count, end, next_attempt, service, start, times, train_once
 from tests.faults.test_service_killed import assert_rows_are_those_of_the_journals
 from tests.service import launch, steps_of, until, wait_for
-from tests.training.runs import digests, events, new_run, reproducible_rows, tiny
+from tests.training.runs import digests, events, reproducible_rows
 
 STEPS = 6
 MIB = 1 << 20
@@ -36,18 +36,6 @@ pytestmark = pytest.mark.timeout(3600)
 
 
 # --- the worker -------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> RunDir:
-    run = new_run(tmp_path_factory.mktemp("whole") / "run", tiny(training={"max_steps": STEPS, "checkpoint_every_steps": 2}))
-    assert end(start(train_once, run.path, cache)) == 0
-    return run
 
 
 def train_within(run: Path, cache: Path, limit: int) -> None:

@@ -28,18 +28,6 @@ STEPS = 6
 pytestmark = pytest.mark.timeout(3600)
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> RunDir:
-    run = new_run(tmp_path_factory.mktemp("whole") / "run", tiny(training={"max_steps": STEPS, "checkpoint_every_steps": 2}))
-    assert end(start(train_once, run.path, cache)) == 0
-    return run
-
-
 def test_a_worker_that_hangs_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """SIGSTOP stands for whatever never returns: a deadlock, a call that is stuck in a driver."""
     monkeypatch.setattr(supervisor, "AUTO_RESUME_AFTER_S", 0.01)

@@ -40,11 +40,6 @@ def config() -> RunConfig:
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> tuple[RunDir, float]:
     """A run that nothing interrupts, and the seconds it takes."""
     began = time.monotonic()
