@@ -15,12 +15,14 @@ from fastapi import FastAPI
 from fastapi.responses import FileResponse
 from fastapi.staticfiles import StaticFiles
 
-from app.api import catalog, checkpoints, document, errors, groups, metrics, prometheus, runs, stream, system
+from app.api import catalog, checkpoints, document, errors, evaluations, groups, jobs, metrics, prometheus, runs, stream, system
 from app.api.deps import Parts
 from app.api.security import Gate, GateMiddleware, sha256
 from app.executors.base import Executor
 from app.executors.local import LocalExecutor
+from app.services.evaluations import EvaluationService, note_evaluation
 from app.services.hub import Hub
+from app.services.jobs import JobService
 from app.services.runs import Request, RunService
 from app.services.supervisor import Supervisor
 from app.settings import Settings
@@ -51,9 +53,11 @@ def create_app(settings: Settings | None = None, executor: Executor | None = Non
             hub.attach(asyncio.get_running_loop())
             store = Store(settings.database, hub.publish)
             chosen = executor or LocalExecutor(settings.data_dir, settings.cache, settings.cpu_slots, spare=settings.spare_worker)
-            supervisor = Supervisor(store, chosen, settings)
+            job_service = JobService(store, chosen, settings, {"evaluation": note_evaluation})
+            evaluation_service = EvaluationService(store, job_service, settings)
+            supervisor = Supervisor(store, chosen, settings, job_service, evaluation_service.evaluate_completed)
             service = RunService(store, supervisor, settings)
-            app.state.parts = Parts(settings, store, hub, supervisor, service, gate)
+            app.state.parts = Parts(settings, store, hub, supervisor, service, job_service, evaluation_service, gate)
             supervisor.start()
             if quickstart:
                 _launch_quickstart(store, service)
@@ -75,7 +79,7 @@ def create_app(settings: Settings | None = None, executor: Executor | None = Non
         redoc_url=None,
         redirect_slashes=False,
     )
-    for module in (runs, groups, checkpoints, metrics, catalog, system, prometheus, stream):
+    for module in (runs, groups, checkpoints, evaluations, jobs, metrics, catalog, system, prometheus, stream):
         app.include_router(module.router)
     errors.install(app)
     document.describe(app, requires_token=gate.requires_token)

@@ -12,26 +12,28 @@ import signal
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from cognate import worker
-from cognate.config import SIX_DATASETS, SPECIALISTS, ConfigError, DatasetName, RunConfig, parse, resolve, set_path
-from cognate.data.cache import Cache
+from cognate.config import SIX_DATASETS, SPECIALISTS, ConfigError, DatasetName, RunConfig, resolve, set_path
 from cognate.data.report import describe_sources, stage_samples
-from cognate.evaluation import suite
-from cognate.evaluation.baseline import untrained
-from cognate.evaluation.items import Items
-from cognate.evaluation.overlap import check
-from cognate.evaluation.referee import RefereeMissing, referee
-from cognate.evaluation.scoring import USUAL
 from cognate.events import Event, Kind
-from cognate.rundir import MANIFEST, Control, CorruptCheckpoint, RunDir, file_digest, lease_is_free, read_json, take_lease, write_control
+from cognate.report.evaluation import DATASETS, evaluate_checkpoint
+from cognate.rundir import (
+    MANIFEST,
+    Control,
+    CorruptCheckpoint,
+    Places,
+    RunDir,
+    lease_is_free,
+    take_lease,
+    write_control,
+)
 from cognate.training.checkpoint import load_model
-from cognate.training.loop import Places
 
 app = typer.Typer(no_args_is_help=True, add_completion=False)
 console = Console(highlight=False)
@@ -159,42 +161,21 @@ def evaluate(
     """Measure a checkpoint on held-out data of the 14 datasets."""
     if data is None:
         raise typer.BadParameter("name the folder with --data or COGNATE_DATA_DIR: evaluation items come from real datasets only")
-    names = _dataset_names(datasets)
-    folder = _checkpoint_in(checkpoint)
+    places = Places(data, Path(os.environ.get("COGNATE_CACHE_DIR") or "var/cache"))
     try:
-        net, tokenizer = load_model(folder)
+        made = evaluate_checkpoint(
+            _checkpoint_in(checkpoint),
+            places,
+            worker.choose_device("auto"),
+            _dataset_names(datasets),
+            limit,
+            with_untrained=with_untrained,
+            with_overlap=overlap,
+            with_referee=with_referee,
+            say=lambda line: typer.echo(line, err=True),
+        )
     except CorruptCheckpoint as error:
         raise typer.BadParameter(str(error)) from error
-    device = worker.choose_device("auto")
-    model = suite.Model(net.to(device), tokenizer)
-    config = parse(read_json(folder / "config.json"))
-    cache_dir = Path(os.environ.get("COGNATE_CACHE_DIR") or "var/cache")
-    warnings: list[str] = []
-
-    def say(line: str) -> None:
-        typer.echo(line, err=True)
-
-    fresh = untrained(config, tokenizer, device, Cache(cache_dir, warnings.append), USUAL) if with_untrained else None
-    report = suite.evaluate(model, data, names, limit, fresh, say)
-    made: dict[str, Any] = {
-        "checkpoint": {
-            "name": folder.name,
-            "model_sha256": file_digest(folder / "model.safetensors"),
-            "tokenizer_sha256": tokenizer.digest,
-        },
-        "limit": limit,
-        **suite.to_json(report),
-    }
-    if overlap:
-        say("overlap with the training text")
-        made["overlap"] = check(report, config, data, cache_dir, tokenizer, read_json(folder / "state.json")["data"])
-    if with_referee:
-        say("lm-evaluation-harness")
-        try:
-            made["referee"] = referee(model, [Items(each.dataset, each.items, each.rows) for each in report.results])
-        except RefereeMissing as error:
-            made["referee"] = {"absent": str(error)}
-    made["warnings"] = warnings
     if as_json:
         typer.echo(json.dumps(made, ensure_ascii=False))
     else:
@@ -206,14 +187,13 @@ def main() -> None:
 
 
 def _dataset_names(text: str | None) -> tuple[DatasetName, ...]:
-    known: tuple[DatasetName, ...] = get_args(DatasetName)
     if text is None:
-        return known
+        return DATASETS
     wanted = [name.strip() for name in text.split(",")]
     for name in wanted:
-        if name not in known:
-            raise typer.BadParameter(f"no dataset {name!r}; have {', '.join(known)}")
-    return tuple(name for name in known if name in wanted)
+        if name not in DATASETS:
+            raise typer.BadParameter(f"no dataset {name!r}; have {', '.join(DATASETS)}")
+    return tuple(name for name in DATASETS if name in wanted)
 
 
 def _show_evaluation(made: dict[str, Any]) -> None:

@@ -148,6 +148,18 @@ class TrainingConfig(_Section):
     )
 
 
+class EvaluationConfig(_Section):
+    """What is measured on held-out items besides the loss (docs/evaluation.md)."""
+
+    epoch_items: int = Field(
+        32, ge=0, le=100_000, description="Held-out items of each dataset answered at the end of an epoch (accuracy_*); 0 for none."
+    )
+    at_end: Literal["auto", "sample", "full", "off"] = Field(
+        "auto",
+        description="Evaluation of the best checkpoint of a completed run: 100 items a dataset, all, or none; auto takes all on a GPU.",
+    )
+
+
 class RunConfig(_Section):
     """The whole of a run's configuration; immutable once the run exists."""
 
@@ -158,6 +170,7 @@ class RunConfig(_Section):
     optimizer: OptimizerConfig = OptimizerConfig()
     data: DataConfig = DataConfig()
     training: TrainingConfig = TrainingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
 
 
 # A specialist is trained on real data or not at all; only the quickstart makes do with generated problems.
@@ -189,6 +202,7 @@ PRESETS: dict[str, dict[str, Any]] = {
             "batch_size": 8, "sequence_length": 128, "epochs": 10, "max_steps": 200, "log_every_steps": 1, "checkpoint_every_steps": 50,
             "precision": "fp32",  # at this width bf16 costs more in conversions than it saves
         },
+        "evaluation": {"epoch_items": 4, "at_end": "off"},
     },
 }  # fmt: skip
 SPECIALISTS: tuple[str, ...] = ("reasoning", "memory", "speed")

@@ -64,7 +64,7 @@ class MalformedLine(ValueError):
 
 def encode(event: Event) -> bytes:
     """The line of `event`, newline included."""
-    record = {"seq": event.seq, "at": event.at, "kind": event.kind.value, **_spell(event.data)}
+    record = {"seq": event.seq, "at": event.at, "kind": event.kind.value, **spelled(event.data)}
     return json.dumps(record, allow_nan=False, separators=(",", ":"), ensure_ascii=False).encode() + b"\n"
 
 
@@ -94,11 +94,12 @@ def number(value: float | str) -> float:
     return _NAMES[value] if isinstance(value, str) else value
 
 
-def _spell(value: Any) -> Any:
+def spelled(value: Any) -> Any:
+    """Plain JSON with every number in it as spell() has it."""
     if isinstance(value, float):
         return spell(value)
     if isinstance(value, dict):
-        return {key: _spell(inner) for key, inner in value.items()}
+        return {key: spelled(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_spell(inner) for inner in value]
+        return [spelled(inner) for inner in value]
     return value

@@ -49,24 +49,18 @@ class Control:
 
 
 @dataclass(frozen=True)
-class AttemptDir:
+class Places:
+    """Where work finds and keeps what is not the run's own."""
+
+    data_dir: Path | None
+    cache_dir: Path | None
+
+
+@dataclass(frozen=True)
+class ProcessDir:
+    """What a process under the shim and its server know of each other: an attempt's directory, or a job's."""
+
     path: Path
-
-    @property
-    def number(self) -> int:
-        return int(self.path.name)
-
-    @property
-    def run(self) -> RunDir:
-        return RunDir(self.path.parent.parent)
-
-    @property
-    def control(self) -> Path:
-        return self.path / "control.json"
-
-    @property
-    def journal(self) -> Path:
-        return self.path / "events.jsonl"
 
     @property
     def log(self) -> Path:
@@ -83,6 +77,24 @@ class AttemptDir:
     @property
     def lease(self) -> Path:
         return self.path / "lease"
+
+
+class AttemptDir(ProcessDir):
+    @property
+    def number(self) -> int:
+        return int(self.path.name)
+
+    @property
+    def run(self) -> RunDir:
+        return RunDir(self.path.parent.parent)
+
+    @property
+    def control(self) -> Path:
+        return self.path / "control.json"
+
+    @property
+    def journal(self) -> Path:
+        return self.path / "events.jsonl"
 
     def create(self) -> None:
         """Make the directory; raises FileExistsError when some process has had this attempt already."""
@@ -253,12 +265,12 @@ def read_journal(path: Path, offset: int = 0, limit: int = 1 << 20) -> Iterator[
 # --- the lease --------------------------------------------------------------------------------------------
 
 
-def take_lease(attempt: AttemptDir) -> int | None:
-    """Lock the attempt's lease; the file descriptor to hand on, or None while a process holds it.
+def take_lease(directory: ProcessDir) -> int | None:
+    """Lock the lease of an attempt or job; the file descriptor to hand on, or None while a process holds it.
 
     The lock belongs to the open file: it is inherited, and free once every process that inherited it is gone.
     """
-    descriptor = os.open(attempt.lease, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    descriptor = os.open(directory.lease, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -269,9 +281,9 @@ def take_lease(attempt: AttemptDir) -> int | None:
     return descriptor
 
 
-def lease_is_free(attempt: AttemptDir) -> bool:
-    """Whether no process of the attempt is left, however it ended."""
-    descriptor = take_lease(attempt)
+def lease_is_free(directory: ProcessDir) -> bool:
+    """Whether no process of the attempt or job is left, however it ended."""
+    descriptor = take_lease(directory)
     if descriptor is None:
         return False
     os.close(descriptor)

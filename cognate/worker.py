@@ -25,9 +25,9 @@ from cognate.data.files import DataMissing, DataUnreadable
 from cognate.events import Failure, Kind
 from cognate.model import Cognate
 from cognate.optimizer import MuGrokfast
-from cognate.rundir import AttemptDir, Journal
+from cognate.rundir import AttemptDir, Journal, Places
 from cognate.training.control import ControlFile
-from cognate.training.loop import DataChanged, Places, train
+from cognate.training.loop import DataChanged, train
 from cognate.training.reporter import Listener, Reporter
 
 EXIT_FAILED = 1

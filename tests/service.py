@@ -21,6 +21,7 @@ from app.main import create_app
 from app.settings import Settings
 
 FAKE_WORKER = Path(__file__).with_name("fake_worker.py")
+FAKE_JOB = Path(__file__).with_name("fake_job.py")
 URL = "http://127.0.0.1:8000"
 T = TypeVar("T")
 
@@ -38,7 +39,8 @@ def until(look: Callable[[], T], timeout_s: float = 30.0) -> T:
 def serving(home: Path, *worker_options: str, **settings: Any) -> Iterator[TestClient]:
     """The application in this process; its workers are fake ones, in real processes under real shims."""
     worker = [sys.executable, str(FAKE_WORKER), *worker_options]
-    executor = LocalExecutor(None, home / "cache", settings.pop("cpu_slots", 1), worker, spare=settings.pop("spare", False))
+    job = [sys.executable, str(FAKE_JOB)]
+    executor = LocalExecutor(None, home / "cache", settings.pop("cpu_slots", 1), worker, job=job, spare=settings.pop("spare", False))
     settings = {"auto_resume": 0, **settings}  # what a fault does is seen as it is, unless a test asks for more
     with TestClient(create_app(Settings(home=home, **settings), executor), base_url=URL) as client:
         yield client

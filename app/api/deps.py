@@ -9,7 +9,9 @@ from fastapi import Depends, Header, Request
 from starlette.requests import HTTPConnection
 
 from app.api.security import Gate
+from app.services.evaluations import EvaluationService
 from app.services.hub import Hub
+from app.services.jobs import JobService
 from app.services.runs import Once, RunService
 from app.services.supervisor import Supervisor
 from app.settings import Settings
@@ -25,6 +27,8 @@ class Parts:
     hub: Hub
     supervisor: Supervisor
     runs: RunService
+    jobs: JobService
+    evaluations: EvaluationService
     gate: Gate
 
 

@@ -18,8 +18,10 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.routing import compile_path
 
+from app.services.evaluations import NoData
 from app.services.lifecycle import InvalidTransition, allowed_commands
 from app.services.runs import DuplicateExternalId, Precondition, StillActive
+from app.store.jobs import NoSuchJob
 from app.store.runs import KeyReused, NoCheckpoint, NoSuchGroup, NoSuchRun, StateChanged
 from cognate.config import ConfigError
 
@@ -36,6 +38,7 @@ PROBLEMS: dict[str, tuple[int, str]] = {
     "version_mismatch": (412, "The run is no longer in the version that If-Match names; look again."),
     "duplicate_external_id": (409, "Another run already has this external_id; `run_id` names it."),
     "state_changed": (409, "The run changed while the command was being carried out; look again and repeat it."),
+    "data_missing": (409, "This needs real datasets, and the service was started without a folder of them; see COGNATE_DATA_DIR."),
     "not_found": (404, "Nothing is known under this address."),
     "method_not_allowed": (405, "This address exists, but not for this method."),
     "unauthorized": (401, "A bearer token is required: `Authorization: Bearer <token>`."),
@@ -107,6 +110,8 @@ def install(app: FastAPI) -> None:
         Precondition: lambda _, error: problem("version_mismatch", str(error)),
         NoSuchGroup: lambda _, error: problem("not_found", str(error)),
         NoCheckpoint: lambda _, error: problem("not_found", str(error)),
+        NoSuchJob: lambda _, error: problem("not_found", str(error)),
+        NoData: lambda _, error: problem("data_missing", str(error)),
         NoSuchRun: lambda _, error: problem("not_found", str(error)),
         NoSuchThing: lambda _, error: problem("not_found", str(error)),
         OperationalError: _database,

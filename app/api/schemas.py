@@ -11,8 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from pydantic.json_schema import SkipJsonSchema
 
 from app.services.lifecycle import State, allowed_commands
-from app.store.tables import Attempt, Checkpoint, Event, Run, RunGroup
-from cognate.config import SPECIALISTS
+from app.store.tables import Attempt, Checkpoint, Event, Job, Run, RunGroup
+from cognate.config import SPECIALISTS, DatasetName
 
 Item = TypeVar("Item")
 Value = float | Literal["NaN", "Infinity", "-Infinity"]
@@ -31,7 +31,7 @@ _Unset: Any = Field(None, json_schema_extra=_without_default)  # it stays as it 
 class _In(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
-    @field_validator("seed", "priority", "auto_resume", mode="before", check_fields=False)
+    @field_validator("seed", "priority", "auto_resume", "limit", mode="before", check_fields=False)
     @classmethod
     def _whole(cls, value: Any) -> Any:
         """1.0 is an integer to JSON Schema, and to callers whose language has one kind of number."""
@@ -117,6 +117,15 @@ class GroupIn(_In):
     tags: list[Tag] = Field([], max_length=20)
     priority: int = Field(0, ge=-1000, le=1000)
     auto_resume: int | None = Field(None, ge=0, le=1000)
+
+
+class EvaluateIn(_In):
+    model_config = ConfigDict(json_schema_extra={"examples": [{"datasets": ["gsm8k", "arc_easy"], "limit": 100}]})
+
+    checkpoint_id: CheckpointId | None = Field(None, description="Which one; empty takes the newest.")
+    datasets: Annotated[list[DatasetName], Field(min_length=1, max_length=14)] | None = Field(None, description="Empty takes all.")
+    limit: int | None = Field(None, ge=1, description="A fixed sample of so many items of each; empty takes every item.")
+    overlap: bool = Field(True, description="Count the items that share 13 words in a row with the training text.")
 
 
 class QueueIn(_In):
@@ -232,6 +241,30 @@ class QueueOut(BaseModel):
     data: list[RunOut]
 
 
+JobState = Literal["queued", "running", "completed", "failed", "cancelled"]
+
+
+class JobProgress(BaseModel):
+    message: str
+    fraction: float | None = Field(description="Share of the work that is done, 0..1, where it is known.")
+
+
+class JobOut(BaseModel):
+    id: str
+    kind: str
+    subject: str = Field(description="What it is about: the id of a run or group, the name of a dataset or preset.")
+    spec: dict[str, Any]
+    state: JobState
+    device: str | None
+    progress: JobProgress | None
+    result: dict[str, Any] | None = Field(description="Of a completed one.")
+    reason: str | None = Field(description="Of a failed one, in one word.")
+    detail: str | None
+    created_at: datetime
+    started_at: datetime | None
+    ended_at: datetime | None
+
+
 class DeviceOut(BaseModel):
     slot: str
     run_id: str | None = Field(description="The run that holds it.")
@@ -296,6 +329,10 @@ def attempt_out(attempt: Attempt) -> AttemptOut:
 
 def checkpoint_out(checkpoint: Checkpoint) -> CheckpointOut:
     return CheckpointOut(**_fields(checkpoint, CheckpointOut))
+
+
+def job_out(job: Job) -> JobOut:
+    return JobOut(**_fields(job, JobOut))
 
 
 def group_out(group: RunGroup, members: Sequence[Run], queue: Sequence[str]) -> GroupOut:

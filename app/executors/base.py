@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
-from cognate.rundir import AttemptDir
+from cognate.jobdir import JobDir
+from cognate.rundir import AttemptDir, ProcessDir
 
 
 @dataclass(frozen=True)
@@ -31,14 +33,17 @@ class Executor(Protocol):
     def launch(self, attempt: AttemptDir, device: str) -> None:
         """Start a worker for a prepared attempt; raises LaunchError."""
 
+    def launch_job(self, job: JobDir, device: str, runs_dir: Path, *, online: bool = False) -> None:
+        """Start a prepared job; raises LaunchError. runs_dir: where it finds runs; online: it may use the network"""
+
     def tend(self) -> None:
         """Called at every look, for whatever an executor keeps ready."""
 
     def close(self) -> None:
         """The server ends; what runs stays."""
 
-    def ended(self, attempt: AttemptDir) -> Exit | None:
-        """How the attempt ended once none of its processes is left and its device's memory is free, else None."""
+    def ended(self, work: ProcessDir) -> Exit | None:
+        """How an attempt or job ended once none of its processes is left and its device's memory is free, else None."""
 
-    def kill(self, attempt: AttemptDir) -> None:
-        """End every process of the attempt at once; no effect when there is none."""
+    def kill(self, work: ProcessDir) -> None:
+        """End every process of an attempt or job at once; no effect when there is none."""

@@ -20,20 +20,32 @@ from typing import IO, Any
 from app.executors.base import Exit, LaunchError
 from app.executors.devices import describe, holds_memory, usable_gpus
 from cognate import rundir, shim
-from cognate.rundir import AttemptDir
+from cognate.jobdir import JobDir
+from cognate.rundir import AttemptDir, ProcessDir
 
 FREED_WITHIN_S = 30.0
 SPARE_AFTER_S = 15.0  # since the last launch
 WORKER = (sys.executable, "-m", "cognate.worker")
+JOB = (sys.executable, "-m", "cognate.job")
+# What a job that may use the network sees besides.
+ONLINE = ("HF_TOKEN", "HF_HOME", "HF_ENDPOINT", "HF_HUB_OFFLINE", "HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY", "SSL_CERT_FILE", "SSL_CERT_DIR")
 # A worker sees these of the server's environment and nothing else: no token, no keys.
 PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "CUDA_HOME", "OMP_NUM_THREADS", "NVIDIA_VISIBLE_DEVICES")
 
 
 class LocalExecutor:
     def __init__(
-        self, data_dir: Path | None, cache_dir: Path, cpu_slots: int, worker: Sequence[str] = WORKER, *, spare: bool = False
+        self,
+        data_dir: Path | None,
+        cache_dir: Path,
+        cpu_slots: int,
+        worker: Sequence[str] = WORKER,
+        *,
+        job: Sequence[str] = JOB,
+        spare: bool = False,
     ) -> None:
         """spare: keep one worker loaded that waits for its attempt; the worker's command takes --spare then."""
+        self._job = list(job)
         self._data_dir = data_dir
         self._cache_dir = cache_dir
         self._worker = list(worker)
@@ -42,8 +54,8 @@ class LocalExecutor:
         self._keeps_spare = spare
         self._spare: tuple[subprocess.Popen[bytes], socket.socket] | None = None
         self._launched_at = time.monotonic()
-        self._gone_since: dict[AttemptDir, float] = {}
-        self._shims: dict[AttemptDir, subprocess.Popen[bytes]] = {}
+        self._gone_since: dict[ProcessDir, float] = {}
+        self._shims: dict[ProcessDir, subprocess.Popen[bytes]] = {}
 
     def slots(self) -> list[str]:
         return self._slots
@@ -52,21 +64,31 @@ class LocalExecutor:
         return describe(self._gpus[slot]) if slot in self._gpus else {}
 
     def launch(self, attempt: AttemptDir, device: str) -> None:
-        lease = rundir.take_lease(attempt)
-        if lease is None:
-            raise LaunchError(f"attempt {attempt.number} of {attempt.run.path.name} is already running")
         self._launched_at = time.monotonic()
+        self._launch(attempt, device, self._worker, self.environment(device), may_take_spare=True)
+
+    def launch_job(self, job: JobDir, device: str, runs_dir: Path, *, online: bool = False) -> None:
+        environment = {**self.environment(device), "COGNATE_RUNS_DIR": str(runs_dir.resolve())}
+        if online:
+            del environment["HF_HUB_OFFLINE"]
+            environment |= {name: os.environ[name] for name in ONLINE if name in os.environ}
+        self._launch(job, device, self._job, environment, may_take_spare=False)
+
+    def _launch(self, work: ProcessDir, device: str, command: list[str], environment: dict[str, str], *, may_take_spare: bool) -> None:
+        lease = rundir.take_lease(work)
+        if lease is None:
+            raise LaunchError(f"{work.path} is already being worked on")
         try:
-            with attempt.log.open("ab") as log:
-                process = self._assign_spare(attempt, device, lease, log.fileno())
+            with work.log.open("ab") as log:
+                process = self._assign_spare(work, device, environment, lease, log.fileno()) if may_take_spare else None
                 if process is None:
-                    arguments = [str(attempt.path), str(lease), device, "--", *self._worker, str(attempt.path)]
-                    process = _start_shim(arguments, self.environment(device), log, lease)
+                    arguments = [str(work.path), str(lease), device, "--", *command, str(work.path)]
+                    process = _start_shim(arguments, environment, log, lease)
         except OSError as error:
-            raise LaunchError(f"cannot start a worker: {error}") from error
+            raise LaunchError(f"cannot start a process: {error}") from error
         finally:
             os.close(lease)  # the shim holds it now, or nobody
-        self._shims[attempt] = process
+        self._shims[work] = process
 
     def tend(self) -> None:
         """Start a spare worker when there should be one, but not while a run that was just launched needs the machine to start."""
@@ -83,14 +105,16 @@ class LocalExecutor:
         self._keeps_spare = False
         self._drop_spare()
 
-    def _assign_spare(self, attempt: AttemptDir, device: str, lease: int, log: int) -> subprocess.Popen[bytes] | None:
+    def _assign_spare(
+        self, work: ProcessDir, device: str, environment: dict[str, str], lease: int, log: int
+    ) -> subprocess.Popen[bytes] | None:
         """The shim that took the attempt over, or None when there is no spare to take it."""
         if self._spare is None or self._spare[0].poll() is not None:
             return None
         (process, channel), self._spare = self._spare, None
         with channel:
             try:
-                shim.assign(channel, str(attempt.path.absolute()), device, self.environment(device), lease, log)
+                shim.assign(channel, str(work.path.absolute()), device, environment, lease, log)
             except OSError:
                 return None
         return process
@@ -102,35 +126,35 @@ class LocalExecutor:
             process.wait()
             self._spare = None
 
-    def ended(self, attempt: AttemptDir) -> Exit | None:
-        if attempt.path.exists() and not rundir.lease_is_free(attempt):
+    def ended(self, work: ProcessDir) -> Exit | None:
+        if work.path.exists() and not rundir.lease_is_free(work):
             return None
-        if self._holds_memory(attempt):
+        if self._holds_memory(work):
             return None
-        if process := self._shims.pop(attempt, None):
+        if process := self._shims.pop(work, None):
             process.wait()  # it has let go of the lease, so it is leaving; unwaited it would stay as a zombie
         try:
-            record = rundir.read_json(attempt.exit)
+            record = rundir.read_json(work.exit)
         except (FileNotFoundError, ValueError):
-            return Exit(rebooted=_rebooted_since(attempt))
+            return Exit(rebooted=_rebooted_since(work))
         return Exit(record["code"], record["signal"])
 
-    def _holds_memory(self, attempt: AttemptDir) -> bool:
+    def _holds_memory(self, work: ProcessDir) -> bool:
         """Whether the GPU still counts memory to the worker. A driver that never lets go is believed for FREED_WITHIN_S only."""
         try:
-            started = rundir.read_json(attempt.started)
+            started = rundir.read_json(work.started)
         except (FileNotFoundError, ValueError):
             return False
         gpu = self._gpus.get(started["device"])
-        since = self._gone_since.setdefault(attempt, time.monotonic())
+        since = self._gone_since.setdefault(work, time.monotonic())
         if gpu is not None and time.monotonic() - since < FREED_WITHIN_S and holds_memory(gpu, started["pid"]):
             return True
-        del self._gone_since[attempt]
+        del self._gone_since[work]
         return False
 
-    def kill(self, attempt: AttemptDir) -> None:
+    def kill(self, work: ProcessDir) -> None:
         try:
-            started = rundir.read_json(attempt.started)
+            started = rundir.read_json(work.started)
         except (FileNotFoundError, ValueError):
             return  # not that far yet; the supervisor asks again until the lease is free
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
@@ -165,9 +189,9 @@ def _start_shim(arguments: list[str], environment: dict[str, str], log: IO[bytes
     )
 
 
-def _rebooted_since(attempt: AttemptDir) -> bool:
+def _rebooted_since(work: ProcessDir) -> bool:
     try:
-        started = rundir.read_json(attempt.started)
+        started = rundir.read_json(work.started)
     except (FileNotFoundError, ValueError):
         return False
     return bool(started["boot_id"] != shim.boot_id())

@@ -12,10 +12,12 @@ import logging
 import shutil
 import threading
 import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from app.executors.base import Executor, Exit, LaunchError
 from app.services import journal
+from app.services.jobs import JobService
 from app.services.lifecycle import LIVE, TRANSITIONS, Command, Fact, Reason, State, advance
 from app.settings import Settings
 from app.store import runs
@@ -35,12 +37,16 @@ AUTO_RESUME_AFTER_MOST_S = 300.0
 _LOST = (Reason.SIGNAL, Reason.EXIT_NONZERO, Reason.WORKER_LOST, Reason.HOST_RESTART, Reason.STALLED)
 # What a worker is asked to do in each live state.
 _INTENT: dict[State, rundir.Command] = {State.STARTING: "run", State.RUNNING: "run", State.PAUSING: "pause", State.STOPPING: "stop"}
+Completed = Callable[[Write, Run, Sequence[str]], None]
 _ENDING_FACTS = {Kind.PAUSED: Fact.PAUSED, Kind.STOPPED: Fact.STOPPED, Kind.FINISHED: Fact.FINISHED, Kind.FAILED: Fact.FAILED}
 
 
 class Supervisor:
-    def __init__(self, store: Store, executor: Executor, settings: Settings) -> None:
+    def __init__(self, store: Store, executor: Executor, settings: Settings, jobs: JobService, on_completed: Completed) -> None:
+        """on_completed: what follows when a run is, in the same transaction; given the slots that there are"""
+        self._on_completed = on_completed
         self._store = store
+        self._jobs = jobs
         self._executor = executor
         self._settings = settings
         self._runs_dir = settings.runs
@@ -99,6 +105,7 @@ class Supervisor:
         self._stop.set()
         self.wake()
         self._thread.join()
+        self._jobs.stop()
         self._executor.close()
 
     @property
@@ -127,7 +134,7 @@ class Supervisor:
                 self._resume_after_shutdown()
                 self._resume_lost()
                 self._resume_when_there_is_space()
-                self._launch_queued()
+                self._jobs.look(self._launch_queued())
                 self._executor.tend()
         self.looked_at = time.monotonic()
 
@@ -182,6 +189,8 @@ class Supervisor:
             kill_requested=False,
             auto_resumes=0 if self._made_progress(write, run) else run.auto_resumes,
         )
+        if state is State.COMPLETED:
+            self._on_completed(write, run, self.slots())
 
     def _fact(self, run_id: str, attempt: Attempt, ended: Exit) -> Fact:
         fact = _ENDING_FACTS[Kind(attempt.ending)] if attempt.ending else Fact.VANISHED
@@ -242,20 +251,21 @@ class Supervisor:
 
     # --- the queue ------------------------------------------------------------------------------------------
 
-    def _launch_queued(self) -> None:
+    def _launch_queued(self) -> list[str]:
+        """Give each free slot to the run whose turn it is; the slots that are left."""
         with self._store.read() as session:
-            if runs.is_held(session):
-                return
-            waiting = [(run.id, run.config["training"]["device"]) for run in runs.in_states(session, [State.QUEUED])]
+            queued = [] if runs.is_held(session) else runs.in_states(session, [State.QUEUED])
+            waiting = [(run.id, run.config["training"]["device"]) for run in queued]
             busy = [runs.attempt(session, run.id, run.attempt).device for run in runs.in_states(session, LIVE)]
         free = list(self._executor.slots())
-        for device in busy:
+        for device in [*busy, *self._jobs.gpus()]:
             with contextlib.suppress(ValueError):
                 free.remove(device)
         for run_id, wanted in waiting:
             if slot := _fitting(wanted, free, self._executor.slots()):
                 free.remove(slot)
                 self._launch(run_id, slot)
+        return free
 
     def _launch(self, run_id: str, device: str) -> None:
         with self._store.write() as write:

@@ -118,6 +118,27 @@ class Checkpoint(SQLModel, table=True):
     is_pinned: bool = False
 
 
+class Job(SQLModel, table=True):
+    """Work beside the training: an evaluation, a report. `subject` is what it is about: a run, a group, a dataset."""
+
+    id: str = Field(primary_key=True)
+    kind: str
+    subject: str
+    spec: dict[str, Any] = _json(nullable=False)
+    state: str = Field(index=True)
+    cancel_requested: bool = False
+    device: str | None = None
+    progress: dict[str, Any] | None = _json()
+    result: dict[str, Any] | None = _json()
+    reason: str | None = None
+    detail: str | None = None
+    created_at: float
+    started_at: float | None = None
+    ended_at: float | None = None
+
+    __table_args__ = (Index(None, "kind", "subject"),)
+
+
 class IdempotencyKey(SQLModel, table=True):
     """A request that was carried out once; `fingerprint` is the SHA-256 of its method, path and body."""
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +19,12 @@ from cognate.config import RunConfig
 from cognate.data.batches import TrainingBatches, validation_batches
 from cognate.data.corpus import load_corpus
 from cognate.data.curriculum import stage_for
+from cognate.evaluation.items import Items
+from cognate.evaluation.suite import sample_accuracies, sample_items
 from cognate.events import Failure, Kind
 from cognate.model import Cognate, Loss
 from cognate.optimizer import MuGrokfast
-from cognate.rundir import Control, RunDir
+from cognate.rundir import Control, Places, RunDir
 from cognate.training import checkpoint
 from cognate.training.checkpoint import Position
 from cognate.training.execution import Execution, FiniteLosses, activation_dtype, parts, prepare
@@ -34,14 +35,6 @@ from cognate.training.schedule import lr_scale
 
 class DataChanged(RuntimeError):
     """The data of a resumed run are not those it was started on."""
-
-
-@dataclass(frozen=True)
-class Places:
-    """Where an attempt finds and keeps what is not the run's own."""
-
-    data_dir: Path | None
-    cache_dir: Path | None
 
 
 def train(run: RunDir, reporter: Reporter, poll: Callable[[], Control | None], places: Places, device: torch.device) -> Kind:
@@ -66,6 +59,7 @@ def train(run: RunDir, reporter: Reporter, poll: Callable[[], Control | None], p
         raise DataChanged("the data are not those this run was started on: its place in them would mean nothing; launch a new run")
     batches = TrainingBatches(corpus, training, config.seed)
     held_out = validation_batches(corpus, training, config.data.validation_batches)
+    samples = evaluation_samples(config, places.data_dir)
     steps_in = {epoch: math.ceil(batches.steps_in_epoch(epoch) / training.gradient_accumulation) for epoch in range(1, training.epochs + 1)}
     total_steps = min(sum(steps_in.values()), training.max_steps or sum(steps_in.values()))
 
@@ -182,6 +176,7 @@ def train(run: RunDir, reporter: Reporter, poll: Callable[[], Control | None], p
                 reporter.phase("evaluating")
                 values |= validate(model, held_out, device)
                 position.val_loss = values.get("val_loss")
+                values |= sample_accuracies(model, corpus.tokenizer, samples)
                 values["curriculum_stage"] = float(stage_for(position.epoch))
             if ends_epoch:
                 values["epoch_time_minutes"] = position.epoch_seconds / 60
@@ -202,6 +197,13 @@ def train(run: RunDir, reporter: Reporter, poll: Callable[[], Control | None], p
 
     reporter.say(Kind.FINISHED, step=position.step)
     return Kind.FINISHED
+
+
+def evaluation_samples(config: RunConfig, data_dir: Path | None) -> list[Items]:
+    """What an epoch ends with: a few held-out items of each real dataset that the run uses."""
+    if config.data.source == "synthetic" or config.evaluation.epoch_items == 0:
+        return []
+    return sample_items(data_dir, config.data.datasets, config.evaluation.epoch_items)
 
 
 def build_optimizer(model: Cognate, config: RunConfig) -> MuGrokfast:

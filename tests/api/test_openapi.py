@@ -42,7 +42,7 @@ def test_every_operation_has_a_name_of_its_own_and_a_summary(document: dict[str,
 
 def test_every_body_has_an_example(document: dict[str, Any]) -> None:
     bodies = [operation["requestBody"] for _, _, operation in operations(document) if "requestBody" in operation]
-    assert len(bodies) == 10
+    assert len(bodies) == 11
     assert all(media["example"] for body in bodies for media in body["content"].values())
 
 
@@ -71,6 +71,7 @@ def test_headers_are_declared_where_they_are_sent(document: dict[str, Any]) -> N
         if status < "400"
     }
     made = {(name, status, "Location") for name in ("launch_run", "fork_run", "launch_group") for status in ("200", "201")}
+    made |= {("start_evaluation", status, "Location") for status in ("200", "202")}
     assert sent == made | {("get_run", "200", "ETag"), ("get_run", "304", "ETag"), ("edit_run", "200", "ETag")}
 
 

@@ -26,9 +26,9 @@ from app.executors.local import LocalExecutor
 from app.main import create_app
 from app.services import supervisor
 from app.settings import Settings
-from cognate.rundir import AttemptDir, Journal, RunDir
+from cognate.rundir import AttemptDir, Journal, Places, RunDir
 from cognate.training.control import ControlFile
-from cognate.training.loop import Places, train
+from cognate.training.loop import train
 from cognate.training.reporter import Reporter
 from tests.service import FAKE_WORKER, free_port, until
 

@@ -22,8 +22,7 @@ from typing import Any
 import pytest
 
 from cognate.events import Failure, Kind
-from cognate.rundir import MalformedLine, RunDir, read_journal, verify_checkpoint
-from cognate.training.loop import Places
+from cognate.rundir import MalformedLine, Places, RunDir, read_journal, verify_checkpoint
 from cognate.worker import run_attempt
 from tests.faults.processes import Service, count, end, next_attempt, service, start, times, train_once
 from tests.faults.test_service_killed import assert_rows_are_those_of_the_journals

@@ -16,8 +16,7 @@ import torch
 from app.services import supervisor
 from cognate.events import Failure, Kind
 from cognate.model import Cognate
-from cognate.rundir import RunDir, read_json
-from cognate.training.loop import Places
+from cognate.rundir import Places, RunDir, read_json
 from cognate.worker import run_attempt
 from tests.faults.processes import count, end, next_attempt, start, times, train_once
 from tests.faults.test_service_killed import assert_rows_are_those_of_the_journals

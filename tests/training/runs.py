@@ -12,8 +12,8 @@ import torch
 from cognate.config import RunConfig, resolve
 from cognate.events import Event, Kind
 from cognate.metrics import WALL_CLOCK_KEYS
-from cognate.rundir import Control, Journal, RunDir, read_journal, verify_checkpoint
-from cognate.training.loop import Places, train
+from cognate.rundir import Control, Journal, Places, RunDir, read_journal, verify_checkpoint
+from cognate.training.loop import train
 from cognate.training.reporter import Reporter
 
 TINY: dict[str, Any] = {
@@ -35,13 +35,13 @@ def new_run(folder: Path, config: RunConfig) -> RunDir:
     return run
 
 
-def attempt_at(run: RunDir, poll: Poll = lambda: None, cache: Path | None = None) -> Kind:
+def attempt_at(run: RunDir, poll: Poll = lambda: None, cache: Path | None = None, data_dir: Path | None = None) -> Kind:
     """Train one more attempt of `run` in this process; how it ended."""
     attempt = run.attempt(len(list((run.path / "attempts").glob("*"))) + 1)
     attempt.create()
     torch.use_deterministic_algorithms(True)
     try:
-        return train(run, Reporter(Journal(attempt)), poll, Places(None, cache), torch.device("cpu"))
+        return train(run, Reporter(Journal(attempt)), poll, Places(data_dir, cache), torch.device("cpu"))
     finally:  # a process that dies takes what it is writing with it; this one goes on
         for thread in threading.enumerate():
             if thread.name == "checkpoint":

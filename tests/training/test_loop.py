@@ -14,13 +14,16 @@ from safetensors.torch import load_file
 from cognate.config import overlaid, resolve
 from cognate.data.batches import Batch, TrainingBatches
 from cognate.data.corpus import Corpus
+from cognate.evaluation.suite import sample_accuracies, sample_items
 from cognate.events import Failure, Kind
 from cognate.metrics import METRICS, Cadence
 from cognate.model import Cognate
 from cognate.optimizer import MuGrokfast
 from cognate.rundir import RunDir
 from cognate.training import checkpoint, loop
+from cognate.training.checkpoint import load_model
 from cognate.training.loop import DataChanged
+from tests.data.data_folders import write_folder
 from tests.training.runs import TINY, CommandAt, attempt_at, digests, events, new_run, reproducible_rows, rows, tiny
 
 
@@ -314,3 +317,29 @@ def test_what_a_killed_worker_was_writing_is_removed(whole: RunDir, cache: Path,
     attempt_at(run, cache=cache)
     assert not torn.exists()
     assert digests(run, 12) == digests(whole, 12)
+
+
+def test_an_epoch_ends_with_the_accuracies_of_the_datasets_that_are_there(tmp_path: Path) -> None:
+    """As the evaluation of the saved model gives them, whatever comes between; and none where none is asked for."""
+    data_dir = write_folder(tmp_path / "data", ("boolq", "arc_easy", "svamp"), n_train=60)
+    data, training = {"source": "real", "datasets": ["boolq", "svamp"]}, {"max_steps": None, "epochs": 2, "checkpoint_every_steps": 1000}
+    config = tiny(data=data, training=training, evaluation={"epoch_items": 3})
+    run = new_run(tmp_path / "run", config)
+    assert attempt_at(run, CommandAt(run, "pause", 2), data_dir=data_dir) is Kind.PAUSED
+    assert attempt_at(run, data_dir=data_dir) is Kind.FINISHED
+    accuracies = {
+        event.data["step"]: {key: value for key, value in event.data["values"].items() if key[:9] == "accuracy_"} for event in rows(run)
+    }
+    measured = {step: values for step, values in accuracies.items() if values}
+    for step, path in run.complete_checkpoints():
+        if step in measured:
+            samples = sample_items(data_dir, ["boolq", "svamp"], 3)
+            assert [len(sample.items) for sample in samples] == [3, 3]
+            assert measured.pop(step) == sample_accuracies(*load_model(path), samples)
+    assert measured == {}
+    assert len([values for values in accuracies.values() if values]) == 2
+
+    for number, changes in enumerate([{"evaluation": {"epoch_items": 0}}, {"data": {"source": "synthetic"}}]):
+        run = new_run(tmp_path / f"none-{number}", overlaid(config.model_dump(mode="json"), {**changes, "training": {"max_steps": 1}}))
+        assert attempt_at(run, data_dir=data_dir) is Kind.FINISHED
+        assert not [key for key in rows(run)[-1].data["values"] if key.startswith("accuracy_")]

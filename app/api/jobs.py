@@ -1,0 +1,55 @@
+"""Jobs: evaluations, reports and other work beside the training; looked at, and given up."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Response
+from fastapi import Path as PathParameter
+
+from app.api.deps import Service
+from app.api.runs import Limit
+from app.api.schemas import JobOut, JobState, Page, job_out
+from app.store import jobs
+
+router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
+
+JOB_ID = r"^job_[0-9a-f-]{36}$"
+JobId = Annotated[str, PathParameter(pattern=JOB_ID)]
+
+
+@router.get("", summary="Jobs, newest first")
+def list_jobs(
+    service: Service,
+    limit: Limit = 50,
+    after: Annotated[str | None, Query(pattern=JOB_ID)] = None,
+    kind: Annotated[str | None, Query(max_length=40)] = None,
+    subject: Annotated[str | None, Query(max_length=80)] = None,
+    state: JobState | None = None,
+) -> Page[JobOut]:
+    with service.store.read() as session:
+        found = jobs.page(session, limit + 1, after, kind=kind, subject=subject, state=state)
+        data = [job_out(job) for job in found[:limit]]
+    more = len(found) > limit
+    return Page(data=data, has_more=more, next_cursor=data[-1].id if more else None)
+
+
+@router.get("/{job_id}", summary="One job, with what came of it")
+def get_job(job_id: JobId, service: Service) -> JobOut:
+    with service.store.read() as session:
+        return job_out(jobs.get(session, job_id))
+
+
+@router.post(
+    "/{job_id}/cancel",
+    status_code=202,
+    summary="Give a job up",
+    responses={200: {"model": JobOut, "description": "It had ended, or was being given up already; nothing changed."}},
+)
+def cancel_job(job_id: JobId, service: Service, response: Response) -> JobOut:
+    job, changed = service.jobs.cancel(job_id)
+    if changed:
+        service.supervisor.wake()
+    else:
+        response.status_code = 200
+    return job_out(job)

@@ -1,0 +1,161 @@
+"""Jobs: work that is no training run but needs torch or the network, done in processes beside the service, one at a time.
+
+A job takes a GPU that no run holds; where there is none free it works on the CPU, so it never waits for a run, nor takes
+memory from one. Asking twice for the same before it is done is asking once. What a job says and leaves are files
+(cognate/jobdir.py); like the supervisor, whose loop calls look(), nothing is remembered outside them and the database.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from uuid_utils import uuid7
+
+from app.executors.base import Executor, Exit, LaunchError
+from app.settings import Settings
+from app.store import jobs
+from app.store.engine import Store, Write
+from app.store.tables import Job
+from cognate.jobdir import JobDir
+
+log = logging.getLogger(__name__)
+
+AT_ONCE = 1
+ONLINE = frozenset({"fetch"})  # the kinds that may use the network
+ENDED_WITHIN_S = 10.0
+FOLDERS_KEPT = 20  # of ended jobs: their results are in the database, their files only here
+Completed = Callable[[Write, Job], None]
+
+
+class JobService:
+    def __init__(self, store: Store, executor: Executor, settings: Settings, on_completed: Mapping[str, Completed]) -> None:
+        """on_completed: by kind, what a result changes elsewhere, in the transaction that notes it"""
+        self._store = store
+        self._executor = executor
+        self._settings = settings
+        self._on_completed = on_completed
+
+    def start(self, kind: str, subject: str, spec: dict[str, Any]) -> tuple[Job, bool]:
+        """Queue a job, or join the unfinished one that does the same; the job, and whether it is new."""
+        with self._store.write() as write:
+            return self.start_within(write, kind, subject, spec)
+
+    def start_within(self, write: Write, kind: str, subject: str, spec: dict[str, Any]) -> tuple[Job, bool]:
+        """start() as part of a transaction."""
+        if known := jobs.unfinished(write.session, kind, subject, spec):
+            return known, False
+        job = Job(id=f"job_{uuid7()}", kind=kind, subject=subject, spec=spec, state="queued", created_at=time.time())
+        write.session.add(job)
+        write.session.flush()
+        return job, True
+
+    def cancel(self, job_id: str) -> tuple[Job, bool]:
+        """Give a job up; the job, and whether this changed anything. Raises NoSuchJob."""
+        with self._store.write() as write:
+            job = jobs.get(write.session, job_id)
+            if job.state not in jobs.UNFINISHED or job.cancel_requested:
+                return job, False
+            job.cancel_requested = True
+            if job.state == "queued":
+                _end(write, job, "cancelled")
+            return job, True
+
+    def gpus(self) -> list[str]:
+        """The slots that jobs have taken; on the CPU they take none, they give way."""
+        with self._store.read() as session:
+            devices = [job.device for job in jobs.in_states(session, ["running"])]
+        return [device for device in devices if device is not None and device.startswith("cuda")]
+
+    def folder(self, job_id: str) -> Path:
+        return self._settings.home / "jobs" / job_id
+
+    def look(self, free: Sequence[str]) -> None:
+        """One pass: see to what runs, start what waits. free: the slots that no run holds"""
+        with self._store.read() as session:
+            found = jobs.in_states(session, jobs.UNFINISHED)
+        running = [job for job in found if job.state == "running"]
+        for job in running:
+            self._tend(job)
+        if len(running) < AT_ONCE and (waiting := next((job for job in found if job.state == "queued"), None)):
+            self._launch(waiting.id, next((slot for slot in free if slot.startswith("cuda")), "cpu"))
+
+    def stop(self) -> None:
+        """The service ends: what runs is ended, and begun anew at the next start."""
+        with self._store.read() as session:
+            directories = [JobDir(self.folder(job.id)) for job in jobs.in_states(session, ["running"])]
+        deadline = time.monotonic() + ENDED_WITHIN_S
+        while any(self._executor.ended(directory) is None for directory in directories) and time.monotonic() < deadline:
+            for directory in directories:
+                self._executor.kill(directory)
+            time.sleep(0.05)
+        with self._store.write() as write:
+            for job in jobs.in_states(write.session, ["running"]):
+                job.state, job.device = "queued", None
+
+    def _launch(self, job_id: str, device: str) -> None:
+        with self._store.write() as write:
+            job = jobs.get(write.session, job_id)
+            if job.state != "queued":
+                return
+            job.state, job.device, job.started_at = "running", device, time.time()
+        directory = JobDir(self.folder(job_id))
+        try:
+            shutil.rmtree(directory.path, ignore_errors=True)  # of a life that the service's end cut short
+            directory.create(job.kind, job.spec)
+            self._executor.launch_job(directory, device, self._settings.runs, online=job.kind in ONLINE)
+        except (LaunchError, OSError) as error:
+            log.error("job %s: %s", job_id, error)
+            with self._store.write() as write:
+                _end(write, jobs.get(write.session, job_id), "failed", reason="launch_failed", detail=str(error))
+
+    def _tend(self, job: Job) -> None:
+        directory = JobDir(self.folder(job.id))
+        ended = self._executor.ended(directory)  # before the files are read: what is there then is all there will be
+        if ended is None:
+            if job.cancel_requested:
+                self._executor.kill(directory)
+            if (said := directory.progress()) != job.progress:
+                with self._store.write(durable=False) as write:
+                    jobs.get(write.session, job.id).progress = said
+            return
+        with self._store.write() as write:
+            self._conclude(write, jobs.get(write.session, job.id), directory, ended)
+        self._tidy()
+
+    def _conclude(self, write: Write, job: Job, directory: JobDir, ended: Exit) -> None:
+        if (result := directory.result()) is not None:
+            job.result = result
+            _end(write, job, "completed")
+            if hook := self._on_completed.get(job.kind):
+                hook(write, job)
+        elif job.cancel_requested:
+            _end(write, job, "cancelled")
+        elif (error := directory.error()) is not None:
+            _end(write, job, "failed", **error)
+        else:
+            _end(write, job, "failed", reason="job_lost", detail=_how(ended))
+
+    def _tidy(self) -> None:
+        """Remove the folders of all but the newest ended jobs."""
+        root = self._settings.home / "jobs"
+        with self._store.read() as session:
+            kept = {job.id for job in jobs.page(session, FOLDERS_KEPT)} | {job.id for job in jobs.in_states(session, jobs.UNFINISHED)}
+        for path in root.iterdir():
+            if path.name not in kept:
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def _end(write: Write, job: Job, state: str, *, reason: str | None = None, detail: str | None = None) -> None:
+    job.state, job.reason, job.detail, job.ended_at = state, reason, detail, time.time()
+    log.info("%s (%s of %s): %s%s", job.id, job.kind, job.subject, state, f", {reason}" if reason else "")
+
+
+def _how(ended: Exit) -> str:
+    if ended.signal is not None:
+        return f"its process was killed by signal {ended.signal}"
+    return f"its process left with code {ended.code} and no result" if ended.code is not None else "its process is gone without a trace"

@@ -1,0 +1,51 @@
+"""Queries on jobs."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Any
+
+from sqlalchemy import select
+from sqlmodel import Session, col
+
+from app.store.tables import Job
+
+UNFINISHED = ("queued", "running")
+
+
+class NoSuchJob(LookupError):
+    def __init__(self, job_id: str) -> None:
+        super().__init__(f"no job {job_id!r}")
+
+
+def get(session: Session, job_id: str) -> Job:
+    job = session.get(Job, job_id)
+    if job is None:
+        raise NoSuchJob(job_id)
+    return job
+
+
+def in_states(session: Session, states: Collection[str]) -> Sequence[Job]:
+    """Jobs in any of `states`, oldest first."""
+    return session.execute(select(Job).where(col(Job.state).in_(states)).order_by(col(Job.id))).scalars().all()
+
+
+def unfinished(session: Session, kind: str, subject: str, spec: dict[str, Any]) -> Job | None:
+    """A job that is queued or running and will do exactly this."""
+    return next((job for job in in_states(session, UNFINISHED) if (job.kind, job.subject, job.spec) == (kind, subject, spec)), None)
+
+
+def page(session: Session, limit: int, after: str | None = None, **equal: str | None) -> Sequence[Job]:
+    """Up to `limit` jobs older than job `after`, newest first. equal: values of columns"""
+    query = select(Job).order_by(col(Job.id).desc()).limit(limit)
+    if after is not None:
+        query = query.where(col(Job.id) < after)
+    for column, value in equal.items():
+        if value is not None:
+            query = query.where(getattr(Job, column) == value)
+    return session.execute(query).scalars().all()
+
+
+def latest(session: Session, kind: str, subject: str, state: str | None = None) -> Job | None:
+    """The newest job of this kind about `subject`; in `state`, if one is given."""
+    return next(iter(page(session, 1, kind=kind, subject=subject, state=state)), None)

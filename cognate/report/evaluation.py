@@ -1,0 +1,95 @@
+"""The evaluation of a checkpoint: the suite's figures with all that stands beside them, as plain JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+
+from cognate.config import DatasetName, parse
+from cognate.data.cache import Cache
+from cognate.evaluation import suite
+from cognate.evaluation.baseline import untrained
+from cognate.evaluation.items import Items
+from cognate.evaluation.overlap import check
+from cognate.evaluation.referee import RefereeMissing, referee
+from cognate.evaluation.scoring import USUAL
+from cognate.jobdir import JobContext, JobFailed
+from cognate.rundir import CorruptCheckpoint, Places, file_digest, read_json
+from cognate.training.checkpoint import load_model
+
+DATASETS: tuple[DatasetName, ...] = get_args(DatasetName)
+
+
+def evaluate_checkpoint(
+    folder: Path,
+    places: Places,
+    device: torch.device,
+    datasets: Sequence[DatasetName] = DATASETS,
+    limit: int | None = None,
+    *,
+    with_untrained: bool = True,
+    with_overlap: bool = False,
+    with_referee: bool = False,
+    say: Callable[[str], None] = lambda _: None,
+) -> dict[str, Any]:
+    """Measure a checkpoint on the final items of `datasets`, or a fixed sample of `limit` of each. Raises CorruptCheckpoint.
+
+    with_overlap: count the items that share 13 words in a row with the training text
+    with_referee: let lm-evaluation-harness measure the same items
+    """
+    assert places.data_dir is not None, "evaluation items come from real datasets only"
+    net, tokenizer = load_model(folder)
+    model = suite.Model(net.to(device), tokenizer)
+    config = parse(read_json(folder / "config.json"))
+    warnings: list[str] = []
+    fresh = untrained(config, tokenizer, device, Cache(places.cache_dir, warnings.append), USUAL) if with_untrained else None
+    report = suite.evaluate(model, places.data_dir, datasets, limit, fresh, say)
+    made: dict[str, Any] = {
+        "checkpoint": {
+            "name": folder.name,
+            "model_sha256": file_digest(folder / "model.safetensors"),
+            "tokenizer_sha256": tokenizer.digest,
+        },
+        "limit": limit,
+        **suite.to_json(report),
+    }
+    if with_overlap:
+        say("overlap with the training text")
+        made["overlap"] = check(report, config, places.data_dir, places.cache_dir, tokenizer, read_json(folder / "state.json")["data"])
+    if with_referee:
+        say("lm-evaluation-harness")
+        try:
+            made["referee"] = referee(model, [Items(each.dataset, each.items, each.rows) for each in report.results])
+        except RefereeMissing as error:
+            made["referee"] = {"absent": str(error)}
+    made["warnings"] = warnings
+    return made
+
+
+def perform(spec: dict[str, Any], context: JobContext) -> dict[str, Any]:
+    """The job `evaluation`: of checkpoint `step` of run `run_id`; datasets, limit and overlap as evaluate_checkpoint() has them."""
+    if context.places.data_dir is None:
+        raise JobFailed("data_missing", "evaluation items come from real datasets only: set COGNATE_DATA_DIR")
+    datasets = tuple(spec["datasets"] or DATASETS)
+    done = 0
+
+    def say(line: str) -> None:
+        nonlocal done
+        context.say(line, done / len(datasets))
+        done += 1
+
+    try:
+        return evaluate_checkpoint(
+            context.run(spec["run_id"]).checkpoint(spec["step"]),
+            context.places,
+            torch.device(context.device),
+            datasets,
+            spec["limit"],
+            with_overlap=spec["overlap"],
+            say=say,
+        )
+    except CorruptCheckpoint as error:
+        raise JobFailed("checkpoint_corrupt", str(error)) from error
