@@ -92,21 +92,32 @@ class Book:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        lines = path.read_text().splitlines() if path.exists() else []
-        self._known = {entry["trial"]: Outcome(**entry["outcome"]) for entry in map(json.loads, lines)}
+        entries = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        self._known = {entry["trial"]: Outcome(**entry["outcome"]) for entry in entries if "trial" in entry}
+        self._notes = {entry["note"]: entry["value"] for entry in entries if "note" in entry}
 
     def of(self, trial: Trial) -> Outcome:
         if trial.key not in self._known:
             outcome = run(trial)
             self._known[trial.key] = outcome
-            with self._path.open("a") as file:
-                file.write(json.dumps({"trial": trial.key, "outcome": asdict(outcome)}) + "\n")
+            self._keep({"trial": trial.key, "outcome": asdict(outcome)})
             print(f"{outcome.val_loss:.4f}  {outcome.step_ms:.0f} ms/step  {trial.key}", flush=True)
         return self._known[trial.key]
 
     def mean(self, trial: Trial, seeds: Iterable[int] = SEEDS) -> tuple[float, float]:
         losses = [self.of(replace(trial, seed=seed)).val_loss for seed in seeds]
         return statistics.mean(losses), statistics.stdev(losses)
+
+    def note(self, name: str, measure: Callable[[], Any]) -> Any:
+        """What was measured under this name, once."""
+        if name not in self._notes:
+            self._notes[name] = measure()
+            self._keep({"note": name, "value": self._notes[name]})
+        return self._notes[name]
+
+    def _keep(self, entry: dict[str, Any]) -> None:
+        with self._path.open("a") as file:
+            file.write(json.dumps(entry) + "\n")
 
 
 # --- one trial ------------------------------------------------------------------------------------------------
@@ -254,14 +265,24 @@ PARTS = {
 
 def ablation(book: Book) -> None:
     best = tune(book, Trial("mugrokfast-0", *STARTS["mugrokfast-0"], model=ONE_LOOK))
+    for seed in SEEDS:  # a study that is cut short has compared all parts on the first seed
+        for model in PARTS.values():
+            book.of(replace(best, model=model, seed=seed))
     for name, model in PARTS.items():
-        trial = replace(best, model=model)
-        print(name, book.mean(trial), flush=True)
-    slowest = book.of(best).step_ms
+        print(name, book.mean(replace(best, model=model)), flush=True)
+    step_ms = book.note("ablation: ms a step", lambda: paces({name: replace(best, model=model) for name, model in PARTS.items()}))
     for name, model in PARTS.items():
-        trial = replace(best, model=model)
-        longer = replace(trial, steps=round(STEPS * slowest / book.of(trial).step_ms))
+        longer = replace(best, model=model, steps=round(STEPS * max(step_ms.values()) / step_ms[name]))
         print(name, "equal time", longer.steps, book.mean(longer), flush=True)
+
+
+def paces(trials: dict[str, Trial], rounds: int = 10, steps: int = 3) -> dict[str, float]:
+    """Milliseconds a step, the median over rounds in which all take their turns, so that whatever else is going on slows all alike."""
+    seconds: dict[str, list[float]] = {name: [] for name in trials}
+    for _ in range(rounds):
+        for name, trial in trials.items():
+            seconds[name].append(run(replace(trial, steps=steps)).step_ms)
+    return {name: statistics.median(times) for name, times in seconds.items()}
 
 
 def late(book: Book) -> None:
