@@ -16,8 +16,21 @@ from cognate.jobdir import JobDir
 EVALUATION = {
     "checkpoint": {"name": "step", "model_sha256": "", "tokenizer_sha256": ""},
     "limit": None,
-    "datasets": {"svamp": {"figure": "exact_match", "figures": {"exact_match": {"value": 0.25, "n": 4}}}},
-    "absent": {},
+    "datasets": {
+        "svamp": {
+            "rows": "4 of the 300 test rows",
+            "figure": "exact_match",
+            "figures": {"exact_match": {"value": 0.25, "n": 4, "low": 0.046, "high": 0.699}},
+            "chance": 0.0,
+            "untrained": {"exact_match": {"value": 0.0, "n": 4}},
+            "targets": {"exact_match": [0.3, 0.4]},
+            "forecasts": {"exact_match": [0.01, 0.03]},
+            "met": {"exact_match": False},
+            "absent": {},
+            "remarks": [],
+        }
+    },
+    "absent": {"gsm8k": "it is not in the data folder"},
     "warnings": [],
 }
 

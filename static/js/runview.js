@@ -3,6 +3,7 @@
 import { post } from "./api.js";
 import { confirm, tell, untell } from "./dialogs.js";
 import { element, refill, setText, template, timeElement } from "./dom.js";
+import { Evaluations } from "./evaluations.js";
 import { duration, integer, number, percent, words } from "./format.js";
 import { LogTail } from "./logtail.js";
 import { MetricsBoard } from "./metricsboard.js";
@@ -20,6 +21,7 @@ export function showRun(place, id, onStatus, onName) {
   const board = new MetricsBoard(view);
   view.querySelector(".again").href = `#/launch?like=${id}`;
   const log = new LogTail(view.querySelector(".log"), id);
+  const evaluations = new Evaluations(view.querySelector(".evaluations"), id);
   const feed = new RunFeed(id, changed, onStatus);
   const news = new Set();
   let pending = null;
@@ -31,6 +33,7 @@ export function showRun(place, id, onStatus, onName) {
       feed.close();
       board.close();
       log.close();
+      evaluations.close();
     },
     hurry: () => feed.hurry(),
   };
@@ -46,6 +49,7 @@ export function showRun(place, id, onStatus, onName) {
     if (news.has("missing")) place.replaceChildren(...noSuchRun(id));
     if (news.has("metrics")) board.update(feed.series);
     if (news.has("events")) showWhatHappened();
+    if (feed.run && news.size) evaluations.follow(feed.events, feed.run, feed.checkpoints);
     if (feed.run && (news.has("run") || news.has("progress"))) showFacts();
     news.clear();
   }

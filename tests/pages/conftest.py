@@ -40,7 +40,7 @@ class Server:
     """The service as a process of its own: it can be killed and started again on the same port and state."""
 
     def __init__(self, home: Path, token: str | None = None) -> None:
-        self._environment = {**os.environ, "COGNATE_HOME": str(home), "COGNATE_TOKEN": token or ""}
+        self._environment = {**os.environ, "COGNATE_HOME": str(home), "COGNATE_DATA_DIR": str(home), "COGNATE_TOKEN": token or ""}
         self._headers = {"Authorization": f"Bearer {token}"} if token else {}
         self._process: subprocess.Popen[str] | None = None
         self.port = 0

@@ -13,6 +13,7 @@ from app.main import create_app
 from app.settings import Settings
 
 WORKER = [sys.executable, str(Path(__file__).with_name("fake_worker.py"))]
+JOB = [sys.executable, str(Path(__file__).parents[1] / "fake_job.py")]
 SLOTS = 8  # no test waits for the run of another
 
 
@@ -24,7 +25,7 @@ class Announcing(uvicorn.Server):
 
 def main(port: int) -> None:
     settings = Settings()
-    app = create_app(settings, LocalExecutor(None, settings.cache, SLOTS, worker=WORKER))
+    app = create_app(settings, LocalExecutor(None, settings.cache, SLOTS, worker=WORKER, job=JOB))
     options = {"ws": "websockets-sansio", "access_log": False, "log_level": "warning", "timeout_graceful_shutdown": 1}
     Announcing(uvicorn.Config(app, host="127.0.0.1", port=port, **options)).run()
 

@@ -225,6 +225,23 @@ def test_checkpoints_show_their_digests_and_the_configuration_its_differences(pa
     expect(page.locator(".configuration .changed", has_text="max_steps")).to_contain_text(f"40 instead of {preset}")
 
 
+def test_an_evaluation_is_asked_for_and_its_figures_stand_beside_what_they_mean(page: Page, server: Server) -> None:
+    open_run(page, server.launch())
+    expect_state(page, "completed")
+    section = page.locator(".evaluations")
+    expect(section).to_contain_text("None yet.")
+    page.get_by_role("button", name="Evaluate on 100 items a dataset").click()
+    row = section.locator("tbody tr")
+    expect(row.locator("td")).to_have_text(
+        ["svamp", "exact_match", "4", "0.25", "0.046–0.699", "0", "0", "0.3–0.4", "0.01–0.03", "not met"]
+    )
+    expect(section).to_contain_text("at most 100 items a dataset")
+    section.get_by_text("What was measured, and what was not").click()
+    expect(section).to_contain_text("gsm8k not measured: it is not in the data folder")
+    page.set_viewport_size({"width": 390, "height": 844})
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
 def test_a_run_that_is_not_there_is_said_so(page: Page) -> None:
     page.goto("/#/runs/run_00000000-0000-7000-8000-000000000000")
     expect(page.get_by_role("heading", name="No such run")).to_be_visible()

@@ -37,7 +37,7 @@ def test_an_evaluation_is_a_job_of_the_newest_checkpoint_and_an_event_of_the_run
         assert [found["id"] for found in evaluations(client, run_id)] == [job["id"]]
         (event,) = client.get(f"/v1/runs/{run_id}/events", params={"kind": "evaluation"}).json()["data"]
         assert (event["step"], event["data"]["job_id"]) == (newest["step"], job["id"])
-        assert event["data"]["figures"] == {"svamp": {"value": 0.25, "n": 4}}
+        assert event["data"]["figures"] == {"svamp": {"value": 0.25, "n": 4, "low": 0.046, "high": 0.699}}
 
 
 def test_what_cannot_be_evaluated_is_refused(tmp_path: Path, data_dir: Path) -> None:
