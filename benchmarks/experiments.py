@@ -1,6 +1,6 @@
 """What each part is worth: trials on real data (COGNATE_DATA_DIR), at a size two CPU cores can repeat.
 
-    make bench-experiments ARGS="RESULTS.jsonl [optimizers|ablation|late|ONE_OPTIMIZER ...]"
+    make bench-experiments ARGS="RESULTS.jsonl [optimizers|ablation|late|seeds|ONE_OPTIMIZER ...]"
 
 A trial is a configuration, an optimizer with its learning rates, and a seed; its outcome is held-out loss. Every outcome is
 one line of RESULTS.jsonl and is never computed twice, so an interrupted study goes on where it was.
@@ -8,6 +8,7 @@ one line of RESULTS.jsonl and is never computed twice, so an interrupted study g
     optimizers  each rival's matrix and embedding rates tuned by the same search, then three seeds of each at its best
     ablation    plain attention, + memory, + recursion, + halting: at equal steps and at equal time
     late        ten epochs over little data, where Grokfast promises most
+    seeds       six seeds of the optimizers whose difference is no larger than the noise
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ LITTLE_DATA = ("svamp", "mbpp", "arc_challenge")
 ONE_LOOK = (("recursions", 1), ("micro_steps", 1))  # the optimizer studies: two applications of the recursion's net instead of nine
 STEPS = 800
 SEEDS = (1, 2, 3)
+MORE_SEEDS = (1, 2, 3, 4, 5, 6)
 VECTOR_LR = 3e-3
 WEIGHT_DECAY = 0.01
 
@@ -285,14 +287,30 @@ def paces(trials: dict[str, Trial], rounds: int = 10, steps: int = 3) -> dict[st
     return {name: statistics.median(times) for name, times in seconds.items()}
 
 
+LATE = ("mugrokfast-0", "mugrokfast-0.3", "mugrokfast-2", "muon")
+
+
 def late(book: Book) -> None:
     best = tune(book, Trial("mugrokfast-0", *STARTS["mugrokfast-0"], model=ONE_LOOK))
-    for name in ("mugrokfast-0", "mugrokfast-0.3", "mugrokfast-2", "muon"):
-        trial = replace(best, optimizer=name, steps=None, datasets=LITTLE_DATA)
+    trials = {name: replace(best, optimizer=name, steps=None, datasets=LITTLE_DATA) for name in LATE}
+    for seed in SEEDS:
+        for trial in trials.values():
+            book.of(replace(trial, seed=seed))
+    for name, trial in trials.items():
         print("late", name, book.mean(trial), [round(book.of(replace(trial, seed=seed)).best_loss, 4) for seed in SEEDS], flush=True)
 
 
-STUDIES = {"optimizers": optimizers, "ablation": ablation, "late": late, **{name: tuned(name) for name in STARTS}}
+def seeds(book: Book) -> None:
+    """Twice the seeds, for differences of the size of their noise."""
+    best = {name: tune(book, Trial(name, *STARTS[name], model=ONE_LOOK)) for name in ("mugrokfast-0", "muon", "adamw")}
+    for seed in MORE_SEEDS:
+        for trial in best.values():
+            book.of(replace(trial, seed=seed))
+    for name, trial in best.items():
+        print(name, book.mean(trial, MORE_SEEDS), flush=True)
+
+
+STUDIES = {"optimizers": optimizers, "ablation": ablation, "late": late, "seeds": seeds, **{name: tuned(name) for name in STARTS}}
 
 
 def main() -> None:
