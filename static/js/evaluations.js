@@ -133,18 +133,26 @@ function report(job) {
 
 function row(name, one, figure, found) {
   const isHeadline = figure === one.figure;
+  const isShare = found.low !== undefined;
+  const value = isShare ? share(found.value) : number(found.value);
+  const before = one.untrained?.[figure]?.value;
   return [
     name,
-    figure,
+    words(figure),
     integer(found.n),
-    isHeadline ? element("strong", {}, number(found.value)) : number(found.value),
-    found.low === undefined ? NOTHING : `${number(found.low)}–${number(found.high)}`,
-    isHeadline || figure === "acc" ? number(one.chance) : NOTHING,
-    number(one.untrained?.[figure]?.value),
+    isHeadline ? element("strong", {}, value) : value,
+    isShare ? `${share(found.low)}–${share(found.high)}` : NOTHING,
+    isHeadline || figure === "acc" ? share(one.chance) : NOTHING,
+    isShare && before !== undefined ? share(before) : number(before),
     range(one.targets[figure]),
     range(one.forecasts[figure]),
     one.met[figure] === undefined ? "" : one.met[figure] ? "met" : "not met",
   ];
+}
+
+/** 0..1, to a tenth of a per cent. */
+function share(value) {
+  return value.toFixed(3);
 }
 
 function range(ends) {

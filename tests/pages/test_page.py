@@ -233,7 +233,7 @@ def test_an_evaluation_is_asked_for_and_its_figures_stand_beside_what_they_mean(
     page.get_by_role("button", name="Evaluate on 100 items a dataset").click()
     row = section.locator("tbody tr")
     expect(row.locator("td")).to_have_text(
-        ["svamp", "exact_match", "4", "0.25", "0.046–0.699", "0", "0", "0.3–0.4", "0.01–0.03", "not met"]
+        ["svamp", "exact match", "4", "0.250", "0.046–0.699", "0.000", "0.000", "0.3–0.4", "0.01–0.03", "not met"]
     )
     expect(section).to_contain_text("at most 100 items a dataset")
     section.get_by_text("What was measured, and what was not").click()
