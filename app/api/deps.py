@@ -36,7 +36,12 @@ def parts(connection: HTTPConnection) -> Parts:
     return cast(Parts, connection.app.state.parts)
 
 
-Service = Annotated[Parts, Depends(parts)]
+async def _parts(connection: HTTPConnection) -> Parts:
+    """As a coroutine: a dependency that is not one is called in a thread."""
+    return parts(connection)
+
+
+Service = Annotated[Parts, Depends(_parts)]
 
 
 async def once(
@@ -54,7 +59,7 @@ async def once(
 Idempotent = Annotated[Once | None, Depends(once)]
 
 
-def expected_version(
+async def expected_version(
     if_match: Annotated[
         str | None, Header(max_length=100, description="The ETag of the version that is meant; another one is 412.")
     ] = None,

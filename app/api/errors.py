@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import sqlite3
 from http import HTTPStatus
 from typing import Any
 
@@ -114,7 +115,8 @@ def install(app: FastAPI) -> None:
         NoData: lambda _, error: problem("data_missing", str(error)),
         NoSuchRun: lambda _, error: problem("not_found", str(error)),
         NoSuchThing: lambda _, error: problem("not_found", str(error)),
-        OperationalError: _database,
+        OperationalError: lambda request, error: _database(request, error.orig),
+        sqlite3.OperationalError: _database,
         OSError: _os,
         Exception: _internal,
     }
@@ -146,10 +148,10 @@ def _allow(request: Request) -> dict[str, str]:
     return {"Allow": ", ".join(sorted(methods))} if methods else {}
 
 
-def _database(request: Request, error: OperationalError) -> JSONResponse:
-    if "locked" in str(error.orig):
+def _database(request: Request, error: Exception) -> JSONResponse:
+    if "locked" in str(error):
         return problem("busy", "the database is locked by another process", {"Retry-After": "2"})
-    if "full" in str(error.orig):
+    if "full" in str(error):
         return problem("disk_full", "the database cannot grow")
     return _internal(request, error)
 

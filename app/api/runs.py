@@ -5,12 +5,15 @@ from __future__ import annotations
 import codecs
 import hashlib
 import re
+from collections.abc import Callable, Coroutine
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Header, Query, Response
 from fastapi import Path as PathParameter
+from fastapi import Request as Asked
+from fastapi.routing import APIRoute
 
-from app.api.deps import ExpectedVersion, Idempotent, Parts, Service
+from app.api.deps import ExpectedVersion, Idempotent, Parts, Service, parts
 from app.api.errors import NoSuchThing, refusals
 from app.api.schemas import (
     AttemptOut,
@@ -30,11 +33,13 @@ from app.api.schemas import (
     checkpoint_out,
     event_out,
     run_detail_out,
+    run_json,
     run_out,
+    runs_json,
 )
 from app.services.lifecycle import Command, State
 from app.services.runs import Manner, Once, Request
-from app.store import runs
+from app.store import plain, runs
 from app.store.tables import Run
 from cognate.config import ConfigError
 from cognate.rundir import RunDir
@@ -42,9 +47,11 @@ from cognate.rundir import RunDir
 router = APIRouter(prefix="/v1/runs", tags=["runs"])
 
 RUN_ID, GROUP_ID = r"^run_[0-9a-f-]{36}$", r"^group_[0-9a-f-]{36}$"
+_IS_RUN_ID = re.compile(RUN_ID).fullmatch
 RunId = Annotated[str, PathParameter(pattern=RUN_ID)]
 Limit = Annotated[int, Query(ge=1, le=500)]
 LOG_BLOCK = 65536
+SEEN_LENGTH = 1000
 LAST_SEQ = 2**63 - 1  # of SQLite's integers
 Answers = dict[int | str, dict[str, Any]]
 _ETAG = {"ETag": {"description": "The version, for If-Match.", "schema": {"type": "string"}}}
@@ -77,58 +84,72 @@ def launch_run(body: LaunchIn, service: Service, response: Response, once: Idemp
     return _created(service, response, *service.runs.create(wanted, once))
 
 
-@router.get("", summary="Runs, newest first")
+@router.get("", summary="Runs, newest first", response_model=Page[RunOut])
 def list_runs(
     service: Service,
     limit: Limit = 50,
     after: Annotated[str | None, Query(pattern=RUN_ID)] = None,
     state: State | None = None,
+    name: Annotated[str | None, Query(max_length=80)] = None,
     preset: Annotated[str | None, Query(max_length=40)] = None,
     tag: Annotated[str | None, Query(max_length=40)] = None,
     external_id: Annotated[str | None, Query(max_length=120)] = None,
     group_id: Annotated[str | None, Query(pattern=GROUP_ID)] = None,
-) -> Page[RunOut]:
-    filters = {"state": state, "preset": preset, "tag": tag, "external_id": external_id, "group_id": group_id}
+) -> Any:
+    filters = {"state": state, "name": name, "preset": preset, "tag": tag, "external_id": external_id, "group_id": group_id}
     with service.store.read() as session:
         found = runs.page(session, limit + 1, after=after, **filters)
         queue = runs.queue(session)
-        data = [run_out(run, queue) for run in found[:limit]]
-    more = len(found) > limit
-    return Page(data=data, has_more=more, next_cursor=data[-1].id if more else None)
+    return Response(runs_json(found[:limit], queue, has_more=len(found) > limit), media_type="application/json")
 
 
-@router.get(
+class _Direct(APIRoute):
+    """The route that is asked most: where nothing is to be refused, its endpoint is called without what FastAPI does for parameters."""
+
+    def get_route_handler(self) -> Callable[[Asked], Coroutine[Any, Any, Response]]:
+        careful = super().get_route_handler()
+
+        async def handle(request: Asked) -> Response:
+            run_id, seen = request.path_params["run_id"], request.headers.get("if-none-match")
+            if _IS_RUN_ID(run_id) and len(seen or "") <= SEEN_LENGTH:
+                return await get_run(run_id, parts(request), seen)
+            return await careful(request)
+
+        return handle
+
+
+async def get_run(run_id: RunId, service: Service, if_none_match: Annotated[str | None, Header(max_length=SEEN_LENGTH)] = None) -> Response:
+    shown = _shown(service, run_id)
+    tag = shown.headers["ETag"]
+    if if_none_match is not None and tag in (seen.strip().removeprefix("W/") for seen in if_none_match.split(",")):
+        return Response(status_code=304, headers={"ETag": tag})
+    return shown
+
+
+router.add_api_route(
     "/{run_id}",
+    get_run,
     summary="One run",
     response_model=RunDetailOut,
     responses={200: {"headers": _ETAG}, 304: {"description": "It is as If-None-Match names it.", "headers": _ETAG}},
+    route_class_override=_Direct,
 )
-def get_run(run_id: RunId, service: Service, if_none_match: Annotated[str | None, Header(max_length=1000)] = None) -> Any:
-    with service.store.read() as session:
-        run = runs.get(session, run_id)
-        body = run_detail_out(run, runs.queue(session) if run.state == State.QUEUED else ()).model_dump_json().encode()
-    tag = _etag(run.version, body)
-    if if_none_match is not None and tag in (seen.strip().removeprefix("W/") for seen in if_none_match.split(",")):
-        return Response(status_code=304, headers={"ETag": tag})
-    return Response(body, media_type="application/json", headers={"ETag": tag})  # as it is: the digest is of these bytes
 
 
 @router.patch(
     "/{run_id}",
     summary="Change name, notes, tags or priority",
+    response_model=RunDetailOut,
     responses={200: {"headers": _ETAG}, **refusals("version_mismatch", "invalid_config")},
 )
-def edit_run(run_id: RunId, body: EditIn, service: Service, response: Response, version: ExpectedVersion) -> RunDetailOut:
+def edit_run(run_id: RunId, body: EditIn, service: Service, version: ExpectedVersion) -> Any:
     changes = body.model_dump(exclude_unset=True)
     if any(value is None and key != "notes" for key, value in changes.items()):
         raise ConfigError(
             [{"field": key, "message": "cannot be empty"} for key, value in changes.items() if value is None and key != "notes"]
         )
-    run = service.runs.edit(run_id, changes, version)
-    with service.store.read() as session:
-        shown = run_detail_out(run, runs.queue(session))
-    response.headers["ETag"] = _etag(shown.version, shown.model_dump_json().encode())
-    return shown
+    service.runs.edit(run_id, changes, version)
+    return _shown(service, run_id)
 
 
 @router.delete(
@@ -218,9 +239,12 @@ def _created(service: Parts, response: Response, run: Run, is_new: bool) -> RunD
         return run_detail_out(run, runs.queue(session))
 
 
-def _etag(version: int, body: bytes) -> str:
-    """The version, by which If-Match goes, and a digest of all there is to see."""
-    return f'"{version}.{hashlib.sha256(body).hexdigest()[:16]}"'
+def _shown(service: Parts, run_id: str) -> Response:
+    """A RunDetailOut; its ETag is the version, by which If-Match goes, and a digest of all there is to see."""
+    run = plain.run(service.store, run_id)
+    body = run_json(run)
+    tag = f'"{run.version}.{hashlib.sha256(body).hexdigest()[:16]}"'
+    return Response(body, media_type="application/json", headers={"ETag": tag})  # as it is: the digest is of these bytes
 
 
 @router.get("/{run_id}/attempts", summary="The process lives of a run")

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from types import SimpleNamespace
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
+import orjson
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from pydantic.json_schema import SkipJsonSchema
+from sqlalchemy import Row
 
 from app.services.lifecycle import State, allowed_commands
 from app.store.tables import Attempt, Checkpoint, Event, Job, Run, RunGroup
@@ -151,6 +154,9 @@ class Progress(BaseModel):
     skipped_steps: int | None = None
 
 
+_COUNTS = ("step", "total_steps", "skipped_steps")
+
+
 class RunOut(BaseModel):
     id: str
     name: str
@@ -289,34 +295,57 @@ class MetricsOut(BaseModel):
     columns: dict[str, list[Value | int | None]]
 
 
-def run_out(run: Run, queue: Sequence[str] = ()) -> RunOut:
-    return RunOut(**_run_fields(run, queue))
+def run_out(run: Run | Row[Any], queue: Sequence[str] = ()) -> RunOut:
+    return RunOut(**_run_fields(run, _position(run, queue)))
 
 
 def run_detail_out(run: Run, queue: Sequence[str] = ()) -> RunDetailOut:
-    return RunDetailOut(**_run_fields(run, queue), config=run.config, plan=run.plan)
+    return RunDetailOut(**_run_fields(run, _position(run, queue)), config=run.config, plan=run.plan)
 
 
-def _run_fields(run: Run, queue: Sequence[str]) -> dict[str, Any]:
+def run_json(run: SimpleNamespace) -> bytes:
+    """What RunDetailOut would be as JSON, without its checks: these values were checked when they were written."""
+    body = {**_run_fields(run, run.queue_position), "config": run.config, "plan": run.plan}
+    return orjson.dumps(body, option=orjson.OPT_UTC_Z)
+
+
+def runs_json(found: Sequence[Row[Any]], queue: Sequence[str], *, has_more: bool) -> bytes:
+    """What a Page of RunOut would be as JSON, in the same way."""
+    positions = {run_id: place for place, run_id in enumerate(queue, 1)}
+    data = [_run_fields(run, positions.get(run.id)) for run in found]
+    return orjson.dumps({"data": data, "has_more": has_more, "next_cursor": found[-1].id if has_more else None}, option=orjson.OPT_UTC_Z)
+
+
+def _position(run: Run | Row[Any], queue: Sequence[str]) -> int | None:
+    return queue.index(run.id) + 1 if run.id in queue else None
+
+
+def _run_fields(run: Run | Row[Any] | SimpleNamespace, position: int | None) -> dict[str, Any]:
+    """In the order and the types of RunOut."""
     state = State(run.state)
     return {
-        **{name: getattr(run, name) for name in ("id", "name", "preset", "tags", "external_id", "state_reason", "state_detail")},
-        **{name: getattr(run, name) for name in ("phase", "version", "attempt", "priority", "notes", "group_id", "forked_from")},
-        **{name: getattr(run, name) for name in ("auto_resume", "auto_resumes")},
-        **{name: instant(getattr(run, name)) for name in ("created_at", "updated_at", "started_at", "ended_at")},
-        "state": state,
+        **{name: getattr(run, name) for name in ("id", "name", "preset", "tags", "external_id", "state", "state_reason", "state_detail")},
+        "phase": run.phase,
         "allowed_commands": allowed_commands(state),
-        "queue_position": queue.index(run.id) + 1 if run.id in queue else None,
+        **{name: getattr(run, name) for name in ("version", "attempt")},
+        "queue_position": position,
+        **{name: getattr(run, name) for name in ("priority", "notes", "group_id", "forked_from", "auto_resume", "auto_resumes")},
+        **{name: instant(getattr(run, name)) for name in ("created_at", "updated_at", "started_at", "ended_at")},
         "progress": _progress(run),
-        "metrics": run.latest or {},
+        "metrics": {key: value if isinstance(value, str) else float(value) for key, value in (run.latest or {}).items()},
     }
 
 
-def _progress(run: Run) -> Progress | None:
+def _progress(run: Run | Row[Any] | SimpleNamespace) -> dict[str, Any] | None:
     if run.progress is None:
-        return Progress(step=0, total_steps=run.plan["total_steps"]) if run.plan else None
-    known = {name: run.progress[name] for name in Progress.model_fields if name in run.progress}
-    return Progress(**known, percent=100 * known["step"] / known["total_steps"])
+        return _progress_of({"step": 0, "total_steps": run.plan["total_steps"]}, None) if run.plan else None
+    return _progress_of(run.progress, 100 * run.progress["step"] / run.progress["total_steps"])
+
+
+def _progress_of(told: dict[str, Any], percent: float | None) -> dict[str, Any]:
+    fields = {name: told.get(name) for name in Progress.model_fields}
+    numbers = {name: float(value) for name, value in fields.items() if isinstance(value, int) and name not in _COUNTS}
+    return {**fields, **numbers, "percent": percent}
 
 
 def event_out(event: Event) -> EventOut:

@@ -33,7 +33,6 @@ from app.api.wires import EventSourceWire, Gone, SocketWire, Wire
 from app.services.hub import Closing, Overflow, Subscription
 from app.store import metrics, runs
 from app.store.engine import Message
-from app.store.tables import Run
 from cognate import __version__
 from cognate.metrics import KEYS
 
@@ -287,7 +286,7 @@ def _event_message(event: Any) -> Message:
 def _look(service: Parts, choice: Choice) -> list[dict[str, Any]]:
     """The chosen runs as they are."""
     with service.store.read() as session:
-        found: Sequence[Run] = runs.page(session, SNAPSHOT_RUNS) if choice.runs is None else runs.some(session, choice.runs)
+        found: Sequence[Any] = runs.page(session, SNAPSHOT_RUNS) if choice.runs is None else runs.some(session, choice.runs)
         queue = runs.queue(session)
         return [run_out(run, queue).model_dump(mode="json") for run in found]
 

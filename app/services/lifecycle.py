@@ -134,6 +134,8 @@ TRANSITIONS: Mapping[State, Mapping[Cause, State]] = {
     State.COMPLETED: {},
 }
 
+_ALLOWED = {state: [command.value for command in Command if command in causes] for state, causes in TRANSITIONS.items()}
+
 # States in which a process of the run may be alive.
 LIVE = frozenset({State.STARTING, State.RUNNING, State.PAUSING, State.STOPPING})
 
@@ -173,4 +175,4 @@ def in_effect(state: State, command: Command) -> bool:
 
 def allowed_commands(state: State) -> list[str]:
     """The commands that mean something in `state`, in the order a person would look for them."""
-    return [command.value for command in Command if command in TRANSITIONS[state]]
+    return [*_ALLOWED[state]]
