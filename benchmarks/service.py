@@ -173,7 +173,6 @@ def _add_run(store: Store, number: int) -> str:
         attempt=1,
         created_at=now,
         updated_at=now,
-        queued_at=now,
     )
     row.latest = dict(values_at(number))
     with store.write(durable=False) as write:

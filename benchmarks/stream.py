@@ -99,9 +99,7 @@ def write(store: Store, hz: float, stop: threading.Event) -> None:
     """HISTORY_ROWS at once, then one row in a transaction of its own every 1/hz seconds."""
     values = {key: 1.0 / 3 + number for number, key in enumerate(KEYS)}
     with store.write() as write:
-        write.session.add(
-            Run(id=RUN, name="bench", preset="p", config={}, tags=[], created_at=0, updated_at=0, queued_at=0, state="stopped", attempt=1)
-        )
+        write.session.add(Run(id=RUN, name="bench", preset="p", config={}, tags=[], created_at=0, updated_at=0, state="stopped", attempt=1))
         write.session.flush()
         for step in range(HISTORY_ROWS):
             metrics.add(write, RUN, 1, [metrics.Row(step, 0.0, time.time(), values)])

@@ -176,7 +176,7 @@ class RunService:
             auto_resume=self._settings.auto_resume if request.auto_resume is None else request.auto_resume,
             created_at=now,
             updated_at=now,
-            queued_at=now,
+            queued_seq=write.newest_seq,
             state=State.QUEUED,
             **more,
         )
@@ -235,7 +235,7 @@ class RunService:
         changes: dict[str, Any] = {"control_serial": serial}
         if command is Command.RESUME:
             self._refuse_missing_device(run.config["training"]["device"])
-            changes |= {"queued_at": time.time(), "ended_at": None, "auto_resumes": 0}
+            changes |= {"queued_seq": write.newest_seq, "ended_at": None, "auto_resumes": 0}
         if state is State.STOPPED:
             changes["ended_at"] = time.time()
         if state in (State.PAUSING, State.STOPPING):

@@ -246,8 +246,8 @@ class Supervisor:
         with self._store.write() as write:
             run = runs.get(write.session, run.id)
             runs.add_event(write, run.id, run.attempt, "stalled", time.time(), None, {"message": message, "silent_s": silent})
-            if restart:
-                runs.set_state(write, run, run.state, reason=Reason.STALLED, detail=message, kill_requested=True)
+            if restart:  # the state stays what it is until the worker is gone
+                runs.change(write, run, state_reason=Reason.STALLED, state_detail=message, kill_requested=True)
 
     # --- the queue ------------------------------------------------------------------------------------------
 

@@ -56,6 +56,10 @@ class Write:
     _next: int
     messages: list[Message] = field(default_factory=list)
 
+    @property
+    def newest_seq(self) -> int:
+        return self._next
+
     def next_seq(self) -> int:
         self._next += 1
         return self._next

@@ -25,13 +25,14 @@ LAST_STEP = 2**63 - 1  # the largest that SQLite holds
 ALL_STEPS = (0, LAST_STEP)
 
 _KEYS = frozenset(KEYS)
-_COLUMNS = ("run_id", *AXES, *KEYS, "nonfinite")
+_COLUMNS = ("series", *AXES, *KEYS, "nonfinite")
 _INSERT = f"INSERT INTO metric_row ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' for _ in _COLUMNS)})"  # noqa: S608 - our own names
+_SERIES = "(SELECT number FROM series WHERE run_id = :run_id)"
 # Nothing supersedes the newest attempt; only rows of those before it are looked up.
 _EFFECTIVE = """
     AND (attempt = (SELECT max(number) FROM attempt WHERE run_id = :run_id) OR NOT EXISTS (
         SELECT 1 FROM metric_row AS later
-        WHERE later.run_id = :run_id AND later.step = metric_row.step AND later.attempt > metric_row.attempt))"""
+        WHERE later.series = metric_row.series AND later.step = metric_row.step AND later.attempt > metric_row.attempt))"""
 
 
 @dataclass(frozen=True)
@@ -81,11 +82,19 @@ def add(write: Write, run_id: str, attempt: int, rows: Iterable[Row]) -> None:
         if not all(map(isfinite, finite.values())):
             nonfinite = {key: spell(value) for key, value in finite.items() if not isfinite(value)}
             finite = {key: value for key, value in finite.items() if key not in nonfinite}
-        inserts.append((run_id, *axes.values(), *map(finite.get, KEYS), json.dumps(nonfinite) if nonfinite else None))
+        inserts.append((*axes.values(), *map(finite.get, KEYS), json.dumps(nonfinite) if nonfinite else None))
         told.append(Message(seq, run_id, "metrics", {**axes, "values": {**finite, **nonfinite}}))
     if inserts:
-        write.session.connection().exec_driver_sql(_INSERT, inserts)
+        series = _series(write.session, run_id)
+        write.session.connection().exec_driver_sql(_INSERT, [(series, *row) for row in inserts])
         write.messages += told
+
+
+def _series(session: Session, run_id: str) -> int:
+    session.flush()  # the run may be new as well
+    connection = session.connection()
+    connection.exec_driver_sql("INSERT OR IGNORE INTO series (run_id) VALUES (?)", (run_id,))
+    return int(connection.exec_driver_sql("SELECT number FROM series WHERE run_id = ?", (run_id,)).scalar_one())
 
 
 def columns(
@@ -151,8 +160,8 @@ def thinned(
 
 def after(session: Session, run_id: str | None, seq: int, limit: int, upto: int) -> list[Message]:
     """Rows with seq in (seq, upto], oldest first, as they were told when they were new."""
-    only = "" if run_id is None else "AND run_id = :run_id"
-    rows = f"FROM metric_row WHERE seq > :seq AND seq <= :upto {only} ORDER BY seq LIMIT :limit"
+    only = "" if run_id is None else f"AND +series = {_SERIES}"  # by seq: with the other index every page would read and sort the whole run
+    rows = f"FROM metric_row JOIN series ON number = series WHERE seq > :seq AND seq <= :upto {only} ORDER BY seq LIMIT :limit"
     messages = []
     for of, *row in _read(session, ("run_id", *AXES, *KEYS), rows, {"run_id": run_id, "seq": seq, "upto": upto, "limit": limit}):
         values = {key: value for key, value in zip(KEYS, row[len(AXES) :], strict=True) if value is not None}
@@ -161,7 +170,7 @@ def after(session: Session, run_id: str | None, seq: int, limit: int, upto: int)
 
 
 def _rows(effective: bool, steps: str = "step BETWEEN :first AND :last") -> str:
-    return f"FROM metric_row WHERE run_id = :run_id AND {steps} {_EFFECTIVE if effective else ''}"
+    return f"FROM metric_row WHERE series = {_SERIES} AND {steps} {_EFFECTIVE if effective else ''}"
 
 
 def _parameters(run_id: str, steps: tuple[int, int]) -> dict[str, Any]:
@@ -169,7 +178,7 @@ def _parameters(run_id: str, steps: tuple[int, int]) -> dict[str, Any]:
 
 
 def _known(names: Sequence[str]) -> Sequence[str]:
-    assert set(names) <= set(_COLUMNS), "names become SQL: the caller has checked them"
+    assert set(names) <= {"run_id", *_COLUMNS}, "names become SQL: the caller has checked them"
     return names
 
 

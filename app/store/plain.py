@@ -16,7 +16,7 @@ from app.store.tables import Run
 # As runs.IN_TURN orders them.
 _POSITION = """CASE WHEN state = 'queued' THEN (
     SELECT count(*) FROM run AS other WHERE other.state = 'queued'
-    AND (-other.priority, other.queued_at, other.id) <= (-run.priority, run.queued_at, run.id)) END"""
+    AND (-other.priority, other.queued_seq, other.id) <= (-run.priority, run.queued_seq, run.id)) END"""
 _NAMES = (*Run.model_fields, "queue_position")
 _ONE = f"SELECT {', '.join(Run.model_fields)}, {_POSITION} FROM run WHERE id = ?"  # noqa: S608 - our own names
 

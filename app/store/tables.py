@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import JSON, Column, Float, Index, Integer, Table, Text, UniqueConstraint
+from sqlalchemy import JSON, Column, Float, Index, Integer, Table, UniqueConstraint
 from sqlmodel import Field, SQLModel
 
 from cognate.metrics import METRICS
@@ -36,7 +36,7 @@ class Run(SQLModel, table=True):
     external_id: str | None = Field(default=None, unique=True)
     created_at: float
     updated_at: float
-    queued_at: float = Field(index=True)
+    queued_seq: int = 0  # the newest sequence number when it was queued: clocks jump, these do not
     started_at: float | None = None
     ended_at: float | None = None
     state: str = Field(index=True)
@@ -157,11 +157,18 @@ class Meta(SQLModel, table=True):
     value: str
 
 
+class Series(SQLModel, table=True):
+    """The metric rows of one run: a number where its id would take 40 bytes, in every row and again in its index."""
+
+    number: int | None = Field(default=None, primary_key=True)
+    run_id: str = Field(foreign_key="run.id", ondelete="CASCADE", unique=True)
+
+
 metric_row = Table(
     "metric_row",
     SQLModel.metadata,
     Column("seq", Integer, primary_key=True),
-    Column("run_id", Text, nullable=False),
+    Column("series", Integer, nullable=False),
     Column("attempt", Integer, nullable=False),
     Column("step", Integer, nullable=False),
     Column("epoch", Float, nullable=False),
@@ -169,5 +176,5 @@ metric_row = Table(
     *(Column(metric.key, Float) for metric in METRICS),
     # SQLite turns NaN into NULL; which of the NULLs were NaN or infinite stands here, as JSON.
     Column("nonfinite", JSON(none_as_null=True)),
-    UniqueConstraint("run_id", "step", "attempt"),
+    UniqueConstraint("series", "step", "attempt"),
 )

@@ -28,7 +28,7 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
     config = resolve("quickstart").model_dump(mode="json")
     with store.write() as write:
         for number, run_id in enumerate(RUNS):
-            run = Run(id=run_id, name="n", preset="p", config=config, tags=[], created_at=0, updated_at=0, queued_at=0, state="completed")
+            run = Run(id=run_id, name="n", preset="p", config=config, tags=[], created_at=0, updated_at=0, state="completed")
             write.session.add(run)
             write.session.flush()
             for attempt, steps in ((1, range(1, 101)), (2, range(60, 121))) if number == 0 else ((1, range(1, 101)),):

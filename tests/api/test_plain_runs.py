@@ -50,7 +50,7 @@ rows = st.fixed_dictionaries(
         "auto_resumes": st.integers(0, 9),
         "created_at": instants,
         "updated_at": instants,
-        "queued_at": st.integers(0, 3),
+        "queued_seq": st.integers(0, 3),
         "started_at": st.none() | instants,
         "ended_at": st.none() | instants,
         "plan": plans,

@@ -76,7 +76,8 @@ def test_what_was_asked_for_is_what_was_trained(server: Server, whole: RunDir) -
 
 
 def test_the_database_reads_as_one_would_hope(server: Server, whole: RunDir) -> None:
-    query = "SELECT step, loss, loss_ce, act_avg_halting_steps, ltm_memory_usage FROM metric_row WHERE run_id = ? ORDER BY step"
+    columns = "step, loss, loss_ce, act_avg_halting_steps, ltm_memory_usage"
+    query = f"SELECT {columns} FROM metric_row JOIN series ON number = series WHERE run_id = ? ORDER BY step"
     with sqlite3.connect(server.home / "cognate.db") as connection:
         found = connection.execute(query, (whole.path.name,)).fetchall()
     connection.close()

@@ -13,9 +13,10 @@ from starlette.testclient import TestClient
 from app.executors.local import LocalExecutor
 from app.main import create_app
 from app.settings import Settings
+from app.store import runs
 from tests.faults.processes import count, times
 from tests.faults.test_service_killed import assert_rows_are_those_of_the_journals
-from tests.service import URL, launch, steps_of, until, wait_for
+from tests.service import URL, launch, serving, steps_of, until, wait_for
 
 pytestmark = pytest.mark.timeout(3600)
 ROOT = Path(__file__).parents[2]
@@ -62,6 +63,38 @@ def test_deadlines_and_order_do_not_go_by_the_wall_clock(tmp_path: Path) -> None
             assert steps == list(range(1, len(steps) + 1))
             assert_rows_are_those_of_the_journals(tmp_path, run_id)
     count("8 clock jumps", f"{times(50)} runs paused, resumed and stopped on clocks that jump by up to a day, in order and in time")
+
+
+@pytest.mark.usefixtures("set_clock")
+def test_the_queue_keeps_the_order_in_which_runs_came(tmp_path: Path) -> None:
+    """Who paused and resumed comes last."""
+    with serving(tmp_path) as client:
+        client.put("/v1/queue", json={"held": True})
+        came = [launch(client) for _ in range(12)]
+        client.post(f"/v1/runs/{came[0]}/pause")
+        client.post(f"/v1/runs/{came[0]}/resume")
+        assert [run["id"] for run in client.get("/v1/queue").json()["data"]] == [*came[1:], came[0]]
+
+
+def test_a_key_outlives_a_clock_that_jumps_by_years(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request that is repeated a minute later takes effect once, whatever the clock says of that minute; old keys go all the same."""
+    true_time = time.time
+    with serving(tmp_path) as client:
+        client.put("/v1/queue", json={"held": True})
+        first = launch_as(client, "first")
+        for years in (10, -10):
+            monkeypatch.setattr(time, "time", lambda years=years: true_time() + years * 31_536_000)
+            launch_as(client, f"jump {years}".replace(" ", "-"))
+            assert launch_as(client, "first") == first
+        monkeypatch.setattr(runs, "KEYS_KEPT", 2)
+        launch_as(client, "one")
+        launch_as(client, "two")
+        assert launch_as(client, "first") != first
+
+
+def launch_as(client: TestClient, key: str) -> str:
+    body = {"preset": "quickstart", "config": {"training": {"max_steps": 2}}}
+    return str(client.post("/v1/runs", json=body, headers={"Idempotency-Key": key}).json()["id"])
 
 
 @pytest.mark.usefixtures("set_clock")

@@ -93,7 +93,7 @@ def test_rows_around_what_does_not_belong_are_taken_once(tmp_path: Path, monkeyp
         run_id = f"run_{number}"
         attempt = AttemptDir(tmp_path / "runs" / run_id / "attempts" / "0001")
         attempt.path.mkdir(parents=True)
-        times_of_run = {"created_at": 0, "updated_at": 0, "queued_at": 0}
+        times_of_run = {"created_at": 0, "updated_at": 0}
         with store.write(durable=False) as write:
             write.session.add(Run(id=run_id, name="n", preset="p", config={}, tags=[], state="running", attempt=1, **times_of_run))
             write.session.flush()

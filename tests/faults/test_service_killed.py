@@ -41,7 +41,9 @@ AFTER = {
 def row_of(database: Path, run_id: str) -> list[tuple[int, int]]:
     """(attempt, step) of every row, in the order in which they came in."""
     connection = sqlite3.connect(database)
-    found = connection.execute("SELECT attempt, step FROM metric_row WHERE run_id = ? ORDER BY seq", (run_id,)).fetchall()
+    found = connection.execute(
+        "SELECT attempt, step FROM metric_row JOIN series ON number = series WHERE run_id = ? ORDER BY seq", (run_id,)
+    ).fetchall()
     connection.close()
     return found
 

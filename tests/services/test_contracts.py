@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from app.services import supervisor
+from app.services.lifecycle import TRANSITIONS
 from cognate.rundir import RunDir, read_json
 from tests.service import launch, serving, steps_of, until, wait_for
 
@@ -168,8 +170,10 @@ def test_a_worker_that_hangs_is_replaced_when_asked_so(tmp_path: Path) -> None:
     with serving(tmp_path, "--fault", "hang@7", stall_after_s=0.5, on_stall="restart", auto_resume=1) as client:
         run_id = launch(client, steps=20)
         assert wait_for(client, run_id, "completed")["attempt"] == 2
-        reasons = [event["reason"] for event in events(client, run_id, "state")]
-        assert "stalled" in reasons
+        told = events(client, run_id, "state")
+        assert [event["state"] for event in told][2:5] == ["running", "interrupted", "queued"]
+        assert told[3]["reason"] == "stalled"
+        assert all(after["state"] in TRANSITIONS[before["state"]].values() for before, after in pairwise(told))
 
 
 # --- the queue --------------------------------------------------------------------------------------------------

@@ -31,7 +31,7 @@ def store(tmp_path: Path, told: list[Message]) -> Store:
     store = Store(tmp_path / "cognate.db", told.extend)
     with store.write() as write:
         write.session.add(
-            Run(id="run_1", name="n", preset="p", config={}, tags=[], created_at=0, updated_at=0, queued_at=0, state="starting", attempt=1)
+            Run(id="run_1", name="n", preset="p", config={}, tags=[], created_at=0, updated_at=0, state="starting", attempt=1)
         )
         write.session.flush()
         write.session.add(Attempt(run_id="run_1", number=1, device="cpu", launched_at=0))

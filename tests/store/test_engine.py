@@ -5,14 +5,16 @@ import threading
 from pathlib import Path
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import create_engine
 from sqlalchemy.exc import OperationalError
 from sqlmodel import SQLModel
 
 from app.store import metrics, runs
-from app.store.engine import Message, NewerSchema, Store, migrate
+from app.store.engine import MIGRATIONS, Message, NewerSchema, Store, migrate
 from app.store.tables import Meta, Run
 from cognate.metrics import KEYS
 
@@ -24,7 +26,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def run_row(run_id: str = "run_1", state: str = "queued") -> Run:
-    return Run(id=run_id, name="n", preset="quickstart", config={}, tags=[], created_at=0, updated_at=0, queued_at=0, state=state)
+    return Run(id=run_id, name="n", preset="quickstart", config={}, tags=[], created_at=0, updated_at=0, state=state)
 
 
 def test_the_tables_are_what_the_migrations_make(path: Path) -> None:
@@ -57,6 +59,54 @@ def test_a_database_from_the_future_is_refused_in_words(path: Path) -> None:
 def test_migrating_twice_changes_nothing_and_makes_no_backup(path: Path) -> None:
     migrate(path)
     assert [file.name for file in path.parent.glob("*.db")] == ["cognate.db"]
+
+
+def test_rows_and_queue_of_an_older_database_are_kept(tmp_path: Path) -> None:
+    """Up to 0003 a row named its run by its id, and the queue went by the clock."""
+    path = tmp_path / "cognate.db"
+    engine = create_engine(f"sqlite:///{path}")
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0003")
+        for run_id, at in (("run_b", 1.5), ("run_a", 9.5), ("run_c", 1.5)):
+            values = f"VALUES ('{run_id}', 'n', 'p', '{{}}', '[]', 1, 1, {at}, 'queued', 1, 1, 0, 0)"
+            names = "id, name, preset, config, tags, created_at, updated_at, queued_at, state, version, attempt, control_serial"
+            connection.exec_driver_sql(f"INSERT INTO run ({names}, kill_requested) {values}")
+        for seq, run_id, step, loss, odd in (
+            (3, "run_a", 1, 0.5, None),
+            (4, "run_b", 1, None, '{"loss": "NaN"}'),
+            (7, "run_a", 2, 0.25, None),
+        ):
+            row = "INSERT INTO metric_row (seq, run_id, attempt, step, epoch, at, loss, nonfinite) VALUES (?, ?, 1, ?, 0.5, 2.5, ?, ?)"
+            connection.exec_driver_sql(row, (seq, run_id, step, loss, odd))
+    engine.dispose()
+    migrate(path)
+    store = Store(path)
+    with store.read() as session:
+        rows = [
+            (each.seq, each.run_id, each.body["step"], each.body["at"], each.body["values"])
+            for each in metrics.after(session, None, 0, 9, 9)
+        ]
+        assert rows == [(3, "run_a", 1, 2.5, {"loss": 0.5}), (4, "run_b", 1, 2.5, {"loss": "NaN"}), (7, "run_a", 2, 2.5, {"loss": 0.25})]
+        assert metrics.columns(session, "run_a", ["loss"])["loss"] == [0.5, 0.25]
+        assert runs.queue(session) == ["run_b", "run_c", "run_a"]
+    store.close()
+
+
+def test_what_a_point_takes_on_disk_is_bounded(path: Path) -> None:
+    """Eight bytes are the value itself; a fifth of what trackio takes is 12.7. Of run ids in every row and index it was 12.9."""
+    store = Store(path)
+    run_id = f"run_{'0' * 36}"
+    with store.write() as write:
+        write.session.add(run_row(run_id))
+        write.session.flush()
+        before = path.stat().st_size
+        values = {key: 1 / (3 + number) for number, key in enumerate(KEYS)}
+        metrics.add(write, run_id, 1, [metrics.Row(step, 1 / 3, 1.8e9, values) for step in range(1, 2001)])
+    store.close()
+    assert (path.stat().st_size - before) / (2000 * len(KEYS)) < 11.5
 
 
 def test_each_database_has_cursors_of_its_own(tmp_path: Path) -> None:

@@ -25,9 +25,7 @@ def store(tmp_path: Path, told: list[Message]) -> Iterator[Store]:
     migrate(tmp_path / "cognate.db")
     store = Store(tmp_path / "cognate.db", told.extend)
     with store.write() as write:
-        write.session.add(
-            Run(id="run_1", name="n", preset="p", config={}, tags=[], created_at=0, updated_at=0, queued_at=0, state="running", attempt=3)
-        )
+        write.session.add(Run(id="run_1", name="n", preset="p", config={}, tags=[], created_at=0, updated_at=0, state="running", attempt=3))
         write.session.flush()
         for number in (1, 2, 3):
             write.session.add(Attempt(run_id="run_1", number=number, device="cpu", launched_at=0))
