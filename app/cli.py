@@ -24,6 +24,7 @@ from app.store.engine import NewerSchema, migrate
 
 app = typer.Typer(help="Train Cognate models, from the command line or through the service.", no_args_is_help=True, add_completion=False)
 UNACKNOWLEDGED_MS = 30_000  # after which the kernel drops a connection whose other side takes nothing
+UNSENT_BYTES = 128 * 1024  # what the kernel keeps for a connection beyond what is on its way; without a bound, 2.4 MiB
 GOODBYE_S = 0.2
 HANDED_ON = {
     "train": "Train a preset here, in this process, without the service.",
@@ -62,6 +63,7 @@ def serve(
     # What is accepted inherits these. asyncio leaves Nagle's algorithm on for a socket it did not make: 40 ms an answer.
     listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNACKNOWLEDGED_MS)
+    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)
     address = f"http://{settings.host}:{listening.getsockname()[1]}"
     print(f"Cognate: {address}  (state in {settings.home.resolve()}; Ctrl-C saves and stops)", flush=True)
     _Server(config).run(sockets=[listening])

@@ -232,6 +232,16 @@ def stall(port: int) -> socket.socket:
     return held
 
 
+def unsent_bytes(port: int, peers: list[int]) -> int:
+    """The most that the kernel holds for one of `peers`: tx_queue of /proc/net/tcp."""
+    waiting = [0]
+    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+        ours, theirs, _, queues = line.split()[1:5]
+        if int(ours.split(":")[1], 16) == port and int(theirs.split(":")[1], 16) in peers:
+            waiting.append(int(queues.split(":")[0], 16))
+    return max(waiting)
+
+
 class Bench:
     """The server, its clients, and what they are asked to do."""
 
@@ -316,7 +326,8 @@ def run(options: argparse.Namespace, say: Callable[[str], None]) -> tuple[list[P
             stalled = [stall(bench.port) for _ in range(options.stalled)]
             phases.append(bench.measure(f"{options.stalled} never read"))
             cost = (bench.rss() - before) / max(1, options.stalled)
-            notes = [f"a client that never reads: {cost:+.2f} MiB of the server's memory"]
+            unsent = unsent_bytes(bench.port, [held.getsockname()[1] for held in stalled])
+            notes = [f"a client that never reads: {cost:+.2f} MiB of the server's memory, {unsent / 2**20:.2f} MiB of data in the kernel"]
             for held in stalled:
                 held.close()
             say("cutting a client")

@@ -9,7 +9,7 @@ A cursor is "<epoch>.<seq>": epoch names the database, seq counts events and met
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
@@ -38,9 +38,9 @@ def frame(cursor: str | None = None, /, **body: Any) -> Frame:
 
 @dataclass(frozen=True)
 class Framing:
-    """How one client wants messages: cursors of `epoch`, of metrics only `keys`."""
+    """How one client wants messages: cursors of `epoch`, of metrics only `keys`. Without a hub texts are shared with nobody."""
 
-    hub: Hub
+    hub: Hub | None
     epoch: str
     keys: frozenset[str] | None
 
@@ -62,12 +62,15 @@ class Framing:
 
     def _event(self, message: Message) -> Frame:
         cursor = self.cursor(message.seq)
-        return Frame(self.hub.shared(cursor, partial(_event, cursor, message)), cursor)
+        return Frame(self._text(cursor, partial(_event, cursor, message)), cursor)
 
     def _batch(self, run_id: str, rows: list[Message]) -> Frame:
         # Between two of its events a run's rows are told without exception, so the first and the last name all of them.
         cursor = self.cursor(rows[-1].seq)
-        return Frame(self.hub.shared((cursor, rows[0].seq, self.keys), partial(_batch, cursor, run_id, rows, self.keys)), cursor)
+        return Frame(self._text((cursor, rows[0].seq, self.keys), partial(_batch, cursor, run_id, rows, self.keys)), cursor)
+
+    def _text(self, key: Hashable, make: Callable[[], str]) -> str:
+        return make() if self.hub is None else self.hub.shared(key, make)
 
 
 def _event(cursor: str, message: Message) -> str:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import anyio
@@ -32,14 +32,14 @@ from app.api.security import SUBPROTOCOL, is_foreign
 from app.api.wires import EventSourceWire, Gone, SocketWire, Wire
 from app.services.hub import Closing, Overflow, Subscription
 from app.store import metrics, runs
-from app.store.engine import Message
+from app.store.engine import Message, Store
 from cognate import __version__
 from cognate.metrics import KEYS
 
 log = logging.getLogger(__name__)
 router = APIRouter(prefix="/v1", tags=["stream"])
 
-PAGE_ROWS = 500
+PAGE_ROWS = 100  # a page of all metrics is 70 KB
 SNAPSHOT_RUNS = 50
 NOT_FOUND, TRY_AGAIN, RESTARTING = 4404, 1013, 1012  # websocket close codes
 
@@ -208,7 +208,7 @@ class Conversation:
                 try:
                     messages = await subscription.take()
                 except Overflow:
-                    sent = await self._catch_up(choice, framing, sent)
+                    sent = await self._catch_up(choice, sent)
                     continue
                 fresh = [message for message in messages if message.seq == 0 or message.seq > sent]
                 for each in framing.of(fresh):
@@ -232,13 +232,14 @@ class Conversation:
         if gap:
             await self._wire.send(frame(now, **{"type": "gap", "from": choice.after, "to": now, "refetch": True}))
         await self._wire.send(frame(type="snapshot", runs=snapshot))
-        return await self._catch_up(choice, framing, start)
+        return await self._catch_up(choice, start)
 
-    async def _catch_up(self, choice: Choice, framing: Framing, sent: int) -> int:
+    async def _catch_up(self, choice: Choice, sent: int) -> int:
         """Send what the log has behind `sent`; how far that went."""
         head = self._store.head
-        async for page in _replay(self._service, choice, sent, head):
-            for each in framing.of(page):
+        while sent < head:
+            page, sent = await anyio.to_thread.run_sync(_read_page, self._store, choice, sent, head)
+            for each in page:
                 await self._wire.send(each)
         return head
 
@@ -255,19 +256,12 @@ def _start_of(after: str, epoch: str, head: int) -> tuple[int, bool]:
     return head, True  # what it pointed at is not here: another database, or one that has not come so far
 
 
-async def _replay(service: Parts, choice: Choice, start: int, head: int) -> AsyncIterator[list[Message]]:
-    """Everything chosen in (start, head], in pages."""
-    while start < head:
-        page, start = await anyio.to_thread.run_sync(_read_page, service, choice, start, head)
-        yield page
-
-
-def _read_page(service: Parts, choice: Choice, start: int, head: int) -> tuple[list[Message], int]:
-    """Messages behind `start`, and how far they are complete."""
+def _read_page(store: Store, choice: Choice, start: int, head: int) -> tuple[list[Frame], int]:
+    """What is chosen behind `start`, and how far it is complete. As frames, a tenth of its rows: a client may take long to read them."""
     only = next(iter(choice.runs)) if choice.runs is not None and len(choice.runs) == 1 else None
     rows: list[Message] = []
     told: list[Message] = []
-    with service.store.read() as session:
+    with store.read() as session:
         if choice.topics is None or "metrics" in choice.topics:
             rows = metrics.after(session, only, start, PAGE_ROWS, head)
         if choice.topics is None or "event" in choice.topics:
@@ -275,7 +269,7 @@ def _read_page(service: Parts, choice: Choice, start: int, head: int) -> tuple[l
     # A full page says nothing about what lies behind its last entry.
     complete = min([found[-1].seq for found in (rows, told) if len(found) == PAGE_ROWS], default=head)
     merged = sorted((message for message in (*rows, *told) if message.seq <= complete), key=lambda message: message.seq)
-    return [message for message in merged if choice.takes(message)], complete
+    return list(Framing(None, store.epoch, choice.keys).of(filter(choice.takes, merged))), complete
 
 
 def _event_message(event: Any) -> Message:

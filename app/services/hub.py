@@ -17,7 +17,7 @@ from typing import Any
 from app.store.engine import Message
 
 QUEUE_EVENTS = 256
-QUEUE_BYTES = 1 << 20
+QUEUE_BYTES = 1 << 18  # about 75 rows
 SHARED_TEXTS = 64
 SHARED_BYTES = 64 * 1024
 

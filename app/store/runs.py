@@ -7,7 +7,7 @@ import time
 from collections.abc import Collection, Sequence
 from typing import Any, Protocol
 
-from sqlalchemy import Row, case, func, literal_column, select, update
+from sqlalchemy import ColumnElement, Row, case, func, literal_column, select, update
 from sqlalchemy import delete as delete_rows
 from sqlmodel import Session, col
 
@@ -155,7 +155,8 @@ def done_before(write: Write, once: Once | None) -> str | None:
 def note_done(write: Write, once: Once | None, subject: str) -> None:
     """Remember, in the transaction of its effect, that a request was carried out."""
     if once is not None:
-        now, rowid = time.time(), literal_column("idempotency_key.rowid")  # rises by one a key
+        now = time.time()
+        rowid: ColumnElement[int] = literal_column("idempotency_key.rowid")  # rises by one a key
         is_old = func.abs(col(IdempotencyKey.created_at) - now) > KEYS_KEPT_S
         newest = select(func.max(rowid)).select_from(IdempotencyKey).scalar_subquery()
         write.session.execute(delete_rows(IdempotencyKey).where(is_old, rowid <= newest - KEYS_KEPT))

@@ -1,7 +1,9 @@
 """Streams, by websocket and as server-sent events alike: every row once and in order, from wherever a client comes back."""
 
+import gc
 import queue
 import random
+import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -9,6 +11,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import anyio
+import anyio.lowlevel
 import orjson
 import pytest
 from starlette.testclient import TestClient, WebSocketTestSession
@@ -17,10 +20,13 @@ from starlette.websockets import WebSocketDisconnect
 
 from app.api import wires
 from app.api.deps import Parts
+from app.api.frames import Frame
+from app.api.stream import Choice, Conversation
 from app.services import hub
 from app.services.hub import Subscription
 from app.store import metrics, runs
 from app.store.engine import Message
+from cognate.metrics import KEYS
 from tests.service import connect, launch, serving, steps_of, until, wait_for
 
 
@@ -474,6 +480,57 @@ def test_a_client_that_does_not_read_is_let_go_and_changes_nothing_for_others(
         until(lambda: len(service.hub._subscriptions) == 1)
         add_rows(client, done, 54)
         assert rows_until(socket, 54)[1] == [54]
+
+
+class StuckWire(wires.Wire):
+    """A client that reads hello, the snapshot and a page, and nothing more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.frames: list[str] = []
+
+    async def listen(self) -> str | None:
+        await anyio.sleep_forever()
+        raise AssertionError
+
+    async def _put(self, frame: Frame) -> None:
+        self.frames.append(frame.text[:20])
+        if len(self.frames) > 3:
+            await anyio.sleep_forever()
+
+    async def _close(self, code: int) -> None: ...
+
+
+def test_what_is_held_for_a_client_that_does_not_read_is_bounded(client: TestClient, done: str) -> None:
+    """However long the past it asked for, and however much comes meanwhile; all would be 6 MB. A connection's buffers are not in it."""
+    service: Parts = client.app.state.parts  # type: ignore[attr-defined]
+    values = {key: 1 / (3 + number) for number, key in enumerate(KEYS)}
+
+    def write(*steps: int) -> None:
+        with service.store.write(durable=False) as write:
+            metrics.add(write, done, 1, [metrics.Row(step, 1 / 3, 1.8e9, values) for step in steps])
+
+    def held() -> int:
+        gc.collect()
+        return tracemalloc.get_traced_memory()[0]
+
+    write(*range(4, 1004))
+    assert client.portal is not None
+    for step in range(1004, 1104):  # what the process itself keeps of any rows, such as texts shared by all clients
+        write(step)
+    wire = StuckWire()
+    tracemalloc.start()
+    try:
+        before = held()
+        task = client.portal.start_task_soon(Conversation(wire, service).hold, Choice(after="start"))
+        until(lambda: len(wire.frames) > 3)
+        for step in range(1104, 1504):
+            write(step)
+        client.portal.call(anyio.lowlevel.checkpoint)  # all of it was offered
+        assert held() - before < 600_000
+    finally:
+        tracemalloc.stop()
+        task.cancel()
 
 
 def test_streams_say_goodbye_when_the_service_ends(client: TestClient, follow: Follow) -> None:
