@@ -12,7 +12,7 @@ import hmac
 import secrets
 import time
 from collections.abc import Iterable
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
@@ -59,7 +59,7 @@ class Gate:
         return scheme.lower() == "bearer" and hmac.compare_digest(sha256(token), self._token_sha256)
 
     def issue_ticket(self) -> str:
-        """A ticket for one websocket, within TICKET_S seconds."""
+        """A ticket for one stream, within TICKET_S seconds."""
         now = time.monotonic()
         self._tickets = {ticket: until for ticket, until in self._tickets.items() if until > now}
         ticket = secrets.token_urlsafe(24)
@@ -82,7 +82,8 @@ class GateMiddleware:
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        refusal = self._refuse(scope, headers)
+        scope, ticket = _take_ticket(scope, headers)
+        refusal = self._refuse(scope, headers, ticket)
         if scope["type"] == "websocket":
             if refusal:
                 await send({"type": "websocket.close", "code": 4401 if refusal[0] == "unauthorized" else 4403, "reason": refusal[1][:120]})
@@ -105,7 +106,7 @@ class GateMiddleware:
         else:
             await self._app(scope, _replay(body, receive), send)
 
-    def _refuse(self, scope: Scope, headers: Headers) -> tuple[str, str] | None:
+    def _refuse(self, scope: Scope, headers: Headers, ticket: str | None) -> tuple[str, str] | None:
         """The problem with a request before its body is looked at, or None."""
         host = headers.get("host", "")
         if _hostname(host) not in self._hosts:
@@ -114,7 +115,6 @@ class GateMiddleware:
             return "forbidden_origin", "this may be asked from this service's own pages only"
         path: str = scope["path"]
         is_open = scope["type"] == "http" and (path in OPEN or path.startswith(OPEN_FOLDER))
-        ticket = _ticket(headers) if scope["type"] == "websocket" else None
         if not is_open and not self._gate.admits(headers, ticket):
             return "unauthorized", "a bearer token is required"
         return None
@@ -141,9 +141,19 @@ def is_foreign(headers: Headers, host: str) -> bool:
         return True
 
 
-def _ticket(headers: Headers) -> str | None:
-    offered = headers.get("sec-websocket-protocol", "").split(",")
-    return next((name.strip().removeprefix(TICKET_PREFIX) for name in offered if name.strip().startswith(TICKET_PREFIX)), None)
+def _take_ticket(scope: Scope, headers: Headers) -> tuple[Scope, str | None]:
+    """The ticket of a stream: a websocket offers it as a subprotocol, server-sent events in the address, where nobody else sees it then.
+
+    An address may be kept in a history or a log; so it stands for one stream, once, and only for TICKET_S seconds.
+    """
+    if scope["type"] == "websocket":
+        offered = (name.strip() for name in headers.get("sec-websocket-protocol", "").split(","))
+        return scope, next((name.removeprefix(TICKET_PREFIX) for name in offered if name.startswith(TICKET_PREFIX)), None)
+    if scope["method"] != "GET" or not scope["path"].endswith("/stream") or b"ticket=" not in scope["query_string"]:
+        return scope, None
+    query = parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True)
+    rest = urlencode([(name, value) for name, value in query if name != "ticket"])
+    return {**scope, "query_string": rest.encode("latin-1")}, dict(query).get("ticket")
 
 
 async def _read_body(receive: Receive) -> bytes | None:

@@ -84,8 +84,9 @@ LastEventId = Annotated[str | None, Header(max_length=40, description="A browser
 _SSE: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}, "description": "Frames, as on the websocket."}}
 
 
-@router.post("/stream/ticket", summary="A single-use ticket for one websocket, for clients that cannot send headers")
+@router.post("/stream/ticket", summary="A single-use ticket for one stream, for clients that cannot send headers")
 async def issue_ticket(service: Service) -> dict[str, Any]:
+    """Within 30 seconds: as subprotocol `ticket.<ticket>` of a websocket, or as `?ticket=` of server-sent events."""
     return {"ticket": service.gate.issue_ticket(), "subprotocol": SUBPROTOCOL}
 
 

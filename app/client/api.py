@@ -71,8 +71,14 @@ class Api(AbstractContextManager["Api"]):
     def get(self, path: str, **query: Any) -> Json:
         return self._ask("GET", path, params={name: value for name, value in query.items() if value is not None})
 
-    def post(self, path: str, body: Json | None = None) -> Json:
-        return self._ask("POST", path, json=body or None)
+    def post(self, path: str, body: Json | None = None, idempotency_key: str | None = None) -> Json:
+        return self._ask("POST", path, json=body or None, headers={"Idempotency-Key": idempotency_key} if idempotency_key else {})
+
+    def patch(self, path: str, body: Json) -> Json:
+        return self._ask("PATCH", path, json=body)
+
+    def put(self, path: str, body: Json) -> Json:
+        return self._ask("PUT", path, json=body)
 
     def delete(self, path: str) -> None:
         self._ask("DELETE", path)
@@ -90,10 +96,17 @@ class Api(AbstractContextManager["Api"]):
         """The run of this id, of this name, or whose id begins or ends so; raises NotFound, also where there are several."""
         if _RUN_ID.fullmatch(reference):
             return self.get(f"/v1/runs/{reference}")
-        found = matches(reference, self.pages("/v1/runs"))
+        found = matches(reference, self.pages("/v1/runs", name=reference)) or matches(reference, self.pages("/v1/runs"))
         if len(found) != 1:
-            raise NotFound(_which(reference, found))
+            raise NotFound(_which(reference, found, "run"))
         return self.get(f"/v1/runs/{found[0]['id']}")
+
+    def find_group(self, reference: str) -> Json:
+        """A group in the same way."""
+        found = matches(reference, self.pages("/v1/groups"), "group_")
+        if len(found) != 1:
+            raise NotFound(_which(reference, found, "group"))
+        return found[0]
 
     def _ask(self, method: str, path: str, **more: Any) -> Json:
         try:
@@ -122,21 +135,21 @@ def problem(status: int, body: Json) -> ClientError:
     return Unreachable(told) if status >= 500 else Refused(told)
 
 
-def matches(reference: str, runs: Iterator[Json]) -> list[Json]:
-    """The runs of this name; where there are none, those whose id begins or ends so."""
+def matches(reference: str, runs: Iterator[Json], prefix: str = "run_") -> list[Json]:
+    """The runs, or groups, of this name; where there are none, those whose id begins or ends so."""
     named: list[Json] = []
     numbered: list[Json] = []
     for run in runs:
         if run["name"] == reference:
             named.append(run)
-        elif run["id"].startswith((reference, f"run_{reference}")) or run["id"].endswith(reference):
+        elif run["id"].startswith((reference, f"{prefix}{reference}")) or run["id"].endswith(reference):
             numbered.append(run)
     return named or numbered
 
 
-def _which(reference: str, found: list[Json]) -> str:
+def _which(reference: str, found: list[Json], kind: str) -> str:
     if not found:
-        return f"no run has the name or id {reference!r}; `cognate runs list` shows what there is"
-    lines = [f"{run['id']}  {run['name']}  {run['state']}" for run in found[:_CANDIDATES]]
+        return f"no {kind} has the name or id {reference!r}; `cognate {kind}s list` shows what there is"
+    lines = [f"{each['id']}  {each['name']}  {each.get('state', '')}".rstrip() for each in found[:_CANDIDATES]]
     more = [f"and {len(found) - _CANDIDATES} more"] if len(found) > _CANDIDATES else []
-    return "\n  ".join([f"{reference!r} may be any of {len(found)} runs; name one by its id:", *lines, *more])
+    return "\n  ".join([f"{reference!r} may be any of {len(found)} {kind}s; name one by its id:", *lines, *more])

@@ -25,13 +25,14 @@ from app.client.logs import blocks
 from app.services.lifecycle import State
 from cognate.config import ConfigError, set_path
 
-HELP = """Launch, watch and command the runs of a service.
+EXIT_CODES = """Exit codes: 0 done; 1 the run came to another end (watch, --wait); 2 wrong usage; 3 not found, or several fit; \
+4 refused; 5 no answer from the service; 6 the token is missing or wrong; 130 Ctrl-C.
+"""
+HELP = f"""Launch, watch and command the runs of a service.
 
 A run is named by its id, its name, or the beginning or the end of its id.
 
-Exit codes: 0 done; 1 the run came to another end (watch, --wait); 2 wrong usage; 3 not found, or several fit; \
-4 refused; 5 no answer from the service; 6 the token is missing or wrong; 130 Ctrl-C.
-"""
+{EXIT_CODES}"""
 LAST_EVENTS = 10
 _IN_TRANSIT = ("queued", "starting", "pausing", "stopping")
 _REACHED = {"pause": ("paused",), "resume": ("running", "completed"), "stop": ("stopped",), "kill": ("stopped",)}
@@ -62,6 +63,8 @@ Wait = Annotated[bool, typer.Option("--wait", help="Come back once it is so; wit
 Save = Annotated[
     Literal["save", "latest"] | None, typer.Option("--checkpoint", help="Save one now, or make do with the newest.", show_default="save")
 ]
+Priority = Annotated[int | None, typer.Option(min=-1000, max=1000, help="Of those that wait the highest goes first.", show_default="0")]
+IdempotencyKey = Annotated[str | None, typer.Option(metavar="KEY", help="With the same key the same request takes effect once a day.")]
 Watch = Annotated[bool, typer.Option("--watch", help="And watch it.")]
 
 
@@ -77,21 +80,21 @@ def list_runs(
 ) -> None:
     """Runs, newest first."""
     query = {"state": state, "preset": preset, "after": after, "limit": min(limit + 1, PAGE)}
-    with _at(url, token) as api:
+    with at(url, token) as api:
         found = list(islice(api.pages("/v1/runs", **query), limit + 1))
     runs, cursor = found[:limit], found[limit - 1]["id"] if len(found) > limit else None
     if as_json:
-        _print_json({"data": runs, "has_more": cursor is not None, "next_cursor": cursor})
+        print_json({"data": runs, "has_more": cursor is not None, "next_cursor": cursor})
     elif runs:
-        _print(view.runs_table(runs, datetime.now(UTC)), *([f"\nolder ones: --after {cursor}"] if cursor else []))
+        show_all(view.runs_table(runs, datetime.now(UTC)), *([f"\nolder ones: --after {cursor}"] if cursor else []))
     else:
-        _print("no runs")
+        show_all("no runs")
 
 
 @app.command()
 def show(run: Reference, url: Url = LOCAL, token: Token = None, as_json: AsJson = False) -> None:
     """One run: state, progress, what differs from its preset, checkpoints, attempts, last events."""
-    with _at(url, token) as api:
+    with at(url, token) as api:
         found = api.find(run)
         path = f"/v1/runs/{found['id']}"
         presets = {preset["name"]: preset["config"] for preset in api.get("/v1/presets")["data"]}
@@ -101,9 +104,9 @@ def show(run: Reference, url: Url = LOCAL, token: Token = None, as_json: AsJson 
     changed = {name: (value, there.get(name)) for name, value in _flat(found["config"]).items() if value != there.get(name)}
     if as_json:
         changes = {name: value for name, (value, _) in changed.items()}
-        _print_json({"run": found, "changed": changes, "checkpoints": checkpoints, "attempts": attempts, "events": events})
+        print_json({"run": found, "changed": changes, "checkpoints": checkpoints, "attempts": attempts, "events": events})
     else:
-        _print(*view.run_page(found, changed, checkpoints, attempts, events))
+        show_all(*view.run_page(found, changed, checkpoints, attempts, events))
 
 
 @app.command()
@@ -113,15 +116,17 @@ def launch(
     name: Annotated[str | None, typer.Option(help="Instead of one made from the preset.")] = None,
     tag: Annotated[list[str], typer.Option(help="May be repeated.")] = [],  # noqa: B006
     seed: Annotated[int | None, typer.Option(help="The same as --set seed=N.")] = None,
+    priority: Priority = None,
+    idempotency_key: IdempotencyKey = None,
     watch: Watch = False,
     url: Url = LOCAL,
     token: Token = None,
     as_json: AsJson = False,
 ) -> None:
     """Launch a run."""
-    body = _given(preset=preset, config=_tree(settings), name=name, tags=tag, seed=seed)
-    with _at(url, token) as api:
-        _launched(api, api.post("/v1/runs", body), watch, as_json)
+    body = given(preset=preset, config=tree(settings), name=name, tags=tag, seed=seed, priority=priority)
+    with at(url, token) as api:
+        _launched(api, api.post("/v1/runs", body, idempotency_key), watch, as_json)
 
 
 @app.command()
@@ -130,15 +135,38 @@ def fork(
     checkpoint: Annotated[str | None, typer.Option(metavar="ID", help="Where to start from.", show_default="the newest")] = None,
     settings: Settings = [],  # noqa: B006
     name: Annotated[str | None, typer.Option(help="Of the new run.")] = None,
+    priority: Priority = None,
+    idempotency_key: IdempotencyKey = None,
     watch: Watch = False,
     url: Url = LOCAL,
     token: Token = None,
     as_json: AsJson = False,
 ) -> None:
     """Launch a new run from a checkpoint of this one."""
-    body = _given(checkpoint_id=checkpoint, config=_tree(settings) or None, name=name)
-    with _at(url, token) as api:
-        _launched(api, api.post(f"/v1/runs/{api.find(run)['id']}/fork", body), watch, as_json)
+    body = given(checkpoint_id=checkpoint, config=tree(settings) or None, name=name, priority=priority)
+    with at(url, token) as api:
+        _launched(api, api.post(f"/v1/runs/{api.find(run)['id']}/fork", body, idempotency_key), watch, as_json)
+
+
+@app.command()
+def edit(
+    run: Reference,
+    name: Annotated[str | None, typer.Option(help="Its new name.")] = None,
+    notes: Annotated[str | None, typer.Option(help="In place of those it has; empty takes them away.")] = None,
+    tag: Annotated[list[str] | None, typer.Option(help="In place of those it has; may be repeated.")] = None,
+    no_tags: Annotated[bool, typer.Option("--no-tags", help="Take its tags away.")] = False,
+    priority: Priority = None,
+    url: Url = LOCAL,
+    token: Token = None,
+    as_json: AsJson = False,
+) -> None:
+    """Change its name, notes, tags or priority."""
+    body = given(name=name, notes=notes, tags=[] if no_tags else tag or None, priority=priority)
+    if not body:
+        raise typer.BadParameter("say what to change: --name, --notes, --tag, --no-tags or --priority")
+    with at(url, token) as api:
+        edited = api.patch(f"/v1/runs/{api.find(run)['id']}", {**body, **({"notes": None} if notes == "" else {})})
+    _show([edited], lambda run: Text.assemble(f"{run['name']}  ", view.state(run), "  changed ", ", ".join(body)), as_json)
 
 
 @app.command()
@@ -152,7 +180,7 @@ def watch(
     as_json: AsJson = False,
 ) -> None:
     """Progress as it happens, until the run is over; a pause is waited through. Ctrl-C leaves the run running."""
-    with _at(url, token) as api:
+    with at(url, token) as api:
         raise typer.Exit(_watch(api, api.find(run), after, as_json))
 
 
@@ -168,14 +196,14 @@ def pause(
     as_json: AsJson = False,
 ) -> None:
     """Finish the step, save a checkpoint, leave the device free."""
-    body = _given(checkpoint=checkpoint, deadline_s=deadline, on_timeout=on_timeout)
-    _command(_at(url, token), "pause", runs, body, wait, as_json)
+    body = given(checkpoint=checkpoint, deadline_s=deadline, on_timeout=on_timeout)
+    _command(at(url, token), "pause", runs, body, wait, as_json)
 
 
 @app.command()
 def resume(runs: References, wait: Wait = False, url: Url = LOCAL, token: Token = None, as_json: AsJson = False) -> None:
     """Queue it again; it goes on from its newest whole checkpoint."""
-    _command(_at(url, token), "resume", runs, {}, wait, as_json)
+    _command(at(url, token), "resume", runs, {}, wait, as_json)
 
 
 @app.command()
@@ -189,19 +217,19 @@ def stop(
     as_json: AsJson = False,
 ) -> None:
     """Finish the step, save a checkpoint, end the run for good."""
-    _command(_at(url, token), "stop", runs, _given(checkpoint=checkpoint, grace_s=grace), wait, as_json)
+    _command(at(url, token), "stop", runs, given(checkpoint=checkpoint, grace_s=grace), wait, as_json)
 
 
 @app.command()
 def kill(runs: References, wait: Wait = False, url: Url = LOCAL, token: Token = None, as_json: AsJson = False) -> None:
     """End its processes at once, saving nothing."""
-    _command(_at(url, token), "kill", runs, {}, wait, as_json)
+    _command(at(url, token), "kill", runs, {}, wait, as_json)
 
 
 @app.command()
 def checkpoint(runs: References, url: Url = LOCAL, token: Token = None, as_json: AsJson = False) -> None:
     """Save a checkpoint and go on."""
-    _command(_at(url, token), "checkpoint", runs, {}, False, as_json)
+    _command(at(url, token), "checkpoint", runs, {}, False, as_json)
 
 
 @app.command()
@@ -213,7 +241,7 @@ def delete(
     as_json: AsJson = False,
 ) -> None:
     """Delete runs and all that they saved. Asks first."""
-    with _at(url, token) as api:
+    with at(url, token) as api:
         found = [api.find(run) for run in runs]
         if not yes:
             if as_json or not sys.stdin.isatty():
@@ -240,7 +268,7 @@ def logs(
     as_json: AsJson = False,
 ) -> None:
     """What the worker printed."""
-    with _at(url, token) as api:
+    with at(url, token) as api:
         found = api.find(run)
         if not found["attempt"] and not follow:
             raise NotFound(f"{found['name']} has printed nothing: it is {found['state']} and has not started")
@@ -257,19 +285,19 @@ def compare(runs: References, url: Url = LOCAL, token: Token = None, as_json: As
     """Runs side by side: what differs in their configuration, and their newest metrics."""
     if len(runs) < 2:
         raise typer.BadParameter("name two runs or more")
-    with _at(url, token) as api:
+    with at(url, token) as api:
         found = [api.find(run) for run in runs]
     settings = _side_by_side([_flat(run["config"]) for run in found])
     config = {name: values for name, values in settings if any(value != values[0] for value in values)}
     metrics = dict(_side_by_side([run["metrics"] for run in found]))
     if as_json:
         named = [{key: run[key] for key in ("id", "name", "preset", "state", "progress")} for run in found]
-        _print_json({"runs": named, "config": config, "metrics": metrics})
+        print_json({"runs": named, "config": config, "metrics": metrics})
     else:
-        _print(*view.comparison(found, config, metrics))
+        show_all(*view.comparison(found, config, metrics))
 
 
-def _at(url: str, token: str | None) -> Api:
+def at(url: str, token: str | None) -> Api:
     if not url.startswith(("http://", "https://")):
         raise typer.BadParameter(f"{url!r} is no address of a service, such as {LOCAL}", param_hint="--url")
     try:
@@ -280,9 +308,9 @@ def _at(url: str, token: str | None) -> Api:
 
 def _launched(api: Api, run: Json, watch: bool, as_json: bool) -> None:
     if not as_json:
-        _print(Text.assemble(f"{run['name']}  {run['id']}  ", view.state(run)))
+        show_all(Text.assemble(f"{run['name']}  {run['id']}  ", view.state(run)))
     elif not watch:
-        _print_json(run)
+        print_json(run)
     if watch:
         raise typer.Exit(_watch(api, run, "start", as_json))
 
@@ -339,13 +367,13 @@ def _settled(api: Api, run_id: str) -> Json:
     return api.get(f"/v1/runs/{run_id}")
 
 
-def _given(**values: Any) -> Json:
+def given(**values: Any) -> Json:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def _tree(settings: list[str]) -> Json:
+def tree(settings: list[str]) -> Json:
     """--set a.b=value: the value is JSON where it is JSON, else text."""
-    tree: Json = {}
+    made: Json = {}
     for setting in settings:
         path, equals, text = setting.partition("=")
         if not equals:
@@ -355,10 +383,10 @@ def _tree(settings: list[str]) -> Json:
         except ValueError:
             value = text
         try:
-            set_path(tree, path, value)
+            set_path(made, path, value)
         except ConfigError as error:
             raise typer.BadParameter(str(error)) from error
-    return tree
+    return made
 
 
 def _flat(tree: Json, path: str = "") -> Json:
@@ -376,18 +404,18 @@ def _side_by_side(trees: list[Json]) -> Iterator[tuple[str, list[Any]]]:
 
 def _show(runs: list[Json], words: Callable[[Json], RenderableType], as_json: bool) -> None:
     if as_json:
-        _print_json({"data": runs})
+        print_json({"data": runs})
     else:
-        _print(*(words(run) for run in runs))
+        show_all(*(words(run) for run in runs))
 
 
-def _print(*shown: RenderableType) -> None:
+def show_all(*shown: RenderableType) -> None:
     out = view.stdout()
     for part in shown:
         out.print(part, markup=False)
 
 
-def _print_json(document: Json) -> None:
+def print_json(document: Json) -> None:
     typer.echo(json.dumps(document, ensure_ascii=False, indent=2))
 
 

@@ -43,6 +43,28 @@ def runs_table(runs: Iterable[Json], now: datetime) -> Table:
     return table
 
 
+def groups_table(groups: Iterable[Json]) -> Table:
+    table = _table("ID", "NAME", "RUNS")
+    for group in groups:
+        table.add_row(short(group), group["name"], ", ".join(f"{count} {name}" for name, count in group["states"].items()))
+    return table
+
+
+def members_table(runs: Iterable[Json]) -> Table:
+    """The runs of a group, and how far they are."""
+    table = _table("ID", "NAME", "PRESET", "STATE", "PROGRESS")
+    for run in runs:
+        table.add_row(short(run), run["name"], run["preset"], state(run, detail=True), progress_line(run) or "-")
+    return table
+
+
+def queue_table(runs: Iterable[Json]) -> Table:
+    table = _table(">NO.", "ID", "NAME", "PRESET", ">PRIORITY")
+    for run in runs:
+        table.add_row(str(run["queue_position"]), short(run), run["name"], run["preset"], str(run["priority"]))
+    return table
+
+
 def run_page(
     run: Json, changed: dict[str, tuple[Any, Any]], checkpoints: Sequence[Json], attempts: Sequence[Json], events: Sequence[Json]
 ) -> Iterator[RenderableType]:

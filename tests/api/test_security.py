@@ -7,6 +7,8 @@ import pytest
 from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 
+from app.api import security
+from tests.api.test_stream import event_source
 from tests.service import connect, serving
 
 TOKEN = "a-token-for-the-tests"
@@ -139,9 +141,32 @@ def test_a_ticket_opens_one_websocket_and_no_second(guarded: TestClient) -> None
         pass
 
 
-def test_a_ticket_opens_nothing_but_a_websocket(guarded: TestClient) -> None:
+def test_a_ticket_in_the_address_opens_one_event_source_and_no_second(guarded: TestClient) -> None:
+    """An EventSource can send nothing but its address; what is left of that in a log opens nothing."""
+    path = f"/v1/stream?ticket={guarded.post('/v1/stream/ticket', headers=BEARER).json()['ticket']}&topics=event"
+    with event_source(guarded, path) as source:
+        assert source.receive_json()["type"] == "hello"
+    assert guarded.get(path).status_code == 401
+
+
+@pytest.mark.parametrize("wrong", ["?ticket=", "?ticket=x", "?after=now"])
+def test_an_address_without_its_ticket_opens_nothing(guarded: TestClient, wrong: str) -> None:
+    guarded.post("/v1/stream/ticket", headers=BEARER)
+    assert guarded.get(f"/v1/stream{wrong}").status_code == 401
+
+
+def test_a_ticket_does_not_last(guarded: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(security, "TICKET_S", 0.0)
+    ticket = guarded.post("/v1/stream/ticket", headers=BEARER).json()["ticket"]
+    assert guarded.get(f"/v1/stream?ticket={ticket}").status_code == 401
+
+
+def test_a_ticket_opens_nothing_but_a_stream(guarded: TestClient) -> None:
     ticket = guarded.post("/v1/stream/ticket", headers=BEARER).json()["ticket"]
     assert guarded.get("/v1/runs", headers={"Sec-WebSocket-Protocol": f"ticket.{ticket}"}).status_code == 401
+    for path in ("/v1/runs", f"/v1/runs/run_{'0' * 36}", "/v1/stream/ticket"):
+        assert guarded.get(f"{path}?ticket={ticket}").status_code == 401
+    assert guarded.post(f"/v1/stream?ticket={ticket}").status_code == 401
 
 
 def test_a_token_is_made_when_the_service_is_reachable_without_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

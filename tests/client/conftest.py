@@ -12,6 +12,7 @@ from typing import Any
 
 import httpx
 import pytest
+import typer
 from typer.testing import CliRunner, Result
 
 from app.client import commands
@@ -42,6 +43,7 @@ class FakeService:
 
     def __init__(self) -> None:
         self.asked: list[tuple[str, str, Any]] = []
+        self.keys: list[str | None] = []
         self.runs: dict[str, dict[str, Any]] = {}
         self.answers: dict[tuple[str, str], Answer | Callable[[httpx.Request], Answer]] = {}
         self.page = 500
@@ -52,6 +54,7 @@ class FakeService:
     def __call__(self, request: httpx.Request) -> httpx.Response:
         path, query = request.url.path, dict(request.url.params)
         self.asked.append((request.method, path, json.loads(request.content) if request.content else query))
+        self.keys.append(request.headers.get("Idempotency-Key"))
         chosen = self.answers.get((request.method, path))
         status, body = (chosen(request) if callable(chosen) else chosen) if chosen else self._usual(request.method, path, query)
         return httpx.Response(status, json=body)
@@ -60,6 +63,7 @@ class FakeService:
         name = path.removeprefix("/v1/runs/")
         if path == "/v1/runs":
             ids = [found for found in sorted(self.runs, reverse=True) if found < query.get("after", "z")]
+            ids = [found for found in ids if query.get("name", self.runs[found]["name"]) == self.runs[found]["name"]]
             ids, left = ids[: min(int(query["limit"]), self.page)], len(ids) > self.page
             return 200, {"data": [self.runs[found] for found in ids], "has_more": left, "next_cursor": ids[-1] if left else None}
         if method == "GET" and name in self.runs:
@@ -77,8 +81,8 @@ def service(monkeypatch: pytest.MonkeyPatch) -> FakeService:
     return fake
 
 
-def cognate(*arguments: str, **environment: str) -> Result:
-    return CliRunner().invoke(commands.app, list(arguments), env={"NO_COLOR": "1", "COLUMNS": "200", **environment})
+def cognate(*arguments: str, app: typer.Typer = commands.app, **environment: str) -> Result:
+    return CliRunner().invoke(app, list(arguments), env={"NO_COLOR": "1", "COLUMNS": "200", **environment})
 
 
 @pytest.fixture(scope="package")
