@@ -54,6 +54,18 @@ export function post(path, body) {
   return send("POST", path, body);
 }
 
+export function put(path, body) {
+  return send("PUT", path, body);
+}
+
+export function patch(path, body) {
+  return send("PATCH", path, body);
+}
+
+export function remove(path) {
+  return send("DELETE", path);
+}
+
 /** Every item of a list that comes in pages. */
 export async function getAll(path, query = {}) {
   const items = [];

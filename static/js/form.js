@@ -12,15 +12,25 @@ export async function showForm(place, from = null) {
   place.replaceChildren(form.element);
 }
 
+/** The form for a run that goes on from the newest checkpoint of `origin`: what is not changed stays as it is there. */
+export async function showFork(place, origin) {
+  const presets = [{ name: origin.preset, config: origin.config }];
+  const form = new LaunchForm(await configSchema(), presets, null, origin);
+  place.replaceChildren(form.element);
+}
+
 class LaunchForm {
   element = template("form-view");
   #presets;
+  #origin;
   #fields = new Map();
   #outcome = this.element.querySelector(".outcome");
 
-  constructor(schema, presets, from) {
+  constructor(schema, presets, from, origin = null) {
     this.#presets = new Map(presets.map(({ name, config }) => [name, config]));
+    this.#origin = origin;
     this.#drawPresets(from?.preset);
+    if (origin) this.#drawOrigin();
     for (const section of sections(schema)) this.#drawSection(section);
     this.#preset.addEventListener("change", () => this.#reset());
     this.element.addEventListener("input", () => this.#showChanges());
@@ -40,6 +50,17 @@ class LaunchForm {
 
   #drawPresets(chosen) {
     for (const name of this.#presets.keys()) this.#preset.append(new Option(name, name, false, name === chosen));
+  }
+
+  #drawOrigin() {
+    const about = this.element.querySelector(".origin");
+    const link = element("a", { href: `#/runs/${this.#origin.id}` }, this.#origin.name);
+    about.append("Goes on from the newest checkpoint of ", link, ". Model, data, batch and seed stay as they are there.");
+    about.hidden = false;
+    setText(this.element.querySelector("h1"), `Fork ${this.#origin.name}`);
+    setText(this.element.querySelector("button[value=launch]"), "Fork");
+    this.element.querySelector("button[value=check]").hidden = true;
+    this.element.querySelector("[data-field=preset]").hidden = true;
   }
 
   #drawSection({ name, description, fields }) {
@@ -89,7 +110,7 @@ class LaunchForm {
 
   #request() {
     const request = {
-      preset: this.#preset.value,
+      ...(!this.#origin && { preset: this.#preset.value }),
       config: tree(this.#changed().map((field) => [field.path, field.value])),
     };
     const name = this.element.querySelector("#name").value.trim();
@@ -108,7 +129,8 @@ class LaunchForm {
     this.#clearErrors();
     for (const button of buttons) button.disabled = true;
     try {
-      const answer = await post(isCheck ? "/v1/runs?dry_run=true" : "/v1/runs", this.#request());
+      const path = this.#origin ? `/v1/runs/${this.#origin.id}/fork` : "/v1/runs";
+      const answer = await post(isCheck ? `${path}?dry_run=true` : path, this.#request());
       if (isCheck) this.#showCheck(answer.config);
       else location.hash = `#/runs/${answer.id}`;
     } catch (error) {

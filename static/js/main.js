@@ -3,12 +3,15 @@
 import { forgetToken, get, hasToken, onUnauthorized } from "./api.js";
 import { askForToken, tell, untell } from "./dialogs.js";
 import { byId, element, setText } from "./dom.js";
-import { showForm } from "./form.js";
+import { showFork, showForm } from "./form.js";
 import { percent, time } from "./format.js";
+import { showGroups } from "./groups.js";
+import { showQueue } from "./queue.js";
 import { showRunList } from "./runlist.js";
 import { showRun } from "./runview.js";
 
 const RUN = /^#\/runs\/(run_[0-9a-f-]{36})$/;
+const FORK = /^#\/launch\?fork=(run_[0-9a-f-]{36})$/;
 const AGAIN = /^#\/launch\?like=(run_[0-9a-f-]{36})$/;
 
 let view = null;
@@ -50,6 +53,8 @@ async function route() {
         showTitle(ratio === null ? name : `${percent(ratio)} · ${name}`),
       );
     else if (location.hash.startsWith("#/launch")) await showLaunch(place);
+    else if (location.hash === "#/groups") view = showGroups(place, showStatus);
+    else if (location.hash === "#/queue") view = showQueue(place, showStatus);
     else view = showRunList(place, showStatus);
   } catch (error) {
     place.replaceChildren(element("p", { class: "bad" }, `This could not be shown: ${error.message}.`));
@@ -61,6 +66,8 @@ async function route() {
 
 async function showLaunch(place) {
   const [, like] = location.hash.match(AGAIN) ?? [];
+  const [, origin] = location.hash.match(FORK) ?? [];
+  if (origin) return showFork(place, await get(`/v1/runs/${origin}`));
   await showForm(place, like ? await get(`/v1/runs/${like}/config`) : null);
 }
 

@@ -105,6 +105,8 @@ export class RunFeed {
       this.#events.set(frame.seq, frame);
       this.#facts.poke();
       this.#onChange("events");
+    } else if (frame.type === "deleted") {
+      this.#onChange("missing");
     } else if (frame.type === "progress" && this.run) {
       this.run.progress = frame.progress;
       this.#onChange("progress");

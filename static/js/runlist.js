@@ -38,11 +38,12 @@ export function showRunList(place, onStatus) {
 }
 
 /** The one metric that the list shows; index.html says which, the service what it is called. */
-async function nameColumn(header) {
+export async function nameColumn(header) {
   setText(header, (await metrics()).find(({ key }) => key === header.dataset.metric)?.label ?? header.dataset.metric);
 }
 
-class Row {
+/** A run in a table like that of the list. */
+export class Row {
   element;
   #metric;
   #state = element("span", {});

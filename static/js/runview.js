@@ -1,6 +1,6 @@
 // One run: its state and commands, its charts, and everything else known about it.
 
-import { post } from "./api.js";
+import { post, remove } from "./api.js";
 import { confirm, tell, untell } from "./dialogs.js";
 import { element, refill, setText, template, timeElement } from "./dom.js";
 import { Evaluations } from "./evaluations.js";
@@ -8,7 +8,7 @@ import { duration, integer, number, percent, words } from "./format.js";
 import { LogTail } from "./logtail.js";
 import { MetricsBoard } from "./metricsboard.js";
 import { showAttempts, showCheckpoints, showEvents, showPlan, showWarnings } from "./records.js";
-import { isLive, progressOf } from "./run.js";
+import { isAtRest, isLive, progressOf } from "./run.js";
 import { showConfiguration } from "./runconfig.js";
 import { RunFeed } from "./runfeed.js";
 import { command, reasonMeaning, stateMeaning } from "./words.js";
@@ -64,6 +64,8 @@ export function showRun(place, id, onStatus, onName) {
     showState(view, run);
     showProgress(view, run);
     refill(view.querySelector(".commands"), run.allowed_commands, () => commands(run, give));
+    const canFork = feed.checkpoints.some((found) => found.removed_at === null);
+    refill(view.querySelector(".manage"), [canFork, isAtRest(run)], () => manage(id, canFork, isAtRest(run) && takeAway));
     showCheckpoints(view.querySelector(".checkpoints"), feed.checkpoints);
     showAttempts(view.querySelector(".attempts"), feed.attempts);
     showConfiguration(view.querySelector(".configuration"), run);
@@ -77,6 +79,18 @@ export function showRun(place, id, onStatus, onName) {
     showEvents(view.querySelector(".events"), events);
   }
 
+  async function takeAway() {
+    const asked = command("delete");
+    if (!(await confirm(asked))) return;
+    untell();
+    try {
+      await remove(`/v1/runs/${id}`);
+      location.hash = "#/";
+    } catch (error) {
+      tell(`${asked.label} was refused: ${error.message}`);
+    }
+  }
+
   async function give(name) {
     const asked = command(name);
     if (asked.question && !(await confirm(asked))) return;
@@ -87,6 +101,15 @@ export function showRun(place, id, onStatus, onName) {
       tell(`${asked.label} was refused: ${error.message}`);
     }
   }
+}
+
+/** What may be done with a run besides commanding its worker. */
+function manage(id, canFork, takeAway) {
+  const { label, meaning } = command("delete");
+  return [
+    canFork && element("a", { class: "button", href: `#/launch?fork=${id}` }, "Fork …"),
+    takeAway && element("button", { type: "button", class: "grave", title: meaning, onclick: takeAway }, label),
+  ];
 }
 
 function noSuchRun(id) {

@@ -59,6 +59,12 @@ const COMMANDS = {
     consequence:
       "Its worker is ended at once and saves nothing: everything since the last checkpoint is lost, and the run cannot be resumed.",
   },
+  delete: {
+    label: "Delete",
+    meaning: "removes the run with all it left.",
+    question: "Delete this run?",
+    consequence: "Its metrics, checkpoints, events and log are removed for good. Runs that were forked from it are not touched.",
+  },
 };
 
 export function stateMeaning(state) {

@@ -82,6 +82,12 @@ class Server:
         body = {"preset": "quickstart", "config": config, **request}
         return str(httpx.post(f"{self.url}/v1/runs", json=body, headers=self._headers).raise_for_status().json()["id"])
 
+    def group(self, name: str) -> None:
+        """A group of one run that is soon over."""
+        config = {"training": {"max_steps": 5}}
+        body = {"name": name, "presets": ["quickstart"], "config": config}
+        httpx.post(f"{self.url}/v1/groups", json=body, headers=self._headers).raise_for_status()
+
 
 @pytest.fixture(scope="package")
 def browser() -> Iterator[Browser]:

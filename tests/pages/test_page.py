@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Page, Route, expect
 
@@ -34,6 +36,18 @@ def expect_steps(page: Page, at_least: int) -> None:
     page.wait_for_function(REACHED, arg=at_least)
 
 
+def held(server: Server, is_held: bool) -> None:
+    httpx.put(f"{server.url}/v1/queue", json={"held": is_held}).raise_for_status()
+
+
+@pytest.fixture
+def _held(server: Server) -> Iterator[None]:
+    """Nothing is launched during the test."""
+    held(server, True)
+    yield
+    held(server, False)
+
+
 # --- the page as such -------------------------------------------------------------------------------------------
 
 
@@ -54,22 +68,28 @@ def test_no_view_has_an_error_or_breaks_the_content_security_policy(page: Page, 
     page.goto("/#/launch")
     expect(page.get_by_label("batch_size", exact=True)).to_have_value("16")
     assert page.evaluate("window.violations") == []
+    for address, shown in (("/#/groups", ".together .empty, [data-group]"), ("/#/queue", ".queue .facts")):
+        page.goto(address)
+        expect(page.locator(shown).first).to_be_attached()
+    expect(page.get_by_role("button", name="Hold the queue")).to_be_visible()
+    assert page.evaluate("window.violations") == []
     page.goto("/static/docs.html")
     expect(page.get_by_text("/v1/runs", exact=True).first).to_be_visible()
     assert page.evaluate("window.violations") == []
     assert troubles == []
 
 
-@pytest.mark.parametrize("address", ["/", "/#/launch", "run"])
+@pytest.mark.parametrize("address", ["/", "/#/launch", "/#/groups", "/#/queue", "run"])
 def test_nothing_is_wider_than_a_phone(page: Page, server: Server, address: str) -> None:
     page.set_viewport_size({"width": 390, "height": 844})
     run_id = server.launch(tags=["a-long-tag-that-could-widen-things"])
+    server.group("a-group-with-a-long-name-without-a-space-in-it-that-could-widen-things")
     if address == "run":
         open_run(page, run_id)
         expect_steps(page, 1)
     else:
         page.goto(address)
-        expect(page.locator("tr[data-run], #preset").first).to_be_visible()
+        expect(page.locator("tr[data-run], #preset, [data-group], .queue .facts").first).to_be_visible()
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
 
 
@@ -240,6 +260,90 @@ def test_an_evaluation_is_asked_for_and_its_figures_stand_beside_what_they_mean(
     expect(section).to_contain_text("gsm8k not measured: it is not in the data folder")
     page.set_viewport_size({"width": 390, "height": 844})
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+def test_a_deletion_is_asked_back_and_leads_to_the_list(page: Page, server: Server) -> None:
+    run_id = server.launch(max_steps=20)
+    open_run(page, run_id)
+    expect_state(page, "completed")
+    page.get_by_role("button", name="Delete").click()
+    page.get_by_role("button", name="Leave it as it is").click()
+    assert server.get(f"/v1/runs/{run_id}")["state"] == "completed"
+    page.get_by_role("button", name="Delete").click()
+    page.locator("dialog").get_by_role("button", name="Delete").click()
+    expect(page.get_by_role("heading", name="Runs")).to_be_visible()
+    assert httpx.get(f"{server.url}/v1/runs/{run_id}").status_code == 404
+
+
+def test_a_run_deleted_elsewhere_is_said_to_be_gone(page: Page, server: Server) -> None:
+    run_id = server.launch(max_steps=20)
+    open_run(page, run_id)
+    expect_state(page, "completed")
+    httpx.delete(f"{server.url}/v1/runs/{run_id}").raise_for_status()
+    expect(page.get_by_role("heading", name="No such run")).to_be_visible()
+
+
+def test_a_run_at_work_cannot_be_deleted(page: Page, long_run: str) -> None:
+    open_run(page, long_run)
+    expect_state(page, "running")
+    expect(page.get_by_role("button", name="Delete")).to_have_count(0)
+
+
+def test_a_fork_goes_on_from_the_checkpoint_with_what_was_changed(page: Page, server: Server) -> None:
+    run_id = server.launch(max_steps=20, name="the source")
+    open_run(page, run_id)
+    page.get_by_role("link", name="Fork").click()
+    expect(page.get_by_role("heading", name="Fork the source")).to_be_visible()
+    page.get_by_role("button", name="Fork").click()  # nothing would be left to do
+    expect(page.locator("[data-field='training.max_steps'] .error")).to_contain_text("a fork needs more")
+    page.get_by_label("max_steps").fill("30")
+    page.get_by_label("name", exact=True).fill("the fork")
+    page.get_by_role("button", name="Fork").click()
+    expect(page.get_by_role("heading", name="the fork", exact=True)).to_be_visible()
+    made = server.get(f"/v1/runs/{page.url.rpartition('/')[2]}")
+    assert (made["forked_from"]["run_id"], made["forked_from"]["step"]) == (run_id, 20)
+    assert made["config"] == {**made["config"], "training": {**server.get(f"/v1/runs/{run_id}")["config"]["training"], "max_steps": 30}}
+
+
+# --- groups and the queue ---------------------------------------------------------------------------------------
+
+
+def test_the_specialists_are_launched_and_commanded_as_one(page: Page, server: Server) -> None:
+    page.goto("/#/groups")
+    page.get_by_label("Name").fill("night")
+    page.get_by_role("button", name="Launch the three specialists").click()
+    card = page.locator("[data-group]").first
+    expect(card.get_by_role("heading", name="night")).to_be_visible()
+    expect(card.locator("tr[data-run]")).to_have_count(3)
+    expect(card.locator(".state-running")).to_have_count(3)
+    card.get_by_role("button", name="Pause night").click()
+    expect(card.locator(".state-paused")).to_have_count(3)
+    expect(card.locator(".hint").first).to_have_text("3 paused")
+    card.get_by_role("button", name="Stop night").click()
+    expect(page.get_by_role("heading", name="Stop every run of night?")).to_be_visible()
+    page.get_by_role("button", name="Leave it as it is").click()
+    expect(card.locator(".state-paused")).to_have_count(3)
+    card.get_by_role("button", name="Stop night").click()
+    page.locator("dialog").get_by_role("button", name="Stop").click()
+    expect(card.locator(".state-stopped")).to_have_count(3)
+    expect(card.locator(".buttons button")).to_have_count(0)
+
+
+@pytest.mark.usefixtures("_held")
+def test_the_queue_is_reordered_and_let_go(page: Page, server: Server) -> None:
+    first, second = (server.launch(max_steps=20, name=name) for name in ("comes first", "comes second"))
+    page.goto("/#/queue")
+    expect(page.locator(".queue [role=status]")).to_have_text("2 runs wait. The queue is held: nothing is launched.")
+    rows = page.locator(".queue tbody tr")
+    expect(rows.first).to_contain_text("comes first")
+    page.get_by_label("Priority of comes second").fill("5")
+    page.get_by_label("Priority of comes second").press("Enter")
+    expect(rows.first).to_contain_text("comes second")
+    assert server.get(f"/v1/runs/{second}")["queue_position"] == 1
+    page.get_by_role("button", name="Release the queue").click()
+    expect(page.locator(".queue [role=status]")).to_have_text("0 runs wait. Runs are launched as devices become free.")
+    expect(rows).to_have_count(0)
+    assert server.get(f"/v1/runs/{first}")["state"] != "queued"
 
 
 def test_a_run_that_is_not_there_is_said_so(page: Page) -> None:
