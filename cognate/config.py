@@ -160,6 +160,28 @@ class EvaluationConfig(_Section):
     )
 
 
+class HealthConfig(_Section):
+    """From when on a run counts as ailing, and what is done about it (docs/health.md). Ratios are shares, not percent."""
+
+    not_falling_after_steps: int = Field(
+        100, ge=1, le=1_000_000, description="Steps after the warm-up by which the cross-entropy must lie below the untrained model's."
+    )
+    min_fall: float = Field(0.02, gt=0, lt=1, description="Share of the untrained model's cross-entropy by which it must have fallen then.")
+    plateau_steps: int = Field(1000, ge=20, le=100_000, description="Steps whose second half must have a lower loss than the first.")
+    plateau_min_fall: float = Field(0.02, gt=0, lt=1, description="Share by which it must be lower; noise is allowed for.")
+    explosion_deviations: float = Field(
+        8.0, gt=0, le=1000, description="A loss this many deviations (MAD) above the median of the last 50 rows has exploded ..."
+    )
+    explosion_ratio: float = Field(1.5, gt=1, le=1000, description="... if it is also this many times the median.")
+    slow_ratio: float = Field(2.0, gt=1, le=1000, description="Steps or epochs that take this many times what earlier ones took are slow.")
+    min_gpu_utilisation: float = Field(0.5, ge=0, le=1, description="Share of two minutes of training that the GPU must have been busy.")
+    min_tokens_per_parameter: float = Field(0.02, ge=0, le=1e6, description="Fewer tokens in an epoch, per parameter, are too few.")
+    max_passes: float = Field(16.0, ge=1, le=1e6, description="Passes over the same data beyond which more teach next to nothing.")
+    on_out_of_memory: Literal["halve", "fail"] = Field(
+        "halve", description="Go on with half the rows of a batch at once, which changes no result but for rounding, or leave it failed."
+    )
+
+
 class RunConfig(_Section):
     """The whole of a run's configuration; immutable once the run exists."""
 
@@ -171,6 +193,7 @@ class RunConfig(_Section):
     data: DataConfig = DataConfig()
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    health: HealthConfig = HealthConfig()
 
 
 # A specialist is trained on real data or not at all; only the quickstart makes do with generated problems.
@@ -308,7 +331,14 @@ def _keys_at(path: list[str]) -> Iterable[str]:
 
 def sections() -> dict[str, type[_Section]]:
     """The sections of a RunConfig by name, in the order they are shown."""
-    return {"model": ModelConfig, "optimizer": OptimizerConfig, "data": DataConfig, "training": TrainingConfig}
+    return {
+        "model": ModelConfig,
+        "optimizer": OptimizerConfig,
+        "data": DataConfig,
+        "training": TrainingConfig,
+        "evaluation": EvaluationConfig,
+        "health": HealthConfig,
+    }
 
 
 def _suggest(wrong: str, candidates: Iterable[str]) -> str:

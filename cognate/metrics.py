@@ -68,6 +68,9 @@ METRICS: tuple[Metric, ...] = (
     Metric("diversity_inference_time_ms", "Diversity: inference time", "ms", FINAL, "diversity", "spread of the time per token among the group's models"),
 )  # fmt: skip
 
+# Between which losses a specialist is expected to be at the end of an epoch, nats/token (the training report's time line).
+EXPECTED_LOSS: dict[int, tuple[float, float]] = {1: (8.0, 10.0), 3: (5.0, 7.0), 5: (3.0, 4.0), 10: (2.0, 2.5)}
+
 KEYS: tuple[str, ...] = tuple(metric.key for metric in METRICS)
 # Two equal runs differ in these only: they measure the machine and the clock, not the model.
 WALL_CLOCK_KEYS = frozenset(metric.key for metric in METRICS if metric.group in ("time", "device"))

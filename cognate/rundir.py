@@ -3,6 +3,7 @@
     config.json                     what was asked for; never changes
     attempts/0001/                  one process life
         control.json                what the server wants now; replaced whole
+        limits.json                 what this attempt must make do with, where there is such a thing; written before it starts
         events.jsonl                what happened; only ever appended to
         started.json, exit.json     who the process was, how it ended
         lease                       locked for as long as any process of the attempt lives
@@ -49,6 +50,16 @@ class Control:
 
 
 @dataclass(frozen=True)
+class Limits:
+    """What an attempt must make do with, and its configuration did not know of. Changes no result but for rounding.
+
+    rows_at_most: of a batch, through the model at once; None: as many as fit
+    """
+
+    rows_at_most: int | None = None
+
+
+@dataclass(frozen=True)
 class Places:
     """Where work finds and keeps what is not the run's own."""
 
@@ -91,6 +102,10 @@ class AttemptDir(ProcessDir):
     @property
     def control(self) -> Path:
         return self.path / "control.json"
+
+    @property
+    def limits(self) -> Path:
+        return self.path / "limits.json"
 
     @property
     def journal(self) -> Path:
@@ -205,6 +220,18 @@ def read_control(attempt: AttemptDir) -> Control:
         return Control(**read_json(attempt.control))
     except FileNotFoundError:
         return Control()
+
+
+def write_limits(attempt: AttemptDir, limits: Limits) -> None:
+    write_json(attempt.limits, asdict(limits))
+
+
+def read_limits(attempt: AttemptDir) -> Limits:
+    """Those of the attempt; no file means none."""
+    try:
+        return Limits(**read_json(attempt.limits))
+    except FileNotFoundError:
+        return Limits()
 
 
 # --- the journal ------------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ from cognate.data.files import DataMissing, DataUnreadable
 from cognate.events import Failure, Kind
 from cognate.model import Cognate
 from cognate.optimizer import MuGrokfast
-from cognate.rundir import AttemptDir, Journal, Places
+from cognate.rundir import AttemptDir, Journal, Places, read_limits
 from cognate.training.control import ControlFile
 from cognate.training.loop import DataChanged, train
 from cognate.training.reporter import Listener, Reporter
@@ -60,7 +60,7 @@ def run_attempt(attempt: AttemptDir, places: Places, device: str | None, *listen
     try:
         chosen = choose_device(attempt.run.config().training.device if device is None else device)
         make_deterministic(chosen)
-        return train(attempt.run, reporter, ControlFile(attempt).poll, places, chosen)
+        return train(attempt.run, reporter, ControlFile(attempt).poll, places, chosen, read_limits(attempt).rows_at_most)
     except Exception as error:  # the edge of the process: everything is answered here, with a reason
         traceback.print_exc()
         try:

@@ -7,7 +7,7 @@ begins at the stored offset. What the lines say of the attempt's end is noted in
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import groupby
 
 from sqlalchemy.exc import SQLAlchemyError
@@ -24,23 +24,24 @@ BLOCK_BYTES = 1 << 20
 # Nearly all lines are of these kinds, and change nothing but rows and the newest values: neighbours are applied at once.
 _NUMBERS = (Kind.METRICS, Kind.PROGRESS)
 _Entry = Event | MalformedLine
+Watch = Callable[[Sequence[Event]], None]
 
 
-def ingest(write: Write, run: Run, attempt: Attempt, directory: AttemptDir) -> bool:
-    """Take up to BLOCK_BYTES of new lines; whether there were any."""
+def ingest(write: Write, run: Run, attempt: Attempt, directory: AttemptDir, watch: Watch = lambda events: None) -> bool:
+    """Take up to BLOCK_BYTES of new lines; whether there were any. `watch` is told what was applied, each event once."""
     before, progress = attempt.journal_offset, run.progress
     lines = read_journal(directory.journal, attempt.journal_offset, BLOCK_BYTES)
     for are_numbers, group in groupby(lines, key=lambda line: isinstance(line[0], Event) and line[0].kind in _NUMBERS):
         entries, offsets = zip(*group, strict=True)
         for together in [entries] if are_numbers else [[entry] for entry in entries]:
-            _apply_or_warn(write, run, attempt, together)
+            _apply_or_warn(write, run, attempt, together, watch)
         attempt.journal_offset = offsets[-1]
     if run.progress is not progress:
         write.tell(Message(0, run.id, "progress", run.progress or {}))
     return attempt.journal_offset != before
 
 
-def _apply_or_warn(write: Write, run: Run, attempt: Attempt, entries: Sequence[_Entry]) -> None:
+def _apply_or_warn(write: Write, run: Run, attempt: Attempt, entries: Sequence[_Entry], watch: Watch) -> None:
     """A line that cannot be applied must not keep the rest of the journal waiting for ever: it is found by halves."""
     told = len(write.messages)
     try:
@@ -50,10 +51,12 @@ def _apply_or_warn(write: Write, run: Run, attempt: Attempt, entries: Sequence[_
         del write.messages[told:]
         half = len(entries) // 2
         if half:
-            _apply_or_warn(write, run, attempt, entries[:half])
-            _apply_or_warn(write, run, attempt, entries[half:])
+            _apply_or_warn(write, run, attempt, entries[:half], watch)
+            _apply_or_warn(write, run, attempt, entries[half:], watch)
         else:
             _warn(write, run, attempt, error)
+    else:
+        watch([entry for entry in entries if isinstance(entry, Event)])
 
 
 def _warn(write: Write, run: Run, attempt: Attempt, error: Exception) -> None:

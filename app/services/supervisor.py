@@ -13,10 +13,14 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from app.executors.base import Executor, Exit, LaunchError
 from app.services import journal
+from app.services.ailments import Ailment
+from app.services.alerts import Alerts
+from app.services.health import GPU_LOOK_EVERY_S, Finding, fewer_rows
 from app.services.jobs import JobService
 from app.services.lifecycle import LIVE, TRANSITIONS, Command, Fact, Reason, State, advance
 from app.settings import Settings
@@ -24,8 +28,9 @@ from app.store import runs
 from app.store.engine import Store, Write
 from app.store.tables import Attempt, Run
 from cognate import rundir
+from cognate.config import parse
 from cognate.events import Kind
-from cognate.rundir import AttemptDir, Control, RunDir, read_control, write_control
+from cognate.rundir import AttemptDir, Control, Limits, RunDir, read_control, write_control, write_limits
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +40,7 @@ AUTO_RESUME_AFTER_S = 2.0  # and four times as long each further time in a row
 AUTO_RESUME_AFTER_MOST_S = 300.0
 # Why a run may have been interrupted without anybody wanting it.
 _LOST = (Reason.SIGNAL, Reason.EXIT_NONZERO, Reason.WORKER_LOST, Reason.HOST_RESTART, Reason.STALLED)
+_NO_MEMORY = (Reason.OOM_CUDA, Reason.OOM_HOST)
 # What a worker is asked to do in each live state.
 _INTENT: dict[State, rundir.Command] = {State.STARTING: "run", State.RUNNING: "run", State.PAUSING: "pause", State.STOPPING: "stop"}
 Completed = Callable[[Write, Run, Sequence[str]], None]
@@ -51,6 +57,7 @@ class Supervisor:
         self._settings = settings
         self._runs_dir = settings.runs
         self._timers = Timers()
+        self._alerts = Alerts()
         self._wake = threading.Event()
         self._stop = threading.Event()
         self._looking = threading.Lock()
@@ -129,6 +136,7 @@ class Supervisor:
                 try:
                     self._tend(run)
                 except Exception:  # one run's trouble must not keep the others from being looked after
+                    self._alerts.forget(run.id)
                     log.exception("run %s: could not be looked after; trying again", run.id)
             if not self._draining:
                 self._resume_after_shutdown()
@@ -145,6 +153,7 @@ class Supervisor:
         ended = self._executor.ended(directory)  # before the journal is read: what is there then is all there will be
         if ended is None and not self._has_news(run, directory):
             self._notice_silence(run)
+            self._look_at_gpu(run)
             self._express(run, directory)
             return
         self._timers.forget(run.id, "silence")
@@ -153,15 +162,32 @@ class Supervisor:
         with self._store.write(durable=False) as write:
             run = runs.get(write.session, run.id)
             attempt = runs.attempt(write.session, run.id, run.attempt)
-            while journal.ingest(write, run, attempt, directory):
+            self._alerts.prepare(write.session, run, attempt)
+            if ended is None:
+                self._alerts.clear(write, run, (Ailment.STALLED,), "the worker speaks again")
+            while journal.ingest(write, run, attempt, directory, partial(self._alerts.take, write, run, attempt)):
                 if ended is None:
                     break  # commit what there is; the rest at the next look
             if ended is not None:
                 self._conclude(write, run, attempt, ended)
         if ended is None:
+            self._look_at_gpu(run)
             self._express(run, directory)
         else:
             self._timers.forget(run.id)
+
+    def _look_at_gpu(self, run: Run) -> None:
+        """How busy the run's GPU is, now and then while it trains; a device that cannot say is not judged."""
+        if run.phase != "training" or run.state != State.RUNNING:
+            return
+        if self._timers.passed(run.id, "gpu") < GPU_LOOK_EVERY_S:
+            return
+        self._timers.do(run.id, "gpu")
+        with self._store.read() as session:
+            device = runs.attempt(session, run.id, run.attempt).device
+        if (percent := self.describe(device).get("utilisation_percent")) is not None:
+            with self._store.write(durable=False) as write:
+                self._alerts.look_at_gpu(write, runs.get(write.session, run.id), percent / 100)
 
     def _has_news(self, run: Run, directory: AttemptDir) -> bool:
         with self._store.read() as session, contextlib.suppress(FileNotFoundError):
@@ -174,7 +200,8 @@ class Supervisor:
         fact = self._fact(run.id, attempt, ended)
         if fact not in TRANSITIONS[State(run.state)]:
             fact = Fact.VANISHED  # an answer to a command that is not in force; the checkpoint is there to resume from
-        state = advance(State(run.state), fact)
+        before, phase = State(run.state), run.phase
+        state = advance(before, fact)
         reason, detail = _explain(run, attempt, fact, ended)
         ends = state in (State.COMPLETED, State.STOPPED, State.FAILED)
         runs.set_state(
@@ -191,6 +218,37 @@ class Supervisor:
         )
         if state is State.COMPLETED:
             self._on_completed(write, run, self.slots())
+        self._alerts.worker_ended(write, run)
+        if state is State.FAILED and reason in _NO_MEMORY:
+            self._answer_lack_of_memory(write, run, phase, goes_on=before in (State.STARTING, State.RUNNING))
+
+    def _answer_lack_of_memory(self, write: Write, run: Run, phase: str | None, *, goes_on: bool) -> None:
+        """Let a run that ran out of memory go on with fewer rows at once (decision 10).
+
+        phase: what it was at; goes_on: whether nobody asked it to pause or stop
+        """
+        config = parse(run.config)
+        planned = (run.plan or {}).get("rows_at_once") or config.training.micro_batch_size or config.training.batch_size
+        rows = min(planned, run.rows_at_most or planned)
+        fewer = fewer_rows(config.training.batch_size, rows)
+        if phase in (None, "loading_data"):
+            fewer, message = None, "it happened before there was a batch, so fewer rows at once are no remedy"
+        elif fewer is None:
+            message = "a batch went through the model row by row already"
+        elif config.health.on_out_of_memory == "fail":
+            fewer, message = None, f"with {rows} rows of a batch at once; health.on_out_of_memory leaves it at that"
+        else:
+            message = f"{rows} rows of a batch at once were too many; from now on {fewer}"
+        step = (run.progress or {}).get("step", 0)
+        evidence = {"reason": run.state_reason, "phase": phase, "step": step, "rows_at_once": rows, "rows_from_now_on": fewer}
+        evidence["over_after_step"] = step + config.training.log_every_steps
+        self._alerts.set(write, run, Finding(Ailment.OUT_OF_MEMORY, True, message, evidence, step))
+        if fewer is None:
+            return
+        run.rows_at_most = fewer
+        if goes_on:
+            queued = advance(State.FAILED, Command.RESUME)
+            runs.set_state(write, run, queued, reason=Reason.AUTO_RESUME, detail=message, ended_at=None)
 
     def _fact(self, run_id: str, attempt: Attempt, ended: Exit) -> Fact:
         fact = _ENDING_FACTS[Kind(attempt.ending)] if attempt.ending else Fact.VANISHED
@@ -245,7 +303,8 @@ class Supervisor:
         log.warning("run %s: %s", run.id, message)
         with self._store.write() as write:
             run = runs.get(write.session, run.id)
-            runs.add_event(write, run.id, run.attempt, "stalled", time.time(), None, {"message": message, "silent_s": silent})
+            step = (run.progress or {}).get("step")
+            self._alerts.set(write, run, Finding(Ailment.STALLED, True, message, {"silent_s": silent, "step": step}, step))
             if restart:  # the state stays what it is until the worker is gone
                 runs.change(write, run, state_reason=Reason.STALLED, state_detail=message, kill_requested=True)
 
@@ -289,6 +348,8 @@ class Supervisor:
         try:
             directory = self._directory(run)
             directory.create()
+            if run.rows_at_most is not None:
+                write_limits(directory, Limits(run.rows_at_most))
             self._executor.launch(directory, device)
         except (LaunchError, OSError) as error:
             log.error("run %s: %s", run_id, error)

@@ -63,6 +63,9 @@ class Run(SQLModel, table=True):
     plan: dict[str, Any] | None = _json()
     progress: dict[str, Any] | None = _json()
     latest: dict[str, Any] | None = _json()
+    # What ails it now (services/alerts.py), and how many rows of a batch may go at once since memory did not suffice.
+    alerts: list[dict[str, Any]] = Field(default_factory=list, sa_column=Column(JSON, nullable=False))
+    rows_at_most: int | None = None
 
 
 class RunGroup(SQLModel, table=True):

@@ -54,13 +54,16 @@ def prepare(
     total_steps: int,
     resumed_from: Mapping[str, Any],
     say: Callable[[str], None],
+    rows_at_most: int | None = None,
 ) -> Execution:
     """Decide on an Execution and make the model ready for it; what a person should know of it is said.
 
-    sample: makes a training batch; resumed_from: the describe() of the run so far, or empty
+    sample: makes a training batch; resumed_from: the describe() of the run so far, or empty; rows_at_most: at once, whatever fits
     """
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}  # which a loss in train mode updates
     rows = rows_at_once(model, sample, training, device, resumed_from.get("rows_at_once"))
+    if rows_at_most is not None:
+        rows = _divisor(training.batch_size, min(rows, rows_at_most))
     if rows < training.batch_size:
         say(f"a batch goes through the model in {training.batch_size // rows} parts of {rows} rows, for want of memory for all at once")
     compiled = "nothing"

@@ -37,8 +37,18 @@ class DataChanged(RuntimeError):
     """The data of a resumed run are not those it was started on."""
 
 
-def train(run: RunDir, reporter: Reporter, poll: Callable[[], Control | None], places: Places, device: torch.device) -> Kind:
-    """Train `run` until it is finished, told to end, or cannot go on; the kind of the last event reported."""
+def train(
+    run: RunDir,
+    reporter: Reporter,
+    poll: Callable[[], Control | None],
+    places: Places,
+    device: torch.device,
+    rows_at_most: int | None = None,
+) -> Kind:
+    """Train `run` until it is finished, told to end, or cannot go on; the kind of the last event reported.
+
+    rows_at_most: of a batch, at once; the run ran out of memory with more
+    """
     config = run.config()
     training = config.training
     environment = describe_environment(config, device)
@@ -77,7 +87,14 @@ def train(run: RunDir, reporter: Reporter, poll: Callable[[], Control | None], p
     model.train()
     reporter.phase("compiling")
     execution = prepare(
-        model, lambda: batches.batch(position.epoch, 0), training, device, total_steps, saved.environment if saved else {}, reporter.warning
+        model,
+        lambda: batches.batch(position.epoch, 0),
+        training,
+        device,
+        total_steps,
+        saved.environment if saved else {},
+        reporter.warning,
+        rows_at_most,
     )
     environment |= execution.describe()
     if saved and (changed := _changes(saved.environment, environment)):
