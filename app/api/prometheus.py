@@ -65,6 +65,7 @@ class _Gathering(Collector):
         yield CounterMetricFamily("cognate_committed", "Events and metric rows committed so far.", service.store.head)
         for name, key, meaning in _PROGRESS:
             yield _of_runs(f"cognate_run_{name}", meaning, [(run, (run.progress or {}).get(key)) for run in live])
+        yield _of_runs("cognate_run_alerts", "What ails a run now: how many alerts.", [(run, len(run.alerts)) for run in live])
         for name, key, meaning in _METRICS:
             yield _of_runs(f"cognate_run_{name}", meaning, [(run, (run.latest or {}).get(key)) for run in live])
 

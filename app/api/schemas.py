@@ -13,9 +13,11 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from pydantic.json_schema import SkipJsonSchema
 from sqlalchemy import Row
 
+from app.services.ailments import Ailment, Severity
 from app.services.lifecycle import State, allowed_commands
 from app.store.tables import Attempt, Checkpoint, Event, Job, Run, RunGroup
 from cognate.config import SPECIALISTS, DatasetName
+from cognate.metrics import EXPECTED_LOSS
 
 Item = TypeVar("Item")
 Value = float | Literal["NaN", "Infinity", "-Infinity"]
@@ -157,6 +159,27 @@ class Progress(BaseModel):
 _COUNTS = ("step", "total_steps", "skipped_steps")
 
 
+class AlertOut(BaseModel):
+    """What ails a run now; docs/health.md."""
+
+    kind: Ailment
+    severity: Severity
+    message: str
+    evidence: dict[str, Any] = Field(description="The numbers and steps that it rests on.")
+    remedy: str
+    since_step: int | None
+    at: datetime
+
+
+class ExpectedLoss(BaseModel):
+    """Between which losses a specialist is expected to be at the end of an epoch."""
+
+    epoch: int
+    step: int
+    low: float
+    high: float
+
+
 class RunOut(BaseModel):
     id: str
     name: str
@@ -183,11 +206,17 @@ class RunOut(BaseModel):
     ended_at: datetime | None
     progress: Progress | None
     metrics: dict[str, Value] = Field(description="The newest value of each metric measured so far.")
+    alert_count: int = Field(description="How many things ail it now.")
 
 
 class RunDetailOut(RunOut):
     config: dict[str, Any]
     plan: dict[str, Any] | None = Field(description="Curriculum, steps and parameters, once the worker has loaded its data.")
+    alerts: list[AlertOut]
+    rows_at_most: int | None = Field(
+        description="Rows of a batch that may go through the model at once, since memory did not suffice for more."
+    )
+    expected_loss: list[ExpectedLoss] = Field(description="Of a specialist, by the end of an epoch, as far as its plan goes.")
 
 
 class DryRunOut(BaseModel):
@@ -300,13 +329,34 @@ def run_out(run: Run | Row[Any], queue: Sequence[str] = ()) -> RunOut:
 
 
 def run_detail_out(run: Run, queue: Sequence[str] = ()) -> RunDetailOut:
-    return RunDetailOut(**_run_fields(run, _position(run, queue)), config=run.config, plan=run.plan)
+    return RunDetailOut(**_run_fields(run, _position(run, queue)), **_detail(run))
+
+
+def _detail(run: Run | SimpleNamespace) -> dict[str, Any]:
+    """What RunDetailOut has besides, in its order."""
+    return {
+        "config": run.config,
+        "plan": run.plan,
+        "alerts": [{**alert, "at": instant(alert["at"])} for alert in run.alerts],
+        "rows_at_most": run.rows_at_most,
+        "expected_loss": _expected_loss(run),
+    }
+
+
+def _expected_loss(run: Run | SimpleNamespace) -> list[dict[str, Any]]:
+    if run.preset not in SPECIALISTS or run.plan is None:
+        return []
+    steps = run.plan.get("steps_per_epoch") or []
+    return [
+        {"epoch": epoch, "step": sum(steps[:epoch]), "low": low, "high": high}
+        for epoch, (low, high) in EXPECTED_LOSS.items()
+        if epoch <= len(steps)
+    ]
 
 
 def run_json(run: SimpleNamespace) -> bytes:
     """What RunDetailOut would be as JSON, without its checks: these values were checked when they were written."""
-    body = {**_run_fields(run, run.queue_position), "config": run.config, "plan": run.plan}
-    return orjson.dumps(body, option=orjson.OPT_UTC_Z)
+    return orjson.dumps({**_run_fields(run, run.queue_position), **_detail(run)}, option=orjson.OPT_UTC_Z)
 
 
 def runs_json(found: Sequence[Row[Any]], queue: Sequence[str], *, has_more: bool) -> bytes:
@@ -333,6 +383,7 @@ def _run_fields(run: Run | Row[Any] | SimpleNamespace, position: int | None) -> 
         **{name: instant(getattr(run, name)) for name in ("created_at", "updated_at", "started_at", "ended_at")},
         "progress": _progress(run),
         "metrics": {key: value if isinstance(value, str) else float(value) for key, value in (run.latest or {}).items()},
+        "alert_count": len(run.alerts),
     }
 
 

@@ -25,6 +25,7 @@ _STYLES = {
     "queued": "cyan", "starting": "cyan", "running": "bold green", "pausing": "yellow", "paused": "yellow",
     "stopping": "yellow", "stopped": "magenta", "interrupted": "bold red", "failed": "bold red", "completed": "green",
 }  # fmt: skip
+_SEVERITIES = {"warning": "yellow", "critical": "bold red"}
 
 
 def stdout() -> Console:
@@ -32,14 +33,14 @@ def stdout() -> Console:
 
 
 def runs_table(runs: Iterable[Json], now: datetime) -> Table:
-    table = _table("ID", "NAME", "PRESET", "STATE", ">STEP", ">DONE", ">LOSS", "CREATED")
+    table = _table("ID", "NAME", "PRESET", "STATE", ">STEP", ">DONE", ">LOSS", ">ALERTS", "CREATED")
     for run in runs:
         progress = run["progress"] or {}
         done = f"{progress['percent']:.0f} %" if progress.get("percent") is not None else "-"
         loss = number(run["metrics"].get("loss"))
-        table.add_row(
-            short(run), run["name"], run["preset"], state(run), steps(run) or "-", done, loss, f"{_ago(run['created_at'], now)} ago"
-        )
+        alerts = Text(str(run["alert_count"]), "bold yellow") if run["alert_count"] else Text("-")
+        created = f"{_ago(run['created_at'], now)} ago"
+        table.add_row(short(run), run["name"], run["preset"], state(run), steps(run) or "-", done, loss, alerts, created)
     return table
 
 
@@ -80,6 +81,9 @@ def run_page(
     about.add_row("tags", ", ".join(run["tags"]) or "-")
     about.add_row("commands", ", ".join(run["allowed_commands"]) or "-")
     yield about
+    for alert in run["alerts"]:
+        yield Text(f"\n{alert['severity']}: {alert['kind']}, since step {plain(alert['since_step'])}", _SEVERITIES[alert["severity"]])
+        yield Text(f"{alert['message']}\n{evidence(alert['evidence'])}\n{alert['remedy']}")
     settings = _table("SETTING", "VALUE", "PRESET'S")
     for name, (here, there) in changed.items():
         settings.add_row(name, plain(here), plain(there))
@@ -157,6 +161,8 @@ def event_words(kind: str, step: int | None, data: Json) -> str:
             return str(data["name"])
         case "warning":
             return str(data["message"])
+        case "alert" | "alert_cleared":
+            return f"{data['kind']}: {data['message']}"
         case "plan":
             return f"{data['total_params']:,} parameters, {data['total_steps']:,} steps"
     return "" if step is None else f"step {step}"
@@ -209,8 +215,8 @@ class Lines:
                     self._console.print(_row_line(run["progress"], row), markup=False)
             case "event" if frame["kind"] == "state":
                 self._say_state(run)
-            case "event" if frame["kind"] in ("checkpoint", "warning"):
-                style = "yellow" if frame["kind"] == "warning" else ""
+            case "event" if frame["kind"] in ("checkpoint", "warning", "alert", "alert_cleared"):
+                style = "yellow" if frame["kind"] in ("warning", "alert") else ""
                 self._console.print(Text(f"{frame['kind']}: {event_words(frame['kind'], frame['step'], frame['data'])}", style))
             case "lost" if not self._is_lost:
                 self._console.print(_lost(frame), markup=False)
@@ -281,6 +287,11 @@ def plain(value: Any) -> str:
     if isinstance(value, list):
         return ", ".join(plain(part) for part in value)
     return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def evidence(found: Json) -> str:
+    """Numbers by name, in a line."""
+    return ", ".join(f"{name} {number(value) if isinstance(value, float | int) else plain(value)}" for name, value in found.items())
 
 
 def size(count: int) -> str:

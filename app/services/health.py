@@ -109,7 +109,7 @@ class Monitor:
 
     def replay(self, first: Row | None, rows: Sequence[Row]) -> None:
         """Take rows that were judged before: the run's first, and its newest."""
-        known = set(self.active)
+        known, self.active = self.active, set()
         if first is not None:
             self._falling.begin(first)
         for row in rows:
@@ -274,7 +274,8 @@ class Explosion:
         loss = row.values.get("loss")
         if loss is None or not math.isfinite(loss):
             return None
-        if len(self._sorted) >= LEAST_SPIKE_ROWS:
+        is_judged = len(self._sorted) >= LEAST_SPIKE_ROWS
+        if is_judged:
             median = self._sorted[len(self._sorted) // 2]
             self._evidence = {"step": row.step, "loss": loss, "median": median}
             if loss > self._ratio * median and self._is_far_above(loss, median):
@@ -285,7 +286,7 @@ class Explosion:
         self._window.append(loss)
         bisect.insort(self._sorted, loss)
         self._quiet += 1
-        return False if self._quiet >= QUIET_ROWS else None
+        return False if is_judged and self._quiet >= QUIET_ROWS else None
 
     def _is_far_above(self, loss: float, median: float) -> bool:
         deviation = MAD_TO_DEVIATION * statistics.median(abs(value - median) for value in self._sorted)

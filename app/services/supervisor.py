@@ -299,7 +299,7 @@ class Supervisor:
             return
         self._timers.do(run.id, "stall")
         restart = self._settings.on_stall == "restart" and run.state in (State.STARTING, State.RUNNING)
-        message = f"no word from the worker for {silent:.0f} s" + ("; it is ended and launched again" if restart else "")
+        message = f"no word for {silent:.0f} s" + ("; it is ended and launched again" if restart else "")
         log.warning("run %s: %s", run.id, message)
         with self._store.write() as write:
             run = runs.get(write.session, run.id)

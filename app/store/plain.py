@@ -12,6 +12,7 @@ import orjson
 from app.store.engine import Store
 from app.store.runs import NoSuchRun
 from app.store.tables import Run
+from cognate.config import SPECIALISTS
 
 # As runs.IN_TURN orders them.
 _POSITION = """CASE WHEN state = 'queued' THEN (
@@ -27,10 +28,11 @@ def run(store: Store, run_id: str) -> SimpleNamespace:
     if found is None:
         raise NoSuchRun(run_id)
     row = SimpleNamespace(**dict(zip(_NAMES, found, strict=True)))
-    for name in ("tags", "forked_from", "progress", "latest"):
+    for name in ("tags", "forked_from", "progress", "latest", "alerts"):
         if (text := getattr(row, name)) is not None:
             setattr(row, name, orjson.loads(text))
     row.config = orjson.Fragment(row.config)
-    if row.plan is not None:  # before there is progress, the plan says how far it will go
-        row.plan = orjson.Fragment(row.plan) if row.progress else orjson.loads(row.plan)
+    if row.plan is not None:  # before there is progress, the plan says how far it will go; of a specialist, what is expected
+        is_read = row.progress is None or row.preset in SPECIALISTS
+        row.plan = orjson.loads(row.plan) if is_read else orjson.Fragment(row.plan)
     return row

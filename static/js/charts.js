@@ -26,7 +26,8 @@ export class Chart {
 
   /**
    * metrics: as GET /v1/metrics gives them, drawn on one scale
-   * options: height in pixels; isEpochs: epochs instead of steps along x; isLog: logarithmic y
+   * options: height in pixels; isEpochs: epochs instead of steps along x; isLog: logarithmic y;
+   * band: [{epoch, step, low, high}], filled from point to point behind the lines
    */
   constructor(metrics, options) {
     this.#metrics = metrics;
@@ -133,6 +134,7 @@ export class Chart {
       ],
       series: [{}, ...this.#metrics.map((metric, place) => this.#line(metric, place))],
       hooks: {
+        drawAxes: [(plot) => this.#drawBand(plot)],
         draw: [(plot) => this.#drawMarks(plot)],
         setCursor: [(plot) => this.#read(plot.cursor.idx)],
         setSelect: [({ select }) => (this.#isZoomed ||= select.width > 0)],
@@ -151,6 +153,27 @@ export class Chart {
       spanGaps: cadence !== "step",
       points: cadence === "step" ? {} : { show: true, size: 5, fill: stroke },
     };
+  }
+
+  /** It takes no part in the scales: what lies outside of them is cut off. */
+  #drawBand(plot) {
+    const { band = [], isEpochs } = this.#options;
+    if (band.length < 2) return;
+    const { ctx, bbox } = plot;
+    const corner = (point, side) => [
+      plot.valToPos(isEpochs ? point.epoch : point.step, "x", true),
+      plot.valToPos(point[side], "y", true),
+    ];
+    ctx.save();
+    ctx.beginPath();
+    ctx.rect(bbox.left, bbox.top, bbox.width, bbox.height);
+    ctx.clip();
+    ctx.beginPath();
+    for (const point of band) ctx.lineTo(...corner(point, "high"));
+    for (const point of band.toReversed()) ctx.lineTo(...corner(point, "low"));
+    ctx.fillStyle = colour("--band");
+    ctx.fill();
+    ctx.restore();
   }
 
   /** A dashed line at each step that was not finite, with its name where there is room. */

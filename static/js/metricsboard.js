@@ -17,6 +17,7 @@ export class MetricsBoard {
   #total = 0;
   #series = null;
   #pending = null;
+  #expected = "[]";
   #ready;
   #Chart;
 
@@ -41,6 +42,15 @@ export class MetricsBoard {
   update(series) {
     this.#series = series;
     this.#pending ??= setTimeout(() => this.#ready.then(() => this.#draw()), REDRAW_MS);
+  }
+
+  /** Between which losses the run is expected to be: [{epoch, step, low, high}], drawn behind the headline. */
+  expect(expected) {
+    const text = JSON.stringify(expected);
+    if (text === this.#expected) return;
+    this.#expected = text;
+    this.#view.querySelector(".expected").hidden = expected.length === 0;
+    this.#ready.then(() => this.#headline.setOptions({ band: expected }));
   }
 
   async #prepare() {

@@ -1,7 +1,7 @@
-// What a run left on record: plan, warnings, events, checkpoints, attempts.
+// What a run left on record: plan, alerts, warnings, events, checkpoints, attempts.
 
 import { element, refill, table, timeElement } from "./dom.js";
-import { bytes, digest, integer, plain, words } from "./format.js";
+import { bytes, digest, integer, number, plain, words } from "./format.js";
 
 const EVENTS_SHOWN = 200;
 
@@ -10,6 +10,36 @@ export function showPlan(place, events) {
   const plan = events.findLast(({ kind }) => kind === "plan");
   refill(place, plan?.seq ?? null, () =>
     plan ? structure(plan.data) : element("p", { class: "hint" }, "The worker has not made its plan yet."),
+  );
+}
+
+/** What ails the run now, worst first: since when, on what evidence, and what to do about it. */
+export function showAlerts(place, alerts) {
+  place.hidden = alerts.length === 0;
+  place.classList.toggle(
+    "critical",
+    alerts.some(({ severity }) => severity === "critical"),
+  );
+  refill(place, alerts, () => [
+    element("h2", {}, alerts.length === 1 ? "One alert" : `${alerts.length} alerts`),
+    ...alerts.toSorted((a, b) => a.severity.localeCompare(b.severity)).map(alertElement),
+  ]);
+}
+
+function alertElement({ kind, severity, message, evidence, remedy, since_step, at }) {
+  const since = since_step === null ? "" : ` at step ${integer(since_step)}`;
+  const facts = Object.entries(evidence)
+    .filter(([, value]) => value !== null && value !== "")
+    .map(([name, value]) =>
+      element("div", {}, element("dt", {}, words(name)), element("dd", {}, typeof value === "number" ? number(value) : value)),
+    );
+  return element(
+    "section",
+    { class: "alert", "data-alert": kind, "data-severity": severity },
+    element("h3", {}, words(kind), element("span", { class: "hint" }, ` ${severity}, since `, timeElement(at), since)),
+    element("p", {}, message),
+    element("dl", { class: "evidence" }, facts),
+    element("p", { class: "remedy" }, element("strong", {}, "What to do: "), remedy),
   );
 }
 
@@ -117,6 +147,7 @@ function files(found) {
 /** An event on one line: its message or detail if it has one, then whatever else it says. */
 function sentence({ kind, data }) {
   if (kind === "plan") return "see the plan";
+  if (kind.startsWith("alert")) return `${words(data.kind)}: ${data.message}`;
   const { message, detail, step, serial, files: _, ...rest } = data;
   const others = Object.entries(rest).filter(
     ([, value]) => value !== null && !(Array.isArray(value) && value.length === 0),

@@ -48,6 +48,7 @@ export class Row {
   #metric;
   #state = element("span", {});
   #doing = element("span", { class: "hint" });
+  #alerts = element("span", { class: "alert-count" });
   #bar = element("progress", { max: 1 });
   #done = element("span", {});
   #eta = element("td", { "data-label": "Time left" });
@@ -67,7 +68,7 @@ export class Row {
         element("span", { class: "hint" }, run.preset),
         tags,
       ),
-      element("td", { "data-label": "State" }, this.#state, this.#doing),
+      element("td", { "data-label": "State" }, this.#state, this.#doing, this.#alerts),
       element("td", { "data-label": "Progress" }, this.#bar, this.#done),
       this.#eta,
       this.#value,
@@ -80,6 +81,8 @@ export class Row {
     this.#state.className = `state state-${run.state}`;
     setText(this.#state, words(run.state));
     setText(this.#doing, doing(run));
+    this.#alerts.hidden = run.alert_count === 0;
+    setText(this.#alerts, run.alert_count === 1 ? "1 alert" : `${integer(run.alert_count)} alerts`);
     this.#bar.hidden = ratio === null;
     this.#bar.value = ratio ?? 0;
     setText(this.#done, total === null ? "" : `${integer(step)} / ${integer(total)} · ${percent(ratio)}`);

@@ -7,7 +7,7 @@ import { Evaluations } from "./evaluations.js";
 import { duration, integer, number, percent, words } from "./format.js";
 import { LogTail } from "./logtail.js";
 import { MetricsBoard } from "./metricsboard.js";
-import { showAttempts, showCheckpoints, showEvents, showPlan, showWarnings } from "./records.js";
+import { showAlerts, showAttempts, showCheckpoints, showEvents, showPlan, showWarnings } from "./records.js";
 import { isAtRest, isLive, progressOf } from "./run.js";
 import { showConfiguration } from "./runconfig.js";
 import { RunFeed } from "./runfeed.js";
@@ -62,6 +62,8 @@ export function showRun(place, id, onStatus, onName) {
     onName(run.name, progressOf(run).ratio);
     refill(view.querySelector(".about"), [run.preset, run.tags, run.created_at], () => about(run));
     showState(view, run);
+    showAlerts(view.querySelector(".alerts"), run.alerts);
+    board.expect(run.expected_loss);
     showProgress(view, run);
     refill(view.querySelector(".commands"), run.allowed_commands, () => commands(run, give));
     const canFork = feed.checkpoints.some((found) => found.removed_at === null);

@@ -27,7 +27,7 @@ def test_list_shows_a_line_a_run_newest_first(service: FakeService) -> None:
         a_run(1), a_run(2, state="failed", state_reason="nonfinite_loss", metrics={"loss": "NaN"}), a_run(3, progress=None, metrics={})
     )
     head, *lines = cognate("list").stdout.splitlines()
-    assert head.split() == ["ID", "NAME", "PRESET", "STATE", "STEP", "DONE", "LOSS", "CREATED"]
+    assert head.split() == ["ID", "NAME", "PRESET", "STATE", "STEP", "DONE", "LOSS", "ALERTS", "CREATED"]
     assert [line.split()[1] for line in lines] == ["tiny-3", "tiny-2", "tiny-1"]
     assert lines[0].split()[3:7] == ["running:", "training", "-", "-"]
     assert "failed: nonfinite_loss" in lines[1]

@@ -58,7 +58,7 @@ def test_deadlines_and_order_do_not_go_by_the_wall_clock(tmp_path: Path) -> None
             assert [event["seq"] for event in told] == sorted(event["seq"] for event in told)
             kinds = [event["kind"] for event in told]
             assert [kind for kind in kinds if kind in IN_ORDER] == IN_ORDER
-            assert "stalled" not in kinds
+            assert "alert" not in kinds
             steps = steps_of(client, run_id, "all")
             assert steps == list(range(1, len(steps) + 1))
             assert_rows_are_those_of_the_journals(tmp_path, run_id)

@@ -36,7 +36,9 @@ def main(attempt: AttemptDir) -> int:
 
     journal.append(Kind.STARTED, device="cpu", precision="float32", threads=1, torch="none", resumed_from_step=step or None)
     journal.append(Kind.PHASE, phase="loading_data")
-    journal.append(Kind.PLAN, total_steps=total, steps_per_epoch=[total], total_params=26_974_561, curriculum={"stages": STAGES})
+    epochs = 1 if config.preset == "quickstart" else config.training.epochs
+    steps = [total // epochs] * epochs
+    journal.append(Kind.PLAN, total_steps=total, steps_per_epoch=steps, total_params=26_974_561, curriculum={"stages": STAGES})
     if config.seed == HOSTILE:
         journal.append(Kind.WARNING, message=MARKUP, note=MARKUP)
         print(MARKUP)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import httpx
 import pytest
@@ -19,6 +20,18 @@ pytestmark = pytest.mark.page
 REACHED = """least => {
   const said = document.querySelector(".headline .canvas")?.ariaLabel ?? "";
   return Number(/at step ([0-9,]+)/.exec(said)?.[1].replaceAll(",", "")) >= least;
+}"""
+
+# At least a twentieth of the headline chart has the band's colour, see-through as it is.
+BAND_PIXELS = """() => {
+  const canvas = document.querySelector(".headline canvas");
+  const band = getComputedStyle(document.querySelector(".expected .band")).backgroundColor.match(/[\\d.]+/g).map(Number);
+  const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+  let count = 0;
+  for (let at = 0; at < data.length; at += 4) {
+    count += Math.abs(data[at + 3] - 255 * band[3]) < 2 && [0, 1, 2].every((part) => Math.abs(data[at + part] - band[part]) < 6);
+  }
+  return count > canvas.width * canvas.height / 20;
 }"""
 
 
@@ -211,6 +224,42 @@ def test_stop_is_asked_back_and_can_be_declined(page: Page, server: Server, long
     page.get_by_role("dialog").get_by_role("button", name="Stop").click()
     expect_state(page, "stopped")
     expect(page.locator(".commands button")).to_have_count(0)
+
+
+def test_an_alert_is_counted_in_the_list_and_explained_on_the_run(page: Page, server: Server) -> None:
+    run_id = server.launch(seed=UNLUCKY, max_steps=30)  # ends three rows after one that is not finite
+    page.goto("/")
+    expect(page.locator(f"tr[data-run={run_id}] .alert-count")).to_have_text("1 alert")
+    open_run(page, run_id)
+    expect_state(page, "completed")
+    box = page.locator(".alerts")
+    expect(box.get_by_role("heading", name="One alert")).to_be_visible()
+    expect(box).to_contain_text("nonfinite critical, since")
+    expect(box.locator(".evidence")).to_contain_text("loss, loss_ce, grad_norm")
+    expect(box.locator(".remedy")).to_contain_text("lower learning rates")
+    expect(page.locator(".expected")).to_be_hidden()
+
+
+def test_what_is_over_is_not_shown_any_more(page: Page, server: Server) -> None:
+    open_run(page, server.launch(seed=UNLUCKY, max_steps=60))
+    expect_state(page, "completed")
+    expect(page.locator(".alerts")).to_be_hidden()
+    page.locator("summary", has_text="Events").click()
+    expect(page.locator(".events")).to_contain_text("nonfinite: the rows since are finite")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_loss_a_specialist_is_expected_to_have_is_a_band_behind_it(
+    page: Page, server: Server, scheme: Literal["light", "dark"]
+) -> None:
+    page.emulate_media(color_scheme=scheme)
+    open_run(page, server.launch(preset="reasoning", max_steps=60))
+    expect_state(page, "completed")
+    expect_steps(page, 60)
+    expect(page.locator(".expected")).to_be_visible()
+    page.wait_for_function(BAND_PIXELS)
+    page.get_by_label("by epoch").check()
+    page.wait_for_function(BAND_PIXELS)
 
 
 def test_values_that_are_not_finite_are_named_where_they_happened(page: Page, server: Server) -> None:

@@ -161,8 +161,12 @@ def test_silence_is_told_once_and_forgiven(tmp_path: Path) -> None:
     with serving(tmp_path, "--fault", "doze@7", stall_after_s=0.5) as client:
         run_id = launch(client, steps=20)
         wait_for(client, run_id, "completed")
-        (stalled,) = events(client, run_id, "stalled")
-        assert stalled["silent_s"] >= 0.5
+        (stalled,) = events(client, run_id, "alert")
+        assert (stalled["kind"], stalled["severity"]) == ("stalled", "critical")
+        assert stalled["evidence"]["silent_s"] >= 0.5
+        (cleared,) = events(client, run_id, "alert_cleared")
+        assert (cleared["kind"], cleared["message"]) == ("stalled", "the worker speaks again")
+        assert client.get(f"/v1/runs/{run_id}").json()["alerts"] == []
 
 
 @pytest.mark.usefixtures("_soon")
