@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ from pydantic import SecretStr
 from app.api.document import DESCRIPTION, operations
 from app.api.errors import PROBLEMS
 from app.main import create_app
+from app.services.ailments import ABOUT
 from app.services.lifecycle import LIVE, TRANSITIONS, Command, Fact, Reason, State, allowed_commands
 from app.settings import Settings
+from cognate.config import HealthConfig
 from cognate.metrics import METRICS
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
@@ -149,7 +152,41 @@ def _answer(status: str, answer: dict[str, Any]) -> str:
     return " ".join([status, " or ".join(what), *headers]).replace("  ", " ").strip()
 
 
-PAGES = {"run-lifecycle.md": lifecycle_page, "metrics.md": metrics_page, "api.md": api_page}
+def health_page() -> str:
+    lines = [
+        "# Alerts: what can ail a run",
+        "",
+        NOTE.format(source="app/services/ailments.py"),
+        "An alert is raised once, on the evidence of numbers and steps, and cleared when it is over; both are events (`alert`,",
+        "`alert_cleared`). What ails a run now stands in `alerts` of `GET /v1/runs/{id}`, is counted in lists (`alert_count`), in",
+        "Prometheus (`cognate_run_alerts`) and on the page, and is told by `cognate runs show` and `list`. Rows are judged as they",
+        "come in; after a restart of the service, against those in the database. Thresholds are a run's own: the section `health` of",
+        "its configuration.",
+        "",
+        "| alert | severity | what |",
+        "|---|---|---|",
+        *(f"| [`{ailment}`](#{ailment}) | {about.severity} | {about.what} |" for ailment, about in ABOUT.items()),
+    ]
+    for ailment, about in ABOUT.items():
+        lines += ["", f"## {ailment}", "", f"{about.what[0].upper()}{about.what[1:]}.", ""]
+        lines += [f"- raised: {_with_values(about.threshold)}", f"- over: {about.over}", f"- evidence: {about.evidence}"]
+        lines += [f"- what to do: {about.remedy}"]
+    return "\n".join([*lines, ""])
+
+
+def _with_values(text: str) -> str:
+    """Each setting with what it is by default."""
+    health, settings = HealthConfig(), Settings.model_fields
+
+    def valued(match: re.Match[str]) -> str:
+        section, name = match[1], match[2]
+        value = getattr(health, name) if section == "health." else settings[name.lower()].default
+        return f"{match[0]} ({value:g})" if isinstance(value, int | float) else match[0]
+
+    return re.sub(r"`(health\.|COGNATE_)(\w+)`", valued, text)
+
+
+PAGES = {"run-lifecycle.md": lifecycle_page, "metrics.md": metrics_page, "api.md": api_page, "health.md": health_page}
 
 
 def main() -> None:

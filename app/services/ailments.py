@@ -24,12 +24,13 @@ class Ailment(StrEnum):
 
 @dataclass(frozen=True)
 class About:
-    """what: the ailment; threshold: from when on, and what is set where; over: when it is over; remedy: what to change."""
+    """threshold: from when on, and by which settings; over: until when; evidence: what comes with it; remedy: what to change"""
 
     severity: Severity
     what: str
     threshold: str
     over: str
+    evidence: str
     remedy: str
 
 
@@ -40,8 +41,10 @@ ABOUT: Mapping[Ailment, About] = {
         "`health.not_falling_after_steps` after the warm-up, the median cross-entropy of the last 10 rows is not lower by "
         "`health.min_fall` than that of the first row",
         "it is",
+        "the cross-entropy of the first row and now, with their steps",
         "The learning rates are far too high or too low: look at grad_norm, and launch again with optimizer.muon_lr, embedding_lr and "
-        "adamw_lr three times lower (a loss that jumps) or higher (one that stands still); on data that repeat it, try a few rows first.",
+        "adamw_lr three times lower (a loss that jumps) or higher (one that stands still). What the model reads "
+        "may be at fault too: look at the plan's datasets and at fill_ratio.",
     ),
     Ailment.PLATEAU: About(
         "warning",
@@ -49,6 +52,7 @@ ABOUT: Mapping[Ailment, About] = {
         "the later half of the last `health.plateau_steps` (and at least 20 rows) is surely (3 standard errors) not lower than the "
         "earlier half by `health.plateau_min_fall`; never across the border of two stages of the curriculum",
         "it falls again, or the next stage began",
+        "the steps, the means of both halves, the fall between them and its standard error, as shares",
         "If val_loss rises meanwhile, stop: the best checkpoint is kept. Else fork with lower learning rates, or let their decay begin "
         "earlier (training.decay_fraction); early in a run raise them, or optimizer.grokfast_lambda.",
     ),
@@ -58,6 +62,7 @@ ABOUT: Mapping[Ailment, About] = {
         "a loss `health.explosion_deviations` deviations (MAD) above the median of the last 50 rows, and `health.explosion_ratio` "
         "times it",
         "10 rows in a row are not; or the next stage of the curriculum began",
+        "the step, its loss, the median and the deviation of the rows before",
         "If it does not come back by itself, stop and fork from a checkpoint before it with optimizer.muon_lr and embedding_lr halved, "
         "training.gradient_clip lower (0.5), or a longer training.warmup_steps.",
     ),
@@ -66,6 +71,7 @@ ABOUT: Mapping[Ailment, About] = {
         "a loss or gradient is not a finite number",
         "a NaN or an infinity in loss, loss_ce, val_loss or grad_norm, or a step that the optimizer left out",
         "10 rows in a row are finite and no step was left out",
+        "the step, the metrics, how many steps were left out",
         "A loss that is no number fails the run; the last checkpoint is whole. Fork from it with lower learning rates or "
         "training.gradient_clip; with training.precision bf16, try fp32. A single step that was left out needs nothing.",
     ),
@@ -75,6 +81,7 @@ ABOUT: Mapping[Ailment, About] = {
         "a worker fails with `oom_cuda` or `oom_host`; with `health.on_out_of_memory = halve` its run goes on from the newest checkpoint "
         "with half the rows of a batch at once, down to one, which changes no result but for rounding",
         "the run is past the step at which it failed",
+        "`oom_cuda` or `oom_host`, the step and phase, the rows at once until then and from now on",
         "Nothing where it goes on by itself. Where it does not: shorten training.sequence_length, set model.bptt to last, or free memory "
         "that others use; training.micro_batch_size says from the start how many rows go at once.",
     ),
@@ -84,6 +91,7 @@ ABOUT: Mapping[Ailment, About] = {
         "the median step of a minute (at least 5 rows), or the steps of an epoch on average, take `health.slow_ratio` times the median "
         "of the earlier ones; minutes are compared within one life of a worker",
         "they do not, or the worker ended",
+        "seconds a step now and before, and whether of an epoch or a stretch of a minute",
         "Something else uses the machine: look for other runs and processes, a GPU that is hot, a disk that is busy. Pause and resume on "
         "another device loses nothing.",
     ),
@@ -92,6 +100,7 @@ ABOUT: Mapping[Ailment, About] = {
         "the GPU is idle for much of the time",
         "busy less than `health.min_gpu_utilisation` of the last two minutes of training, as NVML counts",
         "it is busier, or the worker ended",
+        "the share of time it was busy, 0..1",
         "Give it more at once: a larger training.batch_size (or micro_batch_size), training.compile on. If the CPU is busy with something "
         "else, end that.",
     ),
@@ -101,6 +110,7 @@ ABOUT: Mapping[Ailment, About] = {
         "an epoch has fewer than `health.min_tokens_per_parameter` tokens a parameter, or the run makes more than "
         "`health.max_passes` passes (arXiv:2305.16264: 4 are as good as new data, beyond 16 there is little left to learn)",
         "a later plan has enough",
+        "tokens an epoch, parameters, tokens a parameter, passes",
         "Add datasets (data.datasets empty takes all that are there), train for fewer training.epochs, or take a smaller model.",
     ),
     Ailment.STALLED: About(
@@ -108,6 +118,7 @@ ABOUT: Mapping[Ailment, About] = {
         "the worker says nothing",
         "no word for `COGNATE_STALL_AFTER_S` seconds; with `COGNATE_ON_STALL=restart` it is replaced",
         "it speaks again, or ended",
+        "seconds of silence, and the last step",
         "Look at the end of the worker's log. Kill loses the steps since the last checkpoint, which resume does again.",
     ),
 }  # fmt: skip

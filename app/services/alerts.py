@@ -44,7 +44,8 @@ class Alerts:
             return
         try:
             for event in events:
-                self._note(write, run, self._judge(write.session, run, attempt, event), event.at)
+                if findings := self._judge(write.session, run, attempt, event):
+                    self._note(write, run, findings, event.at)
         except (LookupError, TypeError, ValueError, AttributeError) as error:  # rows were kept; what they mean for health is not known
             self.forget(run.id)
             self._blind.add(run.id)
@@ -55,7 +56,8 @@ class Alerts:
         data = event.data
         if event.kind is Kind.METRICS:
             row = Row(data["step"], data["epoch"], event.at, data["values"], data["progress"])
-            return [*self._monitors[run.id].row(row), *_fits_again(run.alerts, row.step)]
+            found = self._monitors[run.id].row(row)
+            return [*found, *_fits_again(run.alerts, row.step)] if run.alerts else found
         if event.kind is Kind.STARTED:
             self._monitors[run.id] = _monitor(session, run, attempt.resumed_from_step or 0)
         if event.kind is Kind.PLAN:
@@ -102,7 +104,7 @@ def _alert(finding: Finding, at: float) -> dict[str, Any]:
     return {
         "kind": finding.kind.value,
         "severity": about.severity,
-        "message": f"{about.what}: {finding.message}" if finding.ails else finding.message,
+        "message": f"{about.what[0].upper()}{about.what[1:]}: {finding.message}" if finding.ails else finding.message,
         "evidence": finding.evidence,
         "remedy": about.remedy,
         "since_step": finding.step,

@@ -36,8 +36,8 @@ function alertElement({ kind, severity, message, evidence, remedy, since_step, a
   return element(
     "section",
     { class: "alert", "data-alert": kind, "data-severity": severity },
-    element("h3", {}, words(kind), element("span", { class: "hint" }, ` ${severity}, since `, timeElement(at), since)),
-    element("p", {}, message),
+    element("h3", {}, words(kind)),
+    element("p", {}, message, element("span", { class: "hint" }, ` ${severity}, since `, timeElement(at), since)),
     element("dl", { class: "evidence" }, facts),
     element("p", { class: "remedy" }, element("strong", {}, "What to do: "), remedy),
   );

@@ -55,9 +55,15 @@ def main(attempt: AttemptDir) -> int:
         time.sleep(STEP_S)
         step += 1
         print(f"step {step} of {total}")
-        progress = {"step": step, "total_steps": total, "epoch": step / total, "step_time_s": STEP_S, "eta_s": (total - step) * STEP_S}
+        progress = {
+            "step": step,
+            "total_steps": total,
+            "epoch": epochs * step / total,
+            "step_time_s": STEP_S,
+            "eta_s": (total - step) * STEP_S,
+        }
         progress |= {"tokens_per_s": config.training.batch_size * config.training.sequence_length / STEP_S, "skipped_steps": 0}
-        journal.append(Kind.METRICS, step=step, epoch=step / total, values=values_of(step, total, config), progress=progress)
+        journal.append(Kind.METRICS, step=step, epoch=epochs * step / total, values=values_of(step, total, config), progress=progress)
         if step % config.training.checkpoint_every_steps == 0 or step == total:
             save(run, step, journal)
             journal.append(Kind.PHASE, phase="training")

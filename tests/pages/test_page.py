@@ -234,7 +234,7 @@ def test_an_alert_is_counted_in_the_list_and_explained_on_the_run(page: Page, se
     expect_state(page, "completed")
     box = page.locator(".alerts")
     expect(box.get_by_role("heading", name="One alert")).to_be_visible()
-    expect(box).to_contain_text("nonfinite critical, since")
+    expect(box).to_contain_text("A loss or gradient is not a finite number: loss, loss_ce, grad_norm not finite at step 27 critical, since")
     expect(box.locator(".evidence")).to_contain_text("loss, loss_ce, grad_norm")
     expect(box.locator(".remedy")).to_contain_text("lower learning rates")
     expect(page.locator(".expected")).to_be_hidden()
