@@ -35,6 +35,25 @@ def test_list_shows_a_line_a_run_newest_first(service: FakeService) -> None:
     assert lines[2].split()[:9] == ["00000001", "tiny-1", "quickstart", "running:", "training", "15/60", "25", "%", "2.5"]
 
 
+def test_what_ails_a_run_is_counted_in_the_list_and_shown_with_evidence_and_remedy(service: FakeService) -> None:
+    evidence = {"step": 50, "loss": 9.0, "median": 3.0, "phase": None}
+    alert = {
+        "kind": "explosion",
+        "severity": "critical",
+        "message": "It jumped",
+        "evidence": evidence,
+        "remedy": "Lower it.",
+        "since_step": 50,
+    }
+    service.have(a_run(1), a_run(2, alert_count=1, alerts=[alert]))
+    lines = cognate("list").stdout.splitlines()
+    assert [line.split()[9] for line in lines[1:]] == ["1", "-"]
+    for part in ("presets", f"runs/{run_id(2)}/checkpoints", f"runs/{run_id(2)}/attempts", f"runs/{run_id(2)}/events"):
+        service.answers["GET", f"/v1/{part}"] = (200, {"data": [], "has_more": False, "next_cursor": None})
+    shown = cognate("show", "tiny-2").stdout
+    assert "critical: explosion, since step 50\nIt jumped\nstep 50, loss 9, median 3, phase none\nLower it.\n" in shown
+
+
 def test_list_takes_as_many_pages_as_the_limit_needs(service: FakeService) -> None:
     service.have(*(a_run(number) for number in range(1, 8)))
     service.page = 2

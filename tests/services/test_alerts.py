@@ -192,7 +192,9 @@ def test_a_gpu_that_idles_is_told_and_forgotten_with_its_worker(tmp_path: Path, 
         run_id = launch(client, steps=1_000_000)
         (alert,) = until(lambda: client.get(f"/v1/runs/{run_id}").json()["alerts"])
         assert (alert["kind"], alert["evidence"]["utilisation"]) == ("low_gpu_utilisation", pytest.approx(0.12))
-        assert 'cognate_run_alerts{name="' in client.get("/metrics").text
+        (sample,) = [line for line in client.get("/metrics").text.splitlines() if line.startswith("cognate_run_alerts{")]
+        assert run_id in sample
+        assert sample.endswith(" 1.0")
         client.post(f"/v1/runs/{run_id}/stop")
         assert wait_for(client, run_id, "stopped")["alerts"] == []
         cleared = client.get(f"/v1/runs/{run_id}/events?kind=alert_cleared").json()["data"]
