@@ -31,6 +31,7 @@ HANDED_ON = {
     "data": "Show the datasets: what is present, and what the curriculum will be.",
     "generate": "Let a checkpoint continue prompts.",
     "evaluate": "Measure a checkpoint on held-out data of the 14 datasets.",
+    "report": "Report on run directories: training, diversity, readiness, and the hand-off to Phase 2.",
 }
 
 

@@ -1,4 +1,4 @@
-"""`cognate train | data | generate | evaluate`: the same runs as the service's, in this process, with progress on the terminal.
+"""`cognate train | data | generate | evaluate | report`: the same runs as the service's, in this process, with progress on the terminal.
 
 A run made here is a run directory like any other; Ctrl-C saves it, and --resume goes on with it. generate lets a checkpoint write;
 evaluate measures it on held-out data.
@@ -22,6 +22,7 @@ from cognate import worker
 from cognate.config import SIX_DATASETS, SPECIALISTS, ConfigError, DatasetName, RunConfig, resolve, set_path
 from cognate.data.report import describe_sources, stage_samples
 from cognate.events import Event, Kind
+from cognate.report.cli import app as reports
 from cognate.report.evaluation import DATASETS, evaluate_checkpoint
 from cognate.rundir import (
     MANIFEST,
@@ -36,6 +37,7 @@ from cognate.rundir import (
 from cognate.training.checkpoint import load_model
 
 app = typer.Typer(no_args_is_help=True, add_completion=False)
+app.add_typer(reports, name="report")
 console = Console(highlight=False)
 
 # As shells know them: 130 is what Ctrl-C leaves.

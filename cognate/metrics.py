@@ -63,9 +63,9 @@ METRICS: tuple[Metric, ...] = (
     *(_accuracy(name) for name in get_args(DatasetName)),
     Metric("total_params", "Parameters", "count", FINAL, "final", "trainable parameters, counted"),
     Metric("training_time_hours", "Training time", "hours", FINAL, "time", "hours of training, pauses excluded"),
-    Metric("diversity_avg_halting_steps", "Diversity: halting steps", "recursions", FINAL, "diversity", "spread of the halting steps among the group's models"),
-    Metric("diversity_ltm_usage", "Diversity: memory usage", "0..1", FINAL, "diversity", "spread of the memory usage among the group's models"),
-    Metric("diversity_inference_time_ms", "Diversity: inference time", "ms", FINAL, "diversity", "spread of the time per token among the group's models"),
+    Metric("diversity_avg_halting_steps", "Diversity: halting steps", "recursions", FINAL, "diversity", "largest minus smallest mean halting steps among the group's models"),
+    Metric("diversity_ltm_usage", "Diversity: memory usage", "0..1", FINAL, "diversity", "largest minus smallest memory usage among the group's models"),
+    Metric("diversity_inference_time_ms", "Diversity: inference time", "ms", FINAL, "diversity", "largest minus smallest median time per token among the group's models"),
 )  # fmt: skip
 
 # Between which losses a specialist is expected to be at the end of an epoch, nats/token (the training report's time line).

@@ -163,6 +163,13 @@ class RunDir:
             return None
         return int(noted["step"]), float(noted["val_loss"])
 
+    def best_checkpoint(self) -> int | None:
+        """The step of the best checkpoint, or of the newest where that one is not there; None without any."""
+        complete, noted = [step for step, _ in self.complete_checkpoints()], self.best()
+        if noted is not None and noted[0] in complete:
+            return noted[0]
+        return max(complete, default=None)
+
     def create(self, config: RunConfig) -> None:
         """Make the directory and its immutable configuration; raises FileExistsError when there is one."""
         self.path.mkdir(parents=True)
@@ -334,7 +341,7 @@ def file_digest(path: Path) -> str:
 
 def write_manifest(directory: Path, manifest: dict[str, Any]) -> None:
     """Write a manifest with a digest of its own, for one bit of it may flip too."""
-    write_json(directory / MANIFEST, {**manifest, "sha256": _digest_of_manifest(manifest)})
+    write_json(directory / MANIFEST, {**manifest, "sha256": digest_of_manifest(manifest)})
 
 
 def verify_checkpoint(path: Path) -> dict[str, Any]:
@@ -345,7 +352,7 @@ def verify_checkpoint(path: Path) -> dict[str, Any]:
     try:
         manifest: dict[str, Any] = read_json(path / MANIFEST)
         files = {name: (int(file["bytes"]), str(file["sha256"])) for name, file in manifest["files"].items()}
-        is_whole = manifest.get("sha256") in (None, _digest_of_manifest(manifest)) and manifest.keys() <= _MANIFEST_KEYS
+        is_whole = manifest.get("sha256") in (None, digest_of_manifest(manifest)) and manifest.keys() <= _MANIFEST_KEYS
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise CorruptCheckpoint(f"{path.name}: no readable manifest ({error})") from error
     if not is_whole:
@@ -359,6 +366,7 @@ def verify_checkpoint(path: Path) -> dict[str, Any]:
     return manifest
 
 
-def _digest_of_manifest(manifest: dict[str, Any]) -> str:
+def digest_of_manifest(manifest: dict[str, Any]) -> str:
+    """sha-256 of what a manifest says, but for its own digest."""
     content = {key: value for key, value in manifest.items() if key != "sha256"}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
