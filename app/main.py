@@ -15,7 +15,7 @@ from fastapi import FastAPI
 from fastapi.responses import FileResponse
 from fastapi.staticfiles import StaticFiles
 
-from app.api import catalog, checkpoints, document, errors, evaluations, groups, jobs, metrics, prometheus, runs, stream, system
+from app.api import catalog, checkpoints, document, errors, evaluations, groups, jobs, metrics, prometheus, reports, runs, stream, system
 from app.api.deps import Parts
 from app.api.security import Gate, GateMiddleware, sha256
 from app.executors.base import Executor
@@ -23,6 +23,7 @@ from app.executors.local import LocalExecutor
 from app.services.evaluations import EvaluationService, note_evaluation
 from app.services.hub import Hub
 from app.services.jobs import JobService
+from app.services.reports import DIVERSITY, ReportService, note_diversity
 from app.services.runs import Request, RunService
 from app.services.supervisor import Supervisor
 from app.settings import Settings
@@ -53,11 +54,13 @@ def create_app(settings: Settings | None = None, executor: Executor | None = Non
             hub.attach(asyncio.get_running_loop())
             store = Store(settings.database, hub.publish)
             chosen = executor or LocalExecutor(settings.data_dir, settings.cache, settings.cpu_slots, spare=settings.spare_worker)
-            job_service = JobService(store, chosen, settings, {"evaluation": note_evaluation})
+            job_service = JobService(store, chosen, settings, {"evaluation": note_evaluation, DIVERSITY: note_diversity})
             evaluation_service = EvaluationService(store, job_service, settings)
-            supervisor = Supervisor(store, chosen, settings, job_service, evaluation_service.evaluate_completed)
+            report_service = ReportService(store, job_service, settings)
+            on_completed = (evaluation_service.evaluate_completed, report_service.group_completed)
+            supervisor = Supervisor(store, chosen, settings, job_service, on_completed)
             service = RunService(store, supervisor, settings)
-            app.state.parts = Parts(settings, store, hub, supervisor, service, job_service, evaluation_service, gate)
+            app.state.parts = Parts(settings, store, hub, supervisor, service, job_service, evaluation_service, report_service, gate)
             supervisor.start()
             if quickstart:
                 _launch_quickstart(store, service)
@@ -79,7 +82,7 @@ def create_app(settings: Settings | None = None, executor: Executor | None = Non
         redoc_url=None,
         redirect_slashes=False,
     )
-    for module in (runs, groups, checkpoints, evaluations, jobs, metrics, catalog, system, prometheus, stream):
+    for module in (runs, groups, checkpoints, evaluations, reports, jobs, metrics, catalog, system, prometheus, stream):
         app.include_router(module.router)
     errors.install(app)
     document.describe(app, requires_token=gate.requires_token)

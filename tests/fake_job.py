@@ -1,6 +1,6 @@
 """A job without a model: speaks the files of the real ones, in milliseconds, and does what its specification says.
 
-{"result": {...}}                   succeeds with it; an evaluation, which nobody tells so, with a made-up one
+{"result": {...}}                   succeeds with it; else with a made-up one of its kind
 {"fail": [reason, sentence]}        fails with a reason
 {"crash": code}                     leaves without a word
 {"sleep_s": seconds}                first says "sleeping" and sleeps
@@ -10,6 +10,7 @@ import os
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from cognate.jobdir import JobDir
 
@@ -33,6 +34,23 @@ EVALUATION = {
     "absent": {"gsm8k": "it is not in the data folder"},
     "warnings": [],
 }
+DIVERSITY = {
+    "members": [],
+    "metrics": {"diversity_avg_halting_steps": 1.5, "diversity_ltm_usage": None, "diversity_inference_time_ms": 0.25},
+    "required_order": {"rule": "reasoning >= memory > speed", "holds": True},
+}
+
+
+def made_up(job: JobDir, kind: str, spec: dict[str, Any]) -> dict[str, Any]:
+    if kind == "handoff":
+        (job.path / "archive.tar").write_bytes(b"an archive")
+        models = [{"run": run_id, "best": {"step": step}} for run_id, step in spec["steps"].items()]
+        return {"file": "archive.tar", "sha256": "ab" * 32, "manifest": {"models": models}}
+    if kind == "training_report":
+        for name, text in (("report.html", "<!doctype html>"), ("report.md", "# Report")):
+            (job.path / name).write_text(f"{text} {', '.join(spec['names'].values())}")
+        return {"files": ["report.html", "report.md"]}
+    return {"evaluation": EVALUATION, "diversity": DIVERSITY}.get(kind, {})
 
 
 def main() -> int:
@@ -47,7 +65,7 @@ def main() -> int:
         job.fail(*spec["fail"])
         return 1
     told = {"environment": sorted(os.environ), "device": os.environ["COGNATE_DEVICE"]} if spec.get("tell") else {}
-    job.succeed(spec.get("result", EVALUATION if kind == "evaluation" else {}) | told)
+    job.succeed((spec["result"] if "result" in spec else made_up(job, kind, spec)) | told)
     return 0
 
 

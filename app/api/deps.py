@@ -12,6 +12,7 @@ from app.api.security import Gate
 from app.services.evaluations import EvaluationService
 from app.services.hub import Hub
 from app.services.jobs import JobService
+from app.services.reports import ReportService
 from app.services.runs import Once, RunService
 from app.services.supervisor import Supervisor
 from app.settings import Settings
@@ -29,6 +30,7 @@ class Parts:
     runs: RunService
     jobs: JobService
     evaluations: EvaluationService
+    reports: ReportService
     gate: Gate
 
 

@@ -21,6 +21,7 @@ from starlette.routing import compile_path
 
 from app.services.evaluations import NoData
 from app.services.lifecycle import InvalidTransition, allowed_commands
+from app.services.reports import NotReady
 from app.services.runs import DuplicateExternalId, Precondition, StillActive
 from app.store.jobs import NoSuchJob
 from app.store.runs import KeyReused, NoCheckpoint, NoSuchGroup, NoSuchRun, StateChanged
@@ -40,6 +41,7 @@ PROBLEMS: dict[str, tuple[int, str]] = {
     "duplicate_external_id": (409, "Another run already has this external_id; `run_id` names it."),
     "state_changed": (409, "The run changed while the command was being carried out; look again and repeat it."),
     "data_missing": (409, "This needs real datasets, and the service was started without a folder of them; see COGNATE_DATA_DIR."),
+    "not_ready": (409, "Something that this needs is not there yet; `detail` names it."),
     "not_found": (404, "Nothing is known under this address."),
     "method_not_allowed": (405, "This address exists, but not for this method."),
     "unauthorized": (401, "A bearer token is required: `Authorization: Bearer <token>`."),
@@ -113,6 +115,7 @@ def install(app: FastAPI) -> None:
         NoCheckpoint: lambda _, error: problem("not_found", str(error)),
         NoSuchJob: lambda _, error: problem("not_found", str(error)),
         NoData: lambda _, error: problem("data_missing", str(error)),
+        NotReady: lambda _, error: problem("not_ready", str(error)),
         NoSuchRun: lambda _, error: problem("not_found", str(error)),
         NoSuchThing: lambda _, error: problem("not_found", str(error)),
         OperationalError: lambda request, error: _database(request, error.orig),

@@ -15,6 +15,7 @@ from sqlalchemy import Row
 
 from app.services.ailments import Ailment, Severity
 from app.services.lifecycle import State, allowed_commands
+from app.services.reports import Measured, Standing
 from app.store.tables import Attempt, Checkpoint, Event, Job, Run, RunGroup
 from cognate.config import SPECIALISTS, DatasetName
 from cognate.metrics import EXPECTED_LOSS
@@ -131,6 +132,14 @@ class EvaluateIn(_In):
     datasets: Annotated[list[DatasetName], Field(min_length=1, max_length=14)] | None = Field(None, description="Empty takes all.")
     limit: int | None = Field(None, ge=1, description="A fixed sample of so many items of each; empty takes every item.")
     overlap: bool = Field(True, description="Count the items that share 13 words in a row with the training text.")
+
+
+class HandoffIn(_In):
+    model_config = ConfigDict(json_schema_extra={"examples": [{"allow_any_size": False}]})
+
+    allow_any_size: bool = Field(
+        False, description="Take other sizes and presets too; the archive then says that it is not fit for Phase 2."
+    )
 
 
 class QueueIn(_In):
@@ -300,6 +309,14 @@ class JobOut(BaseModel):
     ended_at: datetime | None
 
 
+class DiversityOut(BaseModel):
+    group_id: str
+    state: Standing = Field(description="failed: no measurement came about; `job` says why.")
+    result: dict[str, Any] | None = Field(description="As last measured: members, pairs, the three metrics, the required order.")
+    measured_at: datetime | None
+    job: JobOut | None = Field(description="The newest job about it.")
+
+
 class DeviceOut(BaseModel):
     slot: str
     run_id: str | None = Field(description="The run that holds it.")
@@ -413,6 +430,12 @@ def checkpoint_out(checkpoint: Checkpoint) -> CheckpointOut:
 
 def job_out(job: Job) -> JobOut:
     return JobOut(**_fields(job, JobOut))
+
+
+def diversity_out(group_id: str, found: Measured) -> DiversityOut:
+    measured_at = None if found.measured_at is None else instant(found.measured_at)
+    job = None if found.job is None else job_out(found.job)
+    return DiversityOut(group_id=group_id, state=found.state, result=found.result, measured_at=measured_at, job=job)
 
 
 def group_out(group: RunGroup, members: Sequence[Run], queue: Sequence[str]) -> GroupOut:

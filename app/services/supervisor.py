@@ -48,7 +48,7 @@ _ENDING_FACTS = {Kind.PAUSED: Fact.PAUSED, Kind.STOPPED: Fact.STOPPED, Kind.FINI
 
 
 class Supervisor:
-    def __init__(self, store: Store, executor: Executor, settings: Settings, jobs: JobService, on_completed: Completed) -> None:
+    def __init__(self, store: Store, executor: Executor, settings: Settings, jobs: JobService, on_completed: Sequence[Completed]) -> None:
         """on_completed: what follows when a run is, in the same transaction; given the slots that there are"""
         self._on_completed = on_completed
         self._store = store
@@ -217,7 +217,8 @@ class Supervisor:
             auto_resumes=0 if self._made_progress(write, run) else run.auto_resumes,
         )
         if state is State.COMPLETED:
-            self._on_completed(write, run, self.slots())
+            for follow in self._on_completed:
+                follow(write, run, self.slots())
         self._alerts.worker_ended(write, run)
         if state is State.FAILED and reason in _NO_MEMORY:
             self._answer_lack_of_memory(write, run, phase, goes_on=before in (State.STARTING, State.RUNNING))

@@ -90,6 +90,20 @@ def add(write: Write, run_id: str, attempt: int, rows: Iterable[Row]) -> None:
         write.messages += told
 
 
+def amend(write: Write, run_id: str, values: Mapping[str, float]) -> None:
+    """Add finite values to a run's last row, if it has one. It is told anew, whole, under a new seq: whoever followed takes it in
+    as a row that came again, whoever comes back with an older cursor is sent it."""
+    find = {"run_id": run_id}
+    newest = _fetch(write.session, f"SELECT seq FROM metric_row WHERE series = {_SERIES} ORDER BY step DESC, attempt DESC LIMIT 1", find)  # noqa: S608
+    if not newest or not values:
+        return
+    seq = write.next_seq()
+    changes = ", ".join(f"{key} = :{key}" for key in _known(tuple(values)))
+    update = f"UPDATE metric_row SET seq = :seq, {changes} WHERE seq = :before"  # noqa: S608 - our own names
+    write.session.connection().exec_driver_sql(update, {**values, "seq": seq, "before": newest[0][0]})
+    write.messages += after(write.session, run_id, seq - 1, 1, seq)
+
+
 def _series(session: Session, run_id: str) -> int:
     session.flush()  # the run may be new as well
     connection = session.connection()

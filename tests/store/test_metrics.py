@@ -153,3 +153,35 @@ def test_rows_are_told_as_they_are_read_back_later(store: Store, told: list[Mess
         assert metrics.after(session, None, 0, 10, store.head) == metrics.after(session, "run_1", 0, 10, store.head) == told
         assert [message.seq for message in metrics.after(session, "run_1", 1, 1, store.head)] == [2]
     assert told[0].body["values"] == {"loss": 0.5, "val_loss": "Infinity"}
+
+
+# --- amended rows -----------------------------------------------------------------------------------------
+
+
+def test_a_row_that_is_amended_is_told_anew_and_whole(store: Store, told: list[Message]) -> None:
+    """Under a new seq, so that nobody who comes back misses it; in its place, so that no step has two rows of one attempt."""
+    add(store, [row(1, loss=3.0), row(2, loss=2.0)], [row(2, loss=math.nan, grad_norm=1.0)])
+    head = store.head
+    with store.write() as write:
+        metrics.amend(write, "run_1", {"diversity_ltm_usage": 0.25})
+    assert (told[-1].seq, store.head) == (head + 1, head + 1)
+    assert told[-1].body == {
+        "seq": head + 1, "attempt": 2, "step": 2, "epoch": 0.02, "at": 2.0,
+        "values": {"loss": "NaN", "grad_norm": 1.0, "diversity_ltm_usage": 0.25},
+    }  # fmt: skip
+    with store.read() as session:
+        everything = metrics.columns(session, "run_1", ("loss", "diversity_ltm_usage"), effective=False)
+        missed = metrics.after(session, "run_1", head, 10, store.head)
+    assert (everything["step"], everything["attempt"]) == ([1, 2, 2], [1, 1, 2])
+    assert everything["diversity_ltm_usage"] == [None, None, 0.25]
+    assert missed == [told[-1]]
+
+
+def test_nothing_to_amend_changes_nothing(store: Store, told: list[Message]) -> None:
+    with store.write() as write:
+        metrics.amend(write, "run_1", {"diversity_ltm_usage": 0.25})
+    add(store, [row(1, loss=3.0)])
+    head = store.head
+    with store.write() as write:
+        metrics.amend(write, "run_1", {})
+    assert (store.head, len(told)) == (head, 1)
