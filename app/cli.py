@@ -32,6 +32,7 @@ HANDED_ON = {
     "generate": "Let a checkpoint continue prompts.",
     "evaluate": "Measure a checkpoint on held-out data of the 14 datasets.",
     "report": "Report on run directories: training, diversity, readiness, and the hand-off to Phase 2.",
+    "mirror": "Bring a run's Weights & Biases files up to now and check them.",
 }
 
 

@@ -23,6 +23,7 @@ from app.executors.local import LocalExecutor
 from app.services.evaluations import EvaluationService, note_evaluation
 from app.services.hub import Hub
 from app.services.jobs import JobService
+from app.services.mirrors import Mirrors
 from app.services.reports import DIVERSITY, ReportService, note_diversity
 from app.services.runs import Request, RunService
 from app.services.supervisor import Supervisor
@@ -59,15 +60,18 @@ def create_app(settings: Settings | None = None, executor: Executor | None = Non
             report_service = ReportService(store, job_service, settings)
             on_completed = (evaluation_service.evaluate_completed, report_service.group_completed)
             supervisor = Supervisor(store, chosen, settings, job_service, on_completed)
-            service = RunService(store, supervisor, settings)
+            mirrors = Mirrors(store, settings)
+            service = RunService(store, supervisor, mirrors, settings)
             app.state.parts = Parts(settings, store, hub, supervisor, service, job_service, evaluation_service, report_service, gate)
             supervisor.start()
+            mirrors.start()
             if quickstart:
                 _launch_quickstart(store, service)
             try:
                 yield
             finally:
                 await asyncio.to_thread(supervisor.stop, settings.shutdown_grace_s)
+                await asyncio.to_thread(mirrors.stop)
                 hub.attach(None)
                 store.close()
 

@@ -24,6 +24,9 @@ class Settings(BaseSettings):
     auto_resume: int = Field(3, ge=0, le=1000, description="How often a run whose worker was lost is launched again without new progress.")
     stall_after_s: float = Field(900.0, gt=0, description="Seconds without a word from a worker after which its run counts as stalled.")
     on_stall: Literal["warn", "restart"] = Field("warn", description="What happens to a stalled run: only a warning, or a new worker.")
+    wandb: Literal["auto", "offline", "off"] = Field(
+        "auto", description="The most that is done for Weights & Biases: what each run asks for, only files, or nothing."
+    )
     shutdown_grace_s: float = Field(60.0, ge=0, description="Seconds given to running workers to save before a shutdown kills them.")
 
     @property

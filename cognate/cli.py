@@ -1,7 +1,7 @@
-"""`cognate train | data | generate | evaluate | report`: the same runs as the service's, in this process, with progress on the terminal.
+"""`cognate train | data | generate | evaluate | mirror | report`: the service's runs, in this process, on the terminal.
 
 A run made here is a run directory like any other; Ctrl-C saves it, and --resume goes on with it. generate lets a checkpoint write;
-evaluate measures it on held-out data.
+evaluate measures it on held-out data; mirror brings Weights & Biases up to what a run's journals say.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -18,7 +19,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from cognate import worker
+from cognate import mirror, worker
 from cognate.config import SIX_DATASETS, SPECIALISTS, ConfigError, DatasetName, RunConfig, resolve, set_path
 from cognate.data.report import describe_sources, stage_samples
 from cognate.events import Event, Kind
@@ -31,6 +32,7 @@ from cognate.rundir import (
     Places,
     RunDir,
     lease_is_free,
+    read_json,
     take_lease,
     write_control,
 )
@@ -218,6 +220,38 @@ def _show_evaluation(made: dict[str, Any]) -> None:
             console.print(f"{title}: {name}: {found if isinstance(found, str) else json.dumps(found)}")
     for sentence in made["warnings"]:
         console.print(f"[yellow]warning:[/yellow] {sentence}")
+
+
+@app.command("mirror")
+def mirror_run(
+    folder: Annotated[Path, typer.Argument(help="A run directory.")],
+    online: Annotated[bool, typer.Option("--online", help="Send it to W&B (WANDB_API_KEY) instead of writing files.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Only read the offline files back and compare them with the journals.")] = False,
+) -> None:
+    """Bring a run's Weights & Biases files up to now, or only check them."""
+    run = RunDir(folder.resolve())
+    if not run.config_file.is_file():
+        raise typer.BadParameter(f"{folder} is no run directory: it has no {run.config_file.name}")
+    try:
+        if not check:
+            made = subprocess.run([sys.executable, "-m", "cognate.mirror", *["--online"] * online, str(run.path)], stdin=subprocess.DEVNULL)
+            if made.returncode or read_json(run.mirror)["mode"] == "online":
+                raise typer.Exit(made.returncode)
+        found = mirror.compare(run)
+    except mirror.MirrorFailed as error:
+        raise typer.BadParameter(str(error)) from error
+    table = Table("metric", "steps with a value")
+    for key, count in found.keys.items():
+        table.add_row(key, f"{count:,}" if count else "-")
+    console.print(table)
+    for name in ("missing", "doubled", "differing"):
+        if steps := getattr(found, name):
+            console.print(f"{name}: {len(steps):,} steps, the first is {steps[0]}")
+    for folder in found.unfinished:
+        console.print(f"without an end: {folder}", soft_wrap=True)
+    console.print(f"steps complete: {'yes' if found.is_complete else 'no'}")
+    console.print("send it with: wandb sync", *found.folders, soft_wrap=True)
+    raise typer.Exit(0 if found.is_complete else 1)
 
 
 def _overrides(settings: list[str]) -> dict[str, Any]:

@@ -28,6 +28,9 @@ DatasetName = Literal[
 SIX_DATASETS: tuple[DatasetName, ...] = ("gsm8k", "svamp", "mbpp", "arc_easy", "arc_challenge", "hellaswag")
 
 
+_WANDB_NAME = r"^[A-Za-z0-9_.-]{1,128}$"
+
+
 class ConfigError(ValueError):
     """A configuration that cannot be run; `problems` says where and why, in words for a person."""
 
@@ -182,6 +185,19 @@ class HealthConfig(_Section):
     )
 
 
+class TrackingConfig(_Section):
+    """Where else the run is told of (docs/tracking.md). Changes nothing about training."""
+
+    wandb: Literal["auto", "off", "offline", "online"] = Field(
+        "auto", description="Weights & Biases: auto goes online where the service has an API key, else a file in the run's folder."
+    )
+    project: str = Field("cognate", pattern=_WANDB_NAME, description="W&B project.")
+    entity: str | None = Field(None, pattern=_WANDB_NAME, description="W&B user or team; empty means the key's own.")
+    upload_checkpoints: Literal["none", "best", "final"] = Field(
+        "none", description="Checkpoint that goes to W&B as an artifact whenever the run comes to rest."
+    )
+
+
 class RunConfig(_Section):
     """The whole of a run's configuration; immutable once the run exists."""
 
@@ -194,6 +210,7 @@ class RunConfig(_Section):
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     health: HealthConfig = HealthConfig()
+    tracking: TrackingConfig = TrackingConfig()
 
 
 # A specialist is trained on real data or not at all; only the quickstart makes do with generated problems.
@@ -338,6 +355,7 @@ def sections() -> dict[str, type[_Section]]:
         "training": TrainingConfig,
         "evaluation": EvaluationConfig,
         "health": HealthConfig,
+        "tracking": TrackingConfig,
     }
 
 

@@ -11,6 +11,7 @@
     checkpoints/step_000500/        complete once it has this name
     checkpoints/pinned.json         steps of those that are never deleted
     checkpoints/best.json           step and held-out loss of the best one
+    wandb/mirror.json               what the Weights & Biases mirror has taken up (mirror.py)
 
 The worker writes facts here and the server intent; neither knows more of the other than this file. Imports no torch.
 """
@@ -169,6 +170,21 @@ class RunDir:
         if noted is not None and noted[0] in complete:
             return noted[0]
         return max(complete, default=None)
+
+    @property
+    def mirror(self) -> Path:
+        return self.path / "wandb" / "mirror.json"
+
+    def journal_sizes(self) -> list[int]:
+        """Bytes of each attempt's journal, oldest first."""
+        return [attempt.journal.stat().st_size if attempt.journal.exists() else 0 for attempt in self.attempts()]
+
+    def is_mirrored(self) -> bool:
+        """Whether the mirror has taken up all that the journals say now."""
+        try:
+            return bool(read_json(self.mirror)["journal_sizes"] == self.journal_sizes())
+        except FileNotFoundError:
+            return False
 
     def create(self, config: RunConfig) -> None:
         """Make the directory and its immutable configuration; raises FileExistsError when there is one."""

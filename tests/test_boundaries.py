@@ -11,7 +11,9 @@ import pytest
 )
 def test_importing_it_does_not_import_torch(module: str) -> None:
     """The server starts in a second and stays small because torch is the worker's alone."""
-    script = f"import sys, {module}; print([name for name in sys.modules if name.split('.')[0] in ('torch', 'numpy', 'tokenizers')])"
+    script = (
+        f"import sys, {module}; print([name for name in sys.modules if name.split('.')[0] in ('torch', 'numpy', 'tokenizers', 'wandb')])"
+    )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

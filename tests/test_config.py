@@ -74,6 +74,8 @@ def test_overrides_lie_over_the_preset_and_leave_the_rest() -> None:
         ({"data": {"datasets": ["gsm9k"]}}, "data.datasets.0", "did you mean 'gsm8k'"),
         ({"data": {"datasets": []}}, "data.datasets", "at least 1"),
         ({"preset": "memory"}, "preset", "cannot be overridden"),
+        ({"tracking": {"wandb": "yes"}}, "tracking.wandb", "must be 'auto', 'off', 'offline' or 'online'"),
+        ({"tracking": {"project": "../x"}}, "tracking.project", "pattern"),
         ({"schema_version": 2}, "schema_version", "must be 1"),
     ],
 )

@@ -14,6 +14,7 @@ from typing import Any
 from uuid_utils import uuid7
 
 from app.services.lifecycle import AT_REST, Command, Reason, State, advance, allowed_commands, in_effect
+from app.services.mirrors import Mirrors
 from app.services.supervisor import Supervisor
 from app.settings import Settings
 from app.store import runs
@@ -86,9 +87,10 @@ class Once:
 
 
 class RunService:
-    def __init__(self, store: Store, supervisor: Supervisor, settings: Settings) -> None:
+    def __init__(self, store: Store, supervisor: Supervisor, mirrors: Mirrors, settings: Settings) -> None:
         self._store = store
         self._supervisor = supervisor
+        self._mirrors = mirrors
         self._settings = settings
 
     def resolve(self, request: Request) -> RunConfig:
@@ -261,7 +263,7 @@ class RunService:
         """Delete a run at rest, with its rows and its directory. Raises NoSuchRun, StillActive, Precondition."""
         directory = self._settings.runs / run_id
         doomed = directory.with_name(f".{run_id}.deleted")
-        with self._store.write() as write:
+        with self._mirrors.without(run_id), self._store.write() as write:
             run = runs.get(write.session, run_id)
             _refuse_other_version(run, if_version)
             if run.state not in AT_REST:

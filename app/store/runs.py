@@ -76,6 +76,12 @@ def in_states(session: Session, states: Collection[str]) -> Sequence[Run]:
     return session.execute(query).scalars().all()
 
 
+def changes_of_state(session: Session, after: int) -> Sequence[tuple[int, str]]:
+    """(seq, run) of each change of a run's state with a seq above `after`, oldest first."""
+    query = select(col(Event.seq), col(Event.run_id)).where(col(Event.seq) > after, col(Event.kind) == "state").order_by(col(Event.seq))
+    return [(seq, run_id) for seq, run_id in session.execute(query)]
+
+
 def page(session: Session, limit: int, *, after: str | None = None, tag: str | None = None, **equal: str | None) -> Sequence[Row[Any]]:
     """Up to `limit` runs older than run `after`, newest first: ids are time-sortable.
 

@@ -44,7 +44,7 @@ function alertElement({ kind, severity, message, evidence, remedy, since_step, a
 }
 
 export function showWarnings(place, events) {
-  const warnings = events.filter(({ kind }) => kind === "warning");
+  const warnings = events.filter(({ kind }) => kind === "warning" || kind === "mirror_failed");
   place.hidden = warnings.length === 0;
   refill(
     place,
