@@ -15,11 +15,27 @@ from fastapi import FastAPI
 from fastapi.responses import FileResponse
 from fastapi.staticfiles import StaticFiles
 
-from app.api import catalog, checkpoints, document, errors, evaluations, groups, jobs, metrics, prometheus, reports, runs, stream, system
+from app.api import (
+    catalog,
+    checkpoints,
+    datasets,
+    document,
+    errors,
+    evaluations,
+    groups,
+    jobs,
+    metrics,
+    prometheus,
+    reports,
+    runs,
+    stream,
+    system,
+)
 from app.api.deps import Parts
 from app.api.security import Gate, GateMiddleware, sha256
 from app.executors.base import Executor
 from app.executors.local import LocalExecutor
+from app.services.datasets import DatasetService
 from app.services.evaluations import EvaluationService, note_evaluation
 from app.services.hub import Hub
 from app.services.jobs import JobService
@@ -53,27 +69,19 @@ def create_app(settings: Settings | None = None, executor: Executor | None = Non
             migrate(settings.database)
             hub = Hub()
             hub.attach(asyncio.get_running_loop())
-            store = Store(settings.database, hub.publish)
-            chosen = executor or LocalExecutor(settings.data_dir, settings.cache, settings.cpu_slots, spare=settings.spare_worker)
-            job_service = JobService(store, chosen, settings, {"evaluation": note_evaluation, DIVERSITY: note_diversity})
-            evaluation_service = EvaluationService(store, job_service, settings)
-            report_service = ReportService(store, job_service, settings)
-            on_completed = (evaluation_service.evaluate_completed, report_service.group_completed)
-            supervisor = Supervisor(store, chosen, settings, job_service, on_completed)
-            mirrors = Mirrors(store, settings)
-            service = RunService(store, supervisor, mirrors, settings)
-            app.state.parts = Parts(settings, store, hub, supervisor, service, job_service, evaluation_service, report_service, gate)
-            supervisor.start()
-            mirrors.start()
+            parts = assemble(settings, executor, hub, gate)
+            app.state.parts = parts
+            parts.supervisor.start()
+            parts.mirrors.start()
             if quickstart:
-                _launch_quickstart(store, service)
+                _launch_quickstart(parts)
             try:
                 yield
             finally:
-                await asyncio.to_thread(supervisor.stop, settings.shutdown_grace_s)
-                await asyncio.to_thread(mirrors.stop)
+                await asyncio.to_thread(parts.supervisor.stop, settings.shutdown_grace_s)
+                await asyncio.to_thread(parts.mirrors.stop)
                 hub.attach(None)
-                store.close()
+                parts.store.close()
 
     app = FastAPI(
         title="Cognate",
@@ -86,7 +94,7 @@ def create_app(settings: Settings | None = None, executor: Executor | None = Non
         redoc_url=None,
         redirect_slashes=False,
     )
-    for module in (runs, groups, checkpoints, evaluations, reports, jobs, metrics, catalog, system, prometheus, stream):
+    for module in (runs, groups, checkpoints, evaluations, datasets, reports, jobs, metrics, catalog, system, prometheus, stream):
         app.include_router(module.router)
     errors.install(app)
     document.describe(app, requires_token=gate.requires_token)
@@ -94,6 +102,29 @@ def create_app(settings: Settings | None = None, executor: Executor | None = Non
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
     app.add_api_route("/", lambda: FileResponse(STATIC / "index.html"), include_in_schema=False)
     return app
+
+
+def assemble(settings: Settings, executor: Executor | None, hub: Hub, gate: Gate) -> Parts:
+    """The parts of the service, none of them at work yet."""
+    store = Store(settings.database, hub.publish)
+    executor = executor or LocalExecutor(settings.data_dir, settings.cache, settings.cpu_slots, spare=settings.spare_worker)
+    work = JobService(store, executor, settings, {"evaluation": note_evaluation, DIVERSITY: note_diversity})
+    evaluating, reporting = EvaluationService(store, work, settings), ReportService(store, work, settings)
+    supervisor = Supervisor(store, executor, settings, work, (evaluating.evaluate_completed, reporting.group_completed))
+    mirrors = Mirrors(store, settings)
+    return Parts(
+        settings=settings,
+        store=store,
+        hub=hub,
+        supervisor=supervisor,
+        mirrors=mirrors,
+        runs=RunService(store, supervisor, mirrors, settings),
+        jobs=work,
+        evaluations=evaluating,
+        reports=reporting,
+        datasets=DatasetService(store, work, settings),
+        gate=gate,
+    )
 
 
 @contextmanager
@@ -129,11 +160,11 @@ def _token_sha256(settings: Settings) -> str | None:
     return sha256(token)
 
 
-def _launch_quickstart(store: Store, service: RunService) -> None:
-    with store.read() as session:
+def _launch_quickstart(parts: Parts) -> None:
+    with parts.store.read() as session:
         if run_rows.page(session, 1, preset="quickstart"):
             return
     try:
-        service.create(Request("quickstart", {}, name="quickstart"))
+        parts.runs.create(Request("quickstart", {}, name="quickstart"))
     except ConfigError as error:  # no device at all: serve, and say why nothing trains
         log.warning("no quickstart run: %s", error)

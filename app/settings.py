@@ -9,12 +9,14 @@ from typing import Literal
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from cognate.rundir import Places
+
 
 class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="COGNATE_", env_ignore_empty=True, frozen=True)
 
     home: Path = Field(Path("var"), description="Folder of all state: database, runs, caches.")
-    data_dir: Path | None = Field(None, description="Folder of Parquet datasets; without it runs use generated problems.")
+    data_dir: Path | None = Field(None, description="Folder of Parquet datasets; without it runs use fetched ones, or generated problems.")
     host: str = Field("127.0.0.1", description="Address to bind; any but loopback requires a token.")
     port: int = Field(8000, ge=0, le=65535)
     token: SecretStr | None = Field(None, description="Bearer token; on loopback the service is open when there is none.")
@@ -40,6 +42,12 @@ class Settings(BaseSettings):
     @property
     def cache(self) -> Path:
         return self.home / "cache"
+
+    @property
+    def has_data(self) -> bool:
+        """Whether there may be any real dataset: a data folder is named, or something was fetched."""
+        fetched = Places(None, self.cache).fetched
+        return self.data_dir is not None or (fetched is not None and any(fetched.glob("*/*.parquet")))
 
     @property
     def is_loopback(self) -> bool:

@@ -20,9 +20,12 @@ from rich.console import Console
 from rich.table import Table
 
 from cognate import mirror, worker
-from cognate.config import SIX_DATASETS, SPECIALISTS, ConfigError, DatasetName, RunConfig, resolve, set_path
-from cognate.data.report import describe_sources, stage_samples
+from cognate.config import SPECIALISTS, ConfigError, DatasetName, RunConfig, resolve, set_path
+from cognate.data.files import DataMissing, DataUnreadable, has_any
+from cognate.data.hub import fetch
+from cognate.data.report import own_samples_of, samples_of, status
 from cognate.events import Event, Kind
+from cognate.jobdir import JobFailed
 from cognate.report.cli import app as reports
 from cognate.report.evaluation import DATASETS, evaluate_checkpoint
 from cognate.rundir import (
@@ -63,7 +66,7 @@ def train(
     resume: Annotated[Path | None, typer.Option(help="Go on with this run directory.")] = None,
 ) -> None:
     """Train a preset here, in this process, without the service."""
-    places = Places(data, Path(os.environ.get("COGNATE_CACHE_DIR") or "var/cache"))
+    places = Places(data, _cache_dir())
     if resume is not None:
         if preset or specialization or every or settings or batch_size or mixed_precision:
             raise typer.BadParameter("--resume goes on with a run as it was configured; it takes no preset and no settings")
@@ -82,23 +85,79 @@ def train(
             raise typer.Exit(_EXIT_CODES[ending])
 
 
-@app.command("data")
-def show_data(data: DataOption = None) -> None:
-    """Show the datasets: what is present, and what the curriculum will be."""
-    if data is None:
-        raise typer.BadParameter("name the folder with --data or COGNATE_DATA_DIR; without one, runs use generated problems")
-    rows = describe_sources(data)
-    table = Table("dataset", "category", "from stage", "train", "validation", "test", "samples used", "")
-    for column in table.columns[2:7]:
-        column.justify = "right"
-    for row in rows:
-        counts = (f"{count:,}" if row.is_present else "-" for count in (row.train, row.validation, row.test, row.samples))
-        remark = "" if row.is_present else f"missing: {row.folder}/{', '.join(row.missing_files)}"
-        table.add_row(row.name, row.category, str(row.stage), *counts, remark)
-    console.print(table)
-    for title, chosen in (("all that is here", None), ("the six-dataset plan", SIX_DATASETS)):
-        sums = ", ".join(f"stage {stage}: {samples:,}" for stage, samples in stage_samples(rows, chosen).items())
-        console.print(f"{title}: {sums} samples")
+data_app = typer.Typer(help="The datasets: what is here, what the model sees of them, and how to get them.", no_args_is_help=False)
+app.add_typer(data_app, name="data")
+
+
+@data_app.callback(invoke_without_command=True)
+def data_main(context: typer.Context, data: DataOption = None) -> None:
+    """Without a command: status."""
+    context.obj = data
+    if context.invoked_subcommand is None:
+        data_status(context)
+
+
+@data_app.command("status")
+def data_status(
+    context: typer.Context,
+    data: DataOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the table as one object.")] = False,
+) -> None:
+    """Show what is present of the datasets, and what the curriculum will be."""
+    folder = data or context.obj
+    if folder is not None and not folder.is_dir():
+        raise typer.BadParameter(f"the data folder {str(folder)!r} does not exist")
+    made = status(folder, _cache_dir())
+    if as_json:
+        typer.echo(json.dumps(made, ensure_ascii=False))
+    else:
+        _show_status(made)
+
+
+@data_app.command("show")
+def data_show(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(help="A dataset, or extra/NAME for your own data.")],
+    count: Annotated[int, typer.Option(min=1, help="Samples of each use.")] = 3,
+    data: DataOption = None,
+) -> None:
+    """Show samples of a dataset as the model sees them: those trained on, held out and tested on."""
+    try:
+        if name.startswith("extra/"):
+            samples = own_samples_of(data or context.obj, _cache_dir(), name, count)
+        else:
+            (dataset,) = _dataset_names(name)
+            samples = samples_of(data or context.obj, _cache_dir(), dataset, count)
+        for use, example in samples:
+            console.rule(f"{name}: {use}", align="left")
+            console.out(example.prompt, end="", style="dim", highlight=False)
+            console.out(f"{example.answer}<|end|>", highlight=False)
+    except (DataMissing, DataUnreadable) as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+@data_app.command("fetch")
+def data_fetch(
+    names: Annotated[list[str] | None, typer.Argument(help="Datasets; see `cognate data`.")] = None,
+    every: Annotated[bool, typer.Option("--all", help="All fourteen.")] = False,
+) -> None:
+    """Download datasets from the Hugging Face hub. Training never does; it takes what is here."""
+    if bool(names) == every:
+        raise typer.BadParameter("name datasets, or --all")
+    wanted = DATASETS if every else _dataset_names(",".join(names or ()))
+    target = Places(None, _cache_dir()).fetched
+    assert target is not None, "there is always a cache folder here"
+    failed = False
+    for name in wanted:
+        try:
+            manifest = fetch(name, target, lambda sentence, _: console.print(sentence))
+            console.print(f"  commit {manifest['commit']}, licence {manifest['licence']}")
+        except JobFailed as error:
+            console.print(f"[red]{name} was not fetched:[/red] {error.reason}: {error}")
+            failed = True
+            if error.reason == "offline":
+                break
+    raise typer.Exit(failed)
 
 
 @app.command()
@@ -163,9 +222,9 @@ def evaluate(
     data: DataOption = None,
 ) -> None:
     """Measure a checkpoint on held-out data of the 14 datasets."""
-    if data is None:
+    if data is None and not has_any(None, _cache_dir()):
         raise typer.BadParameter("name the folder with --data or COGNATE_DATA_DIR: evaluation items come from real datasets only")
-    places = Places(data, Path(os.environ.get("COGNATE_CACHE_DIR") or "var/cache"))
+    places = Places(data, _cache_dir())
     try:
         made = evaluate_checkpoint(
             _checkpoint_in(checkpoint),
@@ -198,6 +257,43 @@ def _dataset_names(text: str | None) -> tuple[DatasetName, ...]:
         if name not in DATASETS:
             raise typer.BadParameter(f"no dataset {name!r}; have {', '.join(DATASETS)}")
     return tuple(name for name in DATASETS if name in wanted)
+
+
+def _cache_dir() -> Path:
+    """The service's, where its home is named."""
+    return Path(os.environ.get("COGNATE_CACHE_DIR") or Path(os.environ.get("COGNATE_HOME") or "var") / "cache")
+
+
+def _show_status(made: dict[str, Any]) -> None:
+    table = Table("dataset", "category", "from stage", "source", "train", "validation", "test", "samples used", "", box=None)
+    for column in table.columns[4:8]:
+        column.justify = "right"
+    for row in made["datasets"]:
+        counts = (f"{row[count]:,}" if row["present"] else "-" for count in ("train", "validation", "test", "samples"))
+        table.add_row(row["name"], row["category"], str(row["stage"]), row["origin"] or "-", *counts, _remark(row))
+    console.print(table)
+    for title, name in (("all that is here", "all"), ("the six-dataset plan", "six_datasets")):
+        sums = ", ".join(f"stage {stage}: {samples:,}" for stage, samples in made["stage_samples"][name].items())
+        console.print(f"{title}: {sums} samples")
+    for each in made["extra"]:
+        console.print(
+            f"{each['name']}: {each['samples']:,} samples" + (f", {each['malformed']:,} rows left out" if each["malformed"] else "")
+        )
+    if not any(row["present"] for row in made["datasets"]):
+        console.print(
+            "No dataset is here: name a folder with --data or COGNATE_DATA_DIR, or `cognate data fetch`. Runs use generated problems."
+        )
+
+
+def _remark(row: dict[str, Any]) -> str:
+    if row["damage"]:
+        return f"[red]damaged:[/red] {row['damage']}"
+    if row["missing_files"]:
+        return f"missing: {row['folder']}/{', '.join(row['missing_files'])}"
+    parts = [f"{part['split']} {part['rows']:,} of {part['hub_rows']:,}" for part in row["partial"]]
+    if row["without_passage"]:
+        parts.append(f"{row['without_passage']:,} samples without a passage")
+    return f"partial: {'; '.join(parts)}" if parts else ""
 
 
 def _show_evaluation(made: dict[str, Any]) -> None:

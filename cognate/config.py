@@ -13,7 +13,7 @@ import difflib
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Final, Literal, get_args
+from typing import Annotated, Any, Final, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -25,6 +25,8 @@ DatasetName = Literal[
     "gsm8k", "svamp", "asdiv", "mbpp", "codexglue", "arc_easy", "arc_challenge",
     "hotpotqa", "drop", "strategyqa", "piqa", "hellaswag", "boolq", "wikitext",
 ]  # fmt: skip
+# A name of the user's own data, and after a colon the stage it is from.
+EXTRA_NAME: Final = r"[a-z][a-z0-9_-]{0,47}"
 SIX_DATASETS: tuple[DatasetName, ...] = ("gsm8k", "svamp", "mbpp", "arc_easy", "arc_challenge", "hellaswag")
 
 
@@ -115,10 +117,20 @@ class DataConfig(_Section):
 
     datasets: tuple[DatasetName, ...] | None = Field(None, min_length=1, description="Datasets to use; empty means every available one.")
     source: Literal["auto", "real", "synthetic"] = Field(
-        "auto", description="Real data, built-in generated problems, or real data where a data folder is given."
+        "auto", description="Real data, built-in generated problems, or real data where there is a data folder or anything fetched."
+    )
+    extra: tuple[Annotated[str, Field(pattern=rf"^{EXTRA_NAME}(:[123])?$")], ...] = Field(
+        (), max_length=16, description="Your own data: names of files in the data folder's `extra`, each as NAME or NAME:STAGE (1, 2 or 3)."
     )
     synthetic_problems: int = Field(20_000, ge=100, le=1_000_000, description="Problems to generate when the source is synthetic.")
     validation_batches: int = Field(8, ge=1, le=10_000, description="Batches of held-out text scored for val_loss.")
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> DataConfig:
+        names = [entry.partition(":")[0] for entry in self.extra]
+        if len(set(names)) < len(names):
+            raise ValueError("extra: names a file twice")
+        return self
 
 
 class TrainingConfig(_Section):

@@ -25,6 +25,8 @@ KINDS: Final[dict[str, str]] = {
     "diversity": "cognate.report.diversity:perform",
     "handoff": "cognate.report.handoff:perform",
     "training_report": "cognate.report.training:perform",
+    "fetch": "cognate.data.hub:perform_fetch",
+    "data_status": "cognate.data.report:perform_status",
 }
 
 EXIT_FAILED = 1

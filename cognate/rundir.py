@@ -67,6 +67,11 @@ class Places:
     data_dir: Path | None
     cache_dir: Path | None
 
+    @property
+    def fetched(self) -> Path | None:
+        """The data folder that `cognate data fetch` writes."""
+        return None if self.cache_dir is None else self.cache_dir / "datasets"
+
 
 @dataclass(frozen=True)
 class ProcessDir:

@@ -10,6 +10,7 @@ import pytest
 
 os.environ.setdefault("COGNATE_WANDB", "off")  # but where it is what is tested
 os.environ.setdefault("GOMP_SPINCOUNT", "0")  # before torch: see docs/decisions/0004; tests share the cores with workers
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test needs the network
 
 
 @pytest.fixture(autouse=True)

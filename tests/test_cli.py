@@ -13,6 +13,7 @@ from cognate.cli import app
 from cognate.config import SPECIALISTS
 from cognate.rundir import Control, RunDir, take_lease
 from cognate.training.control import ControlFile
+from tests.data.data_folders import write_folder
 from tests.training.runs import TINY, rows
 
 SMALL = [
@@ -100,7 +101,12 @@ def test_a_directory_that_is_being_trained_is_not_trained_twice(here: Path) -> N
         (["train", "quickstart", "--set", "training.batchsize=3"], "did you mean 'batch_size'"),
         (["train", "quickstart", "--set", "training"], "name=value"),
         (["train", "quickstart", "--all"], "name one preset, or --all"),
-        (["data"], "COGNATE_DATA_DIR"),
+        (["data", "--data", "nowhere"], "'nowhere' does not exist"),
+        (["data", "show", "gsm9k"], "no dataset 'gsm9k'; have gsm8k"),
+        (["data", "show", "gsm8k"], "gsm8k is in no data folder"),
+        (["data", "show", "extra/mine"], "there is no extra/mine"),
+        (["data", "fetch"], "name datasets, or --all"),
+        (["data", "fetch", "gsm8k", "--all"], "name datasets, or --all"),
     ],
 )
 def test_a_mistake_is_answered_with_the_way_out(arguments: list[str], words: str) -> None:
@@ -120,6 +126,40 @@ def test_the_datasets_are_listed_with_their_counts(data_dir: Path) -> None:
     done = cognate("data", "--data", str(data_dir))
     assert "the six-dataset plan: stage 1: 20,798, stage 2: 21,917, stage 3: 21,917 samples" in done.output
     assert done.output.count("\n") > 14
+    rows = {row["name"]: row for row in json.loads(cognate("data", "status", "--json", "--data", str(data_dir)).stdout)["datasets"]}
+    short = {
+        name: [(part["split"], part["rows"], part["hub_rows"]) for part in row["partial"]] for name, row in rows.items() if row["partial"]
+    }
+    assert short == {
+        "codexglue": [("train", 0, 100_000)],
+        "hotpotqa": [("validation", 1000, 7405)],
+        "drop": [("train", 3420, 77_400)],
+    }
+    assert rows["hotpotqa"]["without_passage"] == 9084
+
+
+def test_without_any_dataset_the_way_to_one_is_said() -> None:
+    done = cognate("data")
+    assert done.exit_code == 0
+    assert "`cognate data fetch`" in done.output
+
+
+def test_samples_are_shown_as_the_model_sees_them(here: Path) -> None:
+    """Each use apart: what is trained on by its text, held out by its hash, or tested on."""
+    write_folder(here / "data", ["gsm8k"])
+    for arguments in (["data", "--data", "data", "show", "gsm8k"], ["data", "show", "gsm8k", "--data", "data"]):
+        shown = cognate(*arguments, "--count", "1").output
+        assert [line.strip("─ \n") for line in shown.splitlines() if "─" in line] == ["gsm8k: training", "gsm8k: held out", "gsm8k: test"]
+        assert "Question: How many are gsm8k train zero?\nAnswer: There are <<0+1=1>>1.\n#### 1<|end|>" in shown
+        assert "gsm8k test zero" in shown
+
+
+def test_offline_a_fetch_fails_at_once_and_says_why(here: Path) -> None:
+    done = cognate("data", "fetch", "--all")
+    assert done.exit_code == 1
+    assert done.output.count("was not fetched") == 1
+    assert "offline: HF_HUB_OFFLINE is set" in " ".join(done.output.split())
+    assert not list((here / "var" / "cache" / "datasets").iterdir())
 
 
 def test_a_checkpoint_continues_prompts(here: Path) -> None:

@@ -9,9 +9,11 @@ from fastapi import Depends, Header, Request
 from starlette.requests import HTTPConnection
 
 from app.api.security import Gate
+from app.services.datasets import DatasetService
 from app.services.evaluations import EvaluationService
 from app.services.hub import Hub
 from app.services.jobs import JobService
+from app.services.mirrors import Mirrors
 from app.services.reports import ReportService
 from app.services.runs import Once, RunService
 from app.services.supervisor import Supervisor
@@ -27,10 +29,12 @@ class Parts:
     store: Store
     hub: Hub
     supervisor: Supervisor
+    mirrors: Mirrors
     runs: RunService
     jobs: JobService
     evaluations: EvaluationService
     reports: ReportService
+    datasets: DatasetService
     gate: Gate
 
 

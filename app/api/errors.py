@@ -19,6 +19,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.routing import compile_path
 
+from app.services.datasets import Offline
 from app.services.evaluations import NoData
 from app.services.lifecycle import InvalidTransition, allowed_commands
 from app.services.reports import NotReady
@@ -40,8 +41,9 @@ PROBLEMS: dict[str, tuple[int, str]] = {
     "version_mismatch": (412, "The run is no longer in the version that If-Match names; look again."),
     "duplicate_external_id": (409, "Another run already has this external_id; `run_id` names it."),
     "state_changed": (409, "The run changed while the command was being carried out; look again and repeat it."),
-    "data_missing": (409, "This needs real datasets, and the service was started without a folder of them; see COGNATE_DATA_DIR."),
+    "data_missing": (409, "This needs real datasets, and there are none; see COGNATE_DATA_DIR and POST /v1/datasets/{name}/fetch."),
     "not_ready": (409, "Something that this needs is not there yet; `detail` names it."),
+    "offline": (409, "This needs the network, and the service was started with HF_HUB_OFFLINE."),
     "not_found": (404, "Nothing is known under this address."),
     "method_not_allowed": (405, "This address exists, but not for this method."),
     "unauthorized": (401, "A bearer token is required: `Authorization: Bearer <token>`."),
@@ -116,6 +118,7 @@ def install(app: FastAPI) -> None:
         NoSuchJob: lambda _, error: problem("not_found", str(error)),
         NoData: lambda _, error: problem("data_missing", str(error)),
         NotReady: lambda _, error: problem("not_ready", str(error)),
+        Offline: lambda _, error: problem("offline", str(error)),
         NoSuchRun: lambda _, error: problem("not_found", str(error)),
         NoSuchThing: lambda _, error: problem("not_found", str(error)),
         OperationalError: lambda request, error: _database(request, error.orig),

@@ -14,6 +14,7 @@ from pydantic.json_schema import SkipJsonSchema
 from sqlalchemy import Row
 
 from app.services.ailments import Ailment, Severity
+from app.services.datasets import Counted
 from app.services.lifecycle import State, allowed_commands
 from app.services.reports import Measured, Standing
 from app.store.tables import Attempt, Checkpoint, Event, Job, Run, RunGroup
@@ -317,6 +318,57 @@ class DiversityOut(BaseModel):
     job: JobOut | None = Field(description="The newest job about it.")
 
 
+class ShortfallOut(BaseModel):
+    """A split with fewer rows than the hub has, and than would be used."""
+
+    split: str
+    rows: int
+    hub_rows: int
+
+
+class DatasetOut(BaseModel):
+    name: DatasetName
+    category: str
+    stage: int = Field(description="From which stage of the curriculum it is trained on.")
+    held_out: str = Field(description="Where its held-out rows come from: its own `split`, 5 % by `hash`, or the `rest` behind the limit.")
+    folder: str = Field(description="Its folder inside a data folder.")
+    hub: str = Field(description="Its name on the Hugging Face hub.")
+    revision: str | None = Field(description="The commit that is fetched; null where none is pinned: the newest.")
+    licence: str
+    present: bool
+    origin: Literal["local", "fetched"] | None = Field(description="Of the copy that runs use: COGNATE_DATA_DIR, or fetched from the hub.")
+    missing_files: list[str] = Field(description="What the copy that lacks least lacks.")
+    train: int = Field(description="Rows of the files it is trained on; so for `validation` and `test`.")
+    validation: int
+    test: int
+    samples: int = Field(description="Rows selected for training, before held-out rows and duplicates are taken out.")
+    without_passage: int = Field(description="Of HotpotQA's samples those that are a bare question.")
+    partial: list[ShortfallOut]
+    sha256: str | None = Field(description="Over the digests of all its files.")
+    commit: str | None = Field(description="Of a fetched one.")
+    damage: str | None = Field(description="Why it cannot be read.")
+
+
+class ExtraOut(BaseModel):
+    """A file of the user's own, which `data.extra` can name."""
+
+    name: str
+    samples: int
+    malformed: int
+    sha256: str
+    damage: str | None
+
+
+class DatasetsOut(BaseModel):
+    state: Literal["ready", "counting", "failed"]
+    job_id: str = Field(description="The job that counted, counts, or failed to.")
+    detail: str | None = Field(description="Why counting failed.")
+    counted_at: datetime | None = Field(description="When the data below were counted; null where they never were.")
+    data: list[DatasetOut]
+    stage_samples: dict[str, dict[str, int]] = Field(description='Samples by stage: of "all" that is there, and of "six_datasets".')
+    extra: list[ExtraOut]
+
+
 class DeviceOut(BaseModel):
     slot: str
     run_id: str | None = Field(description="The run that holds it.")
@@ -436,6 +488,20 @@ def diversity_out(group_id: str, found: Measured) -> DiversityOut:
     measured_at = None if found.measured_at is None else instant(found.measured_at)
     job = None if found.job is None else job_out(found.job)
     return DiversityOut(group_id=group_id, state=found.state, result=found.result, measured_at=measured_at, job=job)
+
+
+def datasets_out(counted: Counted) -> DatasetsOut:
+    known = counted.known
+    made: dict[str, Any] = (known.result if known is not None else None) or {}
+    return DatasetsOut(
+        state=counted.state,
+        job_id=counted.job.id,
+        detail=counted.job.detail,
+        counted_at=instant(known.ended_at) if known is not None else None,
+        data=[DatasetOut(**row) for row in made.get("datasets", [])],
+        stage_samples=made.get("stage_samples", {}),
+        extra=[ExtraOut(**each) for each in made.get("extra", [])],
+    )
 
 
 def group_out(group: RunGroup, members: Sequence[Run], queue: Sequence[str]) -> GroupOut:

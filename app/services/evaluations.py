@@ -19,7 +19,7 @@ SAMPLE: Final = 100  # items a dataset; on two cores some minutes
 
 
 class NoData(RuntimeError):
-    """Evaluation items come from real datasets, and there is no folder of them."""
+    """Evaluation items come from real datasets, and there are none."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,8 @@ class EvaluationService:
 
     def start(self, run_id: str, checkpoint_id: str | None, wanted: Wanted) -> tuple[Job, bool]:
         """Evaluate a checkpoint (the newest if none is named); the job, and whether it is new. Raises NoSuchRun, NoCheckpoint, NoData."""
-        if self._settings.data_dir is None:
-            raise NoData("evaluation items come from real datasets only: start the service with COGNATE_DATA_DIR")
+        if not self._settings.has_data:
+            raise NoData("evaluation items come from real datasets only: start the service with COGNATE_DATA_DIR, or fetch a dataset")
         with self._store.write() as write:
             runs.get(write.session, run_id)
             checkpoint = runs.usable_checkpoint(write.session, run_id, checkpoint_id)
@@ -49,7 +49,7 @@ class EvaluationService:
     def evaluate_completed(self, write: Write, run: Run, slots: Sequence[str]) -> None:
         """What follows when a run is completed, as its configuration has it: an evaluation of its best checkpoint."""
         at_end, source = run.config["evaluation"]["at_end"], run.config["data"]["source"]
-        if at_end == "off" or self._settings.data_dir is None or source == "synthetic":
+        if at_end == "off" or not self._settings.has_data or source == "synthetic":
             return
         left = {row.step: row for row in runs.checkpoints(write.session, run.id) if row.removed_at is None}
         best = RunDir(self._settings.runs / run.id).best()

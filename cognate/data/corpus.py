@@ -51,7 +51,7 @@ class Corpus:
     validation: Mapping[str, Documents]  # at most VALIDATION_DOCUMENTS of each dataset, in the order of their hash
     missing: tuple[str, ...]
     warnings: tuple[str, ...]
-    digests: Mapping[str, str]  # sha-256 of every data file, by its path inside the data folder
+    digests: Mapping[str, str]  # sha-256 of every data file, by its path inside its data folder; none of generated problems
 
     @property
     def fingerprint(self) -> str:
@@ -63,12 +63,19 @@ class Corpus:
         return digest.hexdigest()
 
 
-def load_corpus(config: RunConfig, data_dir: Path | None, cache_dir: Path | None, tokenizer: Tokenizer | None = None) -> Corpus:
-    """The corpus of a run. `tokenizer` is that of a checkpoint; without one it is learned from the training text.
+def load_corpus(
+    config: RunConfig,
+    data_dir: Path | None,
+    cache_dir: Path | None,
+    tokenizer: Tokenizer | None = None,
+    digests: Mapping[str, str] | None = None,
+) -> Corpus:
+    """The corpus of a run. `tokenizer` and `digests` are those of a checkpoint; without, the one is learned from the training text,
+    and the data are those that are there now.
 
-    Raises DataMissing or DataUnreadable. Without `cache_dir` everything is worked out anew.
+    Raises DataMissing or DataUnreadable. Without `cache_dir` there is nothing fetched, and everything is worked out anew.
     """
-    planned = plan(config.data, data_dir)
+    planned = plan(config.data, data_dir, cache_dir, digests)
     warnings = list(planned.warnings)
     kept = Cache(cache_dir, warnings.append)
     read = cache(planned.read)
@@ -85,7 +92,11 @@ def load_corpus(config: RunConfig, data_dir: Path | None, cache_dir: Path | None
 
 def _remarks(curriculum: Curriculum, n_tokens: int, vocab_size: int) -> list[str]:
     """What a run should say about its data although nothing is missing."""
-    remarks = []
+    remarks = [
+        f"{part.dataset}: {part.malformed:,} of {part.malformed + part.samples:,} rows are left out, for prompt or answer is no text"
+        for part in curriculum.parts
+        if part.malformed
+    ]
     if n_tokens < vocab_size:
         remarks.append(f"the training text has only {n_tokens:,} different tokens; {vocab_size - n_tokens:,} of the vocabulary stay unused")
     for stage in STAGES:
@@ -170,7 +181,7 @@ def _read_tokens(entry: Path) -> _Tokens:
 
 def _digest_code() -> str:
     """A version that nobody can forget to raise: the text of the files that decide which tokens come out."""
-    names = ("sources", "formats", "curriculum", "files", "synthetic", "rows", "tokenizer", "corpus")
+    names = ("sources", "formats", "curriculum", "files", "extra", "synthetic", "rows", "tokenizer", "corpus")
     here = Path(__file__).parent
     return hashlib.sha256(b"\0".join((here / f"{name}.py").read_bytes() for name in names)).hexdigest()
 

@@ -37,6 +37,7 @@ class Part:
     held_out: int  # of these, kept for validation by their hash
     duplicates: int  # of these, equal to an evaluation item of some dataset
     validation: int  # rows held out in all, an official split's included
+    malformed: int = 0  # rows of the user's own data that are no samples
 
     @property
     def trained(self) -> int:

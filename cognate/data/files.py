@@ -1,20 +1,25 @@
-"""The data folder: which datasets are there, and their rows.
+"""The data files: where each dataset lies, and its rows.
 
-A data folder has one folder per dataset and one Parquet file per split, with the hub's column names (sources.py).
+A data folder has one folder per dataset and one Parquet file per split, with the hub's column names (sources.py). There
+are two: the user's own (COGNATE_DATA_DIR), and what `cognate data fetch` wrote into the cache folder (hub.py). A dataset
+is read from the first of them in which it is whole; one dataset is never put together from both.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cognate.data.formats import FORMATS, Example, Row, is_usable
 from cognate.data.sources import SOURCES, Source
-from cognate.rundir import file_digest
+from cognate.rundir import Places, file_digest
+
+Origin = Literal["local", "fetched"]
 
 
 class DataMissing(RuntimeError):
@@ -25,8 +30,75 @@ class DataUnreadable(RuntimeError):
     """A data file is there but is not what its dataset should look like."""
 
 
+# --- where ------------------------------------------------------------------------------------------------
+
+
+def folders(data_dir: Path | None, cache_dir: Path | None) -> dict[Origin, Path]:
+    """The data folders, in the order in which they are asked."""
+    named: dict[Origin, Path | None] = {"local": data_dir, "fetched": Places(data_dir, cache_dir).fetched}
+    return {origin: folder for origin, folder in named.items() if folder is not None}
+
+
+def home(data_dir: Path | None, cache_dir: Path | None, source: Source) -> Path | None:
+    """The data folder that the dataset is read from; None where it is whole in none."""
+    candidates = folders(data_dir, cache_dir).values()
+    return next((folder for folder in candidates if not missing_splits(folder, source)), None)
+
+
+def has_any(data_dir: Path | None, cache_dir: Path | None) -> bool:
+    return any(home(data_dir, cache_dir, source) is not None for source in SOURCES.values())
+
+
+@dataclass(frozen=True)
+class Copy:
+    """What a data folder holds of one dataset."""
+
+    source: Source
+    folder: Path
+    digests: Mapping[str, str]  # sha-256 of the files that are there, by split
+
+    @property
+    def is_whole(self) -> bool:
+        return len(self.digests) == len(self.source.splits)
+
+    @property
+    def files(self) -> dict[str, str]:
+        """The digests by path inside the data folder."""
+        return {_path(self.source, split): digest for split, digest in self.digests.items()}
+
+    def among(self, known: Mapping[str, str]) -> Copy:
+        """The copy without the files that are not known, or are no longer what they were."""
+        unchanged = {split: digest for split, digest in self.digests.items() if known.get(_path(self.source, split)) == digest}
+        return replace(self, digests=unchanged)
+
+
+def find_copies(candidates: Sequence[Path], known: Mapping[str, str] | None = None) -> dict[Source, Copy]:
+    """Of each dataset the first copy that is whole, else the first of which anything is there.
+
+    known: digests by path; nothing else is looked at
+    """
+    found: dict[Source, Copy] = {}
+    for source in SOURCES.values():
+        copies = [copy_of(folder, source) for folder in candidates]
+        if known is not None:
+            copies = [copy.among(known) for copy in copies]
+        copies = [copy for copy in copies if copy.digests]
+        if copies:
+            found[source] = next((copy for copy in copies if copy.is_whole), copies[0])
+    return found
+
+
+def copy_of(folder: Path, source: Source) -> Copy:
+    there = (split for split in source.splits if split_file(folder, source, split).is_file())
+    return Copy(source, folder, {split: file_digest(split_file(folder, source, split)) for split in there})
+
+
 def split_file(data_dir: Path, source: Source, split: str) -> Path:
-    return data_dir / source.folder / f"{split}.parquet"
+    return data_dir / _path(source, split)
+
+
+def _path(source: Source, split: str) -> str:
+    return f"{source.folder}/{split}.parquet"
 
 
 def missing_splits(data_dir: Path, source: Source) -> tuple[str, ...]:
@@ -35,10 +107,7 @@ def missing_splits(data_dir: Path, source: Source) -> tuple[str, ...]:
     return tuple(split for split in source.splits if not split_file(data_dir, source, split).is_file())
 
 
-def digests(data_dir: Path) -> dict[str, str]:
-    """sha-256 of every data file of every dataset, by its path inside the folder."""
-    files = (split_file(data_dir, source, split) for source in SOURCES.values() for split in source.splits)
-    return {str(file.relative_to(data_dir)): file_digest(file) for file in files if file.is_file()}
+# --- rows -------------------------------------------------------------------------------------------------
 
 
 def read_usable(data_dir: Path, source: Source, splits: tuple[str, ...]) -> Iterator[Example]:
@@ -46,13 +115,13 @@ def read_usable(data_dir: Path, source: Source, splits: tuple[str, ...]) -> Iter
     return _examples(data_dir, source, splits, only_usable=True)
 
 
-def read_every(data_dir: Path, source: Source, splits: tuple[str, ...]) -> Iterator[Example]:
+def read_every(data_dir: Path, source: Source, splits: Sequence[str]) -> Iterator[Example]:
     """All rows of those splits that are there, also the ones without an answer: what must not be trained on."""
-    there = tuple(split for split in splits if split_file(data_dir, source, split).is_file())
+    there = [split for split in splits if split_file(data_dir, source, split).is_file()]
     return _examples(data_dir, source, there, only_usable=False)
 
 
-def _examples(data_dir: Path, source: Source, splits: tuple[str, ...], only_usable: bool) -> Iterator[Example]:
+def _examples(data_dir: Path, source: Source, splits: Sequence[str], only_usable: bool) -> Iterator[Example]:
     formatter = FORMATS[source.name]
     for split in splits:
         for number, row in enumerate(map(_Row, _rows(data_dir, source, split))):

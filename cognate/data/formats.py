@@ -31,7 +31,12 @@ class Example:
     @property
     def key(self) -> str:
         """The identity in lower-case words: equal keys are the same problem."""
-        return " ".join(_WORDS.findall(self.identity.lower()))
+        return words(self.identity)
+
+
+def words(text: str) -> str:
+    """The text in lower-case words, one space between."""
+    return " ".join(_WORDS.findall(text.lower()))
 
 
 _WORDS = re.compile(r"\w+")

@@ -1,4 +1,4 @@
-"""Where a run's rows come from: the data folder, or generated problems. plan() decides it, and nothing else does.
+"""Where a run's rows come from: data folders, or generated problems. plan() decides it, and nothing else does.
 
 A plan says what is missing and what was done other than asked, before any row is read; read() then reads them.
 A row whose text equals an evaluation item, of any dataset that is there, is never among the training rows.
@@ -6,18 +6,20 @@ A row whose text equals an evaluation item, of any dataset that is there, is nev
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final
 
 from cognate.config import DataConfig
-from cognate.data import files, synthetic
+from cognate.data import extra, files, synthetic
 from cognate.data.curriculum import Part, divide, select
-from cognate.data.files import DataMissing
+from cognate.data.extra import Extra
+from cognate.data.files import Copy, DataMissing
 from cognate.data.formats import Example
-from cognate.data.sources import SOURCES, Source
+from cognate.data.sources import SOURCES, HeldOut, Source, Stage
 
 SYNTHETIC_SEED: Final = 0  # every run sees the same problems, so their losses can be compared
 
@@ -39,72 +41,139 @@ class Plan:
     read: Callable[[], Rows]
     missing: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
-    digests: Mapping[str, str] = field(default_factory=dict)  # sha-256 of every data file, by its path inside the folder
+    digests: Mapping[str, str] = field(default_factory=dict)  # sha-256 of every file that is looked at, by its path in its data folder
 
 
-def plan(config: DataConfig, data_dir: Path | None) -> Plan:
-    """Real data where there is a folder; generated problems when asked for, or when nothing at all was asked for.
+def plan(config: DataConfig, data_dir: Path | None, cache_dir: Path | None = None, known: Mapping[str, str] | None = None) -> Plan:
+    """Real data where there is some; generated problems when asked for, or when nothing at all was asked for.
 
-    Datasets asked for by name are never replaced by generated problems. Raises DataMissing.
+    Datasets asked for by name, and the user's own, are never replaced by generated problems. Nothing is ever downloaded.
+    known: the digests of a run that goes on; as long as all its files are there, no others are looked at
+    Raises DataMissing.
     """
-    if config.source == "synthetic" or (config.source == "auto" and data_dir is None and config.datasets is None):
+    if config.source == "synthetic" or _has_nothing_real(config, data_dir, cache_dir, known):
         return _plan_synthetic(config)
-    if data_dir is None:
-        raise DataMissing("no data folder is given; set COGNATE_DATA_DIR, or data.source to 'synthetic' for generated problems")
-    if not data_dir.is_dir():
+    if data_dir is not None and not data_dir.is_dir():
         raise DataMissing(f"the data folder {str(data_dir)!r} does not exist; correct COGNATE_DATA_DIR")
-    return _plan_folder(config, data_dir)
+    folders = list(files.folders(data_dir, cache_dir).values())
+    if known is not None and (before := _look(config, folders, known)).digests == known:
+        return _plan_real(config, folders, before)
+    return _plan_real(config, folders, _look(config, folders))
 
 
-# --- the data folder --------------------------------------------------------------------------------------
+def _has_nothing_real(config: DataConfig, data_dir: Path | None, cache_dir: Path | None, known: Mapping[str, str] | None) -> bool:
+    """Whether `auto` means generated problems. A run that goes on keeps to what it began with."""
+    if config.source == "real" or config.datasets is not None or config.extra:
+        return False
+    if known is not None:
+        return not known
+    return data_dir is None and not files.has_any(None, cache_dir)
 
 
-def _plan_folder(config: DataConfig, data_dir: Path) -> Plan:
+# --- the data folders -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Found:
+    """copies: of all datasets, chosen or not, for a model may be evaluated on what it was not trained on."""
+
+    copies: Mapping[Source, Copy]
+    extras: Mapping[str, Extra | None]  # by entry
+
+    @property
+    def digests(self) -> dict[str, str]:
+        own = {each.path: each.digest for each in self.extras.values() if each is not None}
+        return dict(chain.from_iterable(copy.files.items() for copy in self.copies.values())) | own
+
+
+def _look(config: DataConfig, folders: Sequence[Path], known: Mapping[str, str] | None = None) -> _Found:
+    return _Found(files.find_copies(folders, known), {entry: extra.find(entry, folders) for entry in config.extra})
+
+
+def _plan_real(config: DataConfig, folders: Sequence[Path], found: _Found) -> Plan:
     wanted = [source for name, source in SOURCES.items() if config.datasets is None or name in config.datasets]
-    absent = {source: files.missing_splits(data_dir, source) for source in wanted}
-    sources = [source for source in wanted if not absent[source]]
-    missing = [source for source in wanted if absent[source]]
-    if not sources:
-        names = ", ".join(source.name for source in wanted)
-        raise DataMissing(f"none of {names} is in the data folder {str(data_dir)!r}; `cognate data` shows what it should hold")
-    digests = files.digests(data_dir)
+    sources = [source for source in wanted if source in found.copies and found.copies[source].is_whole]
+    own = [each for each in found.extras.values() if each is not None]
+    missing: dict[str, str] = {}
+    for source in wanted:
+        if source not in sources:
+            missing[source.name] = _say_missing(source, found.copies.get(source), folders)
+    for entry, each in found.extras.items():
+        if each is None:
+            missing[extra.part_name(entry)] = f"{extra.part_name(entry)} has no .jsonl or .parquet file in the data folder and is left out"
+    if not sources and not own:
+        raise DataMissing(
+            f"none of {', '.join(missing)} is in the data folder: set COGNATE_DATA_DIR to one, or run `cognate data fetch`, "
+            "or set data.source to 'synthetic' for generated problems"
+        )
+    digests = found.digests
     return Plan(
-        ingredients={"datasets": [source.name for source in sources], "files": digests},
-        read=partial(_read_folder, data_dir, sources),
-        missing=tuple(source.name for source in missing),
-        warnings=tuple(_say_missing(source, absent[source]) for source in missing),
+        ingredients={
+            "datasets": [source.name for source in sources],
+            "extra": [[each.name, each.stage] for each in own],
+            "files": digests,
+        },
+        read=partial(_read_real, found.copies, sources, own),
+        missing=tuple(missing),
+        warnings=tuple(missing.values()),
         digests=digests,
     )
 
 
-def _say_missing(source: Source, splits: Sequence[str]) -> str:
-    if len(splits) == len(source.splits):
+def _say_missing(source: Source, copy: Copy | None, folders: Sequence[Path]) -> str:
+    if not all(files.missing_splits(folder, source) for folder in folders):
+        return f"{source.name} came after this run began and is left out"
+    if copy is None:
         return f"{source.name} is not in the data folder ({source.folder}) and is left out"
-    return f"{source.name} is incomplete ({source.folder} has no {', '.join(f'{split}.parquet' for split in splits)}) and is left out"
+    absent = ", ".join(f"{split}.parquet" for split in source.splits if split not in copy.digests)
+    return f"{source.name} is incomplete ({source.folder} has no {absent}) and is left out"
 
 
-def _read_folder(data_dir: Path, sources: Sequence[Source]) -> Rows:
-    # Every dataset that is there is looked at, chosen or not: a model may be evaluated on what it was not trained on.
-    present = [source for source in SOURCES.values() if not files.missing_splits(data_dir, source)]
-    selected = {source.name: _select(data_dir, source) for source in present}
-    evaluation_keys = {example.key for _, held_out in selected.values() for example in held_out}
-    for source in SOURCES.values():
-        evaluation_keys.update(example.key for example in files.read_every(data_dir, source, source.evaluation))
-    parts: list[Part] = []
-    training: dict[str, list[Example]] = {}
-    validation: dict[str, list[Example]] = {}
+def _read_real(copies: Mapping[Source, Copy], sources: Sequence[Source], own: Sequence[Extra]) -> Rows:
+    selected = {source: _select(copy) for source, copy in copies.items() if copy.is_whole}
+    read = {each: extra.read(each) for each in own}
+    items = list(chain.from_iterable(held_out for _, held_out in selected.values()))
+    for source, copy in copies.items():
+        items += files.read_every(copy.folder, source, [split for split in source.evaluation if split in copy.digests])
+    for samples, _ in read.values():
+        items += select(samples, None, "hash")[1]
+    keys = {example.key for example in items}
+    shares = []
     for source in sources:
-        samples, held_out = selected[source.name]
-        trained, n_held_out, n_duplicates = divide(samples, source.held_out, evaluation_keys)
+        samples, held_out = selected[source]
         if source.held_out == "split":
-            held_out = list(files.read_usable(data_dir, source, source.validation))
-        training[source.name], validation[source.name] = trained, held_out
-        parts.append(Part(source.name, source.category, source.stage, len(samples), n_held_out, n_duplicates, len(held_out)))
-    return Rows(tuple(parts), training, validation)
+            held_out = list(files.read_usable(copies[source].folder, source, source.validation))
+        shares.append(_share(source.name, source.category, source.stage, samples, held_out, source.held_out, keys))
+    written_out = set(extra.texts_of(items)) if own else set()
+    for each, (samples, malformed) in read.items():
+        _, held_out = select(samples, None, "hash")
+        equal = {example.key for example in samples if extra.equals_one(example, written_out)}
+        shares.append(_share(each.name, extra.FOLDER, each.stage, samples, held_out, "hash", keys | equal, malformed))
+    return _rows(shares)
 
 
-def _select(data_dir: Path, source: Source) -> tuple[list[Example], list[Example]]:
-    return select(files.read_usable(data_dir, source, source.train), source.limit, source.held_out)
+def _select(copy: Copy) -> tuple[list[Example], list[Example]]:
+    source = copy.source
+    return select(files.read_usable(copy.folder, source, source.train), source.limit, source.held_out)
+
+
+_Share = tuple[Part, Sequence[Example], Sequence[Example]]  # with the rows to train on, and those held out
+
+
+def _share(
+    name: str, category: str, stage: Stage, samples: Sequence[Example], held_out: Sequence[Example], how: HeldOut,
+    evaluation_keys: Collection[str], malformed: int = 0,
+) -> _Share:  # fmt: skip
+    trained, n_held_out, n_duplicates = divide(samples, how, evaluation_keys)
+    return Part(name, category, stage, len(samples), n_held_out, n_duplicates, len(held_out), malformed), trained, held_out
+
+
+def _rows(shares: Sequence[_Share]) -> Rows:
+    return Rows(
+        tuple(part for part, _, _ in shares),
+        {part.dataset: trained for part, trained, _ in shares},
+        {part.dataset: held_out for part, _, held_out in shares},
+    )
 
 
 # --- generated problems -----------------------------------------------------------------------------------
@@ -113,8 +182,8 @@ def _select(data_dir: Path, source: Source) -> tuple[list[Example], list[Example
 def _plan_synthetic(config: DataConfig) -> Plan:
     count = config.synthetic_problems
     warnings: tuple[str, ...] = ()
-    if config.datasets is not None:
-        warnings = (f"data.source is 'synthetic', so {', '.join(config.datasets)} are not used",)
+    if unused := [*(config.datasets or ()), *map(extra.part_name, config.extra)]:
+        warnings = (f"data.source is 'synthetic', so {', '.join(unused)} are not used",)
     return Plan({"synthetic_problems": count, "seed": SYNTHETIC_SEED}, partial(_generate, count), warnings=warnings)
 
 
@@ -123,12 +192,9 @@ def _generate(count: int) -> Rows:
     for index in range(count):
         kind, example = synthetic.problem(SYNTHETIC_SEED, index)
         problems[kind].append(example)
-    parts: list[Part] = []
-    training: dict[str, list[Example]] = {}
-    validation: dict[str, list[Example]] = {}
-    for kind, samples in problems.items():
-        _, held_out = select(samples, None, "hash")
-        training[kind], n_held_out, n_duplicates = divide(samples, "hash", ())
-        validation[kind] = held_out
-        parts.append(Part(kind, synthetic.CATEGORY[kind], 1, len(samples), n_held_out, n_duplicates, len(held_out)))
-    return Rows(tuple(parts), training, validation)
+    return _rows(
+        [
+            _share(kind, synthetic.CATEGORY[kind], 1, samples, select(samples, None, "hash")[1], "hash", ())
+            for kind, samples in problems.items()
+        ]
+    )

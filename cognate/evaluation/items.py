@@ -57,6 +57,14 @@ class Items:
     rows: str
 
 
+def find_items(data_dir: Path | None, cache_dir: Path | None, name: DatasetName, which: Which, limit: int | None = None) -> Items:
+    """As load_items(), from the data folder that a run would read the dataset from."""
+    folder = files.home(data_dir, cache_dir, SOURCES[name]) or data_dir
+    if folder is None:
+        raise files.DataMissing(f"{name} is in no data folder")
+    return load_items(folder, name, which, limit)
+
+
 def load_items(data_dir: Path, name: DatasetName, which: Which, limit: int | None = None) -> Items:
     """All items, or a fixed sample of `limit`. Raises DataMissing where a file is absent, and DataUnreadable."""
     source = SOURCES[name]

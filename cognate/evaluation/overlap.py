@@ -48,7 +48,7 @@ class Overlap:
 
 
 def check(
-    report: Report, config: RunConfig, data_dir: Path, cache_dir: Path | None, tokenizer: Tokenizer, fingerprint: str
+    report: Report, config: RunConfig, data_dir: Path | None, cache_dir: Path | None, tokenizer: Tokenizer, fingerprint: str
 ) -> dict[str, Any]:
     """Of each dataset of the report with what a run of `config` trains on, as plain JSON.
 

@@ -22,7 +22,7 @@ from cognate.data.files import DataMissing, DataUnreadable
 from cognate.data.sources import SOURCES
 from cognate.data.tokenizer import Tokenizer
 from cognate.evaluation import answers, sandbox
-from cognate.evaluation.items import Item, Items, load_items
+from cognate.evaluation.items import Item, Items, find_items
 from cognate.evaluation.scoring import USUAL, Batching, Likelihood, continue_texts, likelihoods, read_on
 from cognate.model import Cognate
 
@@ -104,11 +104,12 @@ class Report:
 
 def evaluate(
     model: Model,
-    data_dir: Path,
+    data_dir: Path | None,
     datasets: Iterable[DatasetName] = tuple(SOURCES),
     limit: int | None = None,
     untrained: Callable[[Items], Outcome] | None = None,
     say: Callable[[str], None] = lambda _: None,
+    cache_dir: Path | None = None,
 ) -> Report:
     """Measure the model on the final items of each dataset, or a fixed sample of `limit` of them.
 
@@ -118,7 +119,7 @@ def evaluate(
     absent: dict[DatasetName, str] = {}
     for name in datasets:
         try:
-            chosen = load_items(data_dir, name, "final", limit)
+            chosen = find_items(data_dir, cache_dir, name, "final", limit)
         except (DataMissing, DataUnreadable) as error:
             absent[name] = str(error)
             continue
@@ -140,15 +141,17 @@ def measure(model: Model, chosen: Items) -> Outcome:
         model.net.train(was_training)
 
 
-def sample_items(data_dir: Path | None, datasets: Iterable[DatasetName] | None = None, count: int = 32) -> list[Items]:
+def sample_items(
+    data_dir: Path | None, datasets: Iterable[DatasetName] | None = None, count: int = 32, cache_dir: Path | None = None
+) -> list[Items]:
     """The fixed small samples that an epoch ends with: validation items of those datasets that are there. Load them once."""
     samples = []
     for name in SOURCES if datasets is None else datasets:
         try:
-            sample = load_items(data_dir, name, "validation", count) if data_dir is not None else None
+            sample = find_items(data_dir, cache_dir, name, "validation", count)
         except DataMissing:
             continue
-        if sample is not None and sample.items:
+        if sample.items:
             samples.append(sample)
     return samples
 

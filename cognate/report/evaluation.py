@@ -10,6 +10,7 @@ import torch
 
 from cognate.config import DatasetName, parse
 from cognate.data.cache import Cache
+from cognate.data.files import has_any
 from cognate.evaluation import suite
 from cognate.evaluation.baseline import untrained
 from cognate.evaluation.items import Items
@@ -40,13 +41,12 @@ def evaluate_checkpoint(
     with_overlap: count the items that share 13 words in a row with the training text
     with_referee: let lm-evaluation-harness measure the same items
     """
-    assert places.data_dir is not None, "evaluation items come from real datasets only"
     net, tokenizer = load_model(folder)
     model = suite.Model(net.to(device), tokenizer)
     config = parse(read_json(folder / "config.json"))
     warnings: list[str] = []
     fresh = untrained(config, tokenizer, device, Cache(places.cache_dir, warnings.append), USUAL) if with_untrained else None
-    report = suite.evaluate(model, places.data_dir, datasets, limit, fresh, say)
+    report = suite.evaluate(model, places.data_dir, datasets, limit, fresh, say, places.cache_dir)
     made: dict[str, Any] = {
         "checkpoint": {
             "name": folder.name,
@@ -71,8 +71,8 @@ def evaluate_checkpoint(
 
 def perform(spec: dict[str, Any], context: JobContext) -> dict[str, Any]:
     """The job `evaluation`: of checkpoint `step` of run `run_id`; datasets, limit and overlap as evaluate_checkpoint() has them."""
-    if context.places.data_dir is None:
-        raise JobFailed("data_missing", "evaluation items come from real datasets only: set COGNATE_DATA_DIR")
+    if not has_any(context.places.data_dir, context.places.cache_dir):
+        raise JobFailed("data_missing", "evaluation items come from real datasets only: set COGNATE_DATA_DIR, or fetch a dataset")
     datasets = tuple(spec["datasets"] or DATASETS)
     done = 0
 

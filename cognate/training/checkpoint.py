@@ -20,6 +20,7 @@ import re
 import shutil
 import threading
 import time
+from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -63,6 +64,7 @@ class Saved:
     tokenizer: Tokenizer
     environment: dict[str, Any]
     data: str
+    data_files: dict[str, str] | None  # None in checkpoints that do not know
     files: dict[str, Any]
 
 
@@ -88,10 +90,17 @@ def snapshot(
     tokenizer: Tokenizer,
     environment: dict[str, Any],
     data: str,
+    data_files: Mapping[str, str],
 ) -> Snapshot:
-    """environment: what a bit-exact resume depends on besides; data: the corpus's fingerprint"""
+    """environment: what a bit-exact resume depends on besides; data: the corpus's fingerprint; data_files: its files' digests"""
     numbers, tensors = _take_apart(optimizer.state_dict())
-    state = {"position": asdict(position), "environment": dict(environment), "data": data, "optimizer": numbers}
+    state = {
+        "position": asdict(position),
+        "environment": dict(environment),
+        "data": data,
+        "data_files": dict(data_files),
+        "optimizer": numbers,
+    }
     return Snapshot(replace(position), _on_host(model.state_dict()), _on_host(tensors), state, tokenizer)
 
 
@@ -160,6 +169,7 @@ def load(path: Path) -> Saved:
         Tokenizer.load(path / "tokenizer.json"),
         state["environment"],
         state["data"],
+        state.get("data_files"),
         manifest["files"],
     )
 

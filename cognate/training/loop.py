@@ -17,8 +17,9 @@ import torch
 
 from cognate.config import RunConfig
 from cognate.data.batches import TrainingBatches, validation_batches
-from cognate.data.corpus import load_corpus
+from cognate.data.corpus import Corpus, load_corpus
 from cognate.data.curriculum import stage_for
+from cognate.data.sources import SOURCES
 from cognate.evaluation.items import Items
 from cognate.evaluation.suite import sample_accuracies, sample_items
 from cognate.events import Failure, Kind
@@ -62,14 +63,14 @@ def train(
         _tell_checkpoint(reporter, run, saved.path, saved.files)
 
     reporter.phase("loading_data")
-    corpus = load_corpus(config, places.data_dir, places.cache_dir, saved.tokenizer if saved else None)
+    corpus = load_corpus(config, places.data_dir, places.cache_dir, *((saved.tokenizer, saved.data_files) if saved else ()))
     for sentence in corpus.warnings:
         reporter.warning(sentence)
     if saved and saved.data != corpus.fingerprint:
         raise DataChanged("the data are not those this run was started on: its place in them would mean nothing; launch a new run")
     batches = TrainingBatches(corpus, training, config.seed)
     held_out = validation_batches(corpus, training, config.data.validation_batches)
-    samples = evaluation_samples(config, places.data_dir)
+    samples = evaluation_samples(config, places, corpus)
     steps_in = {epoch: math.ceil(batches.steps_in_epoch(epoch) / training.gradient_accumulation) for epoch in range(1, training.epochs + 1)}
     total_steps = min(sum(steps_in.values()), training.max_steps or sum(steps_in.values()))
 
@@ -111,7 +112,7 @@ def train(
     )
 
     def save(serial: int | None = None, *, wait: bool = False) -> None:
-        taken = checkpoint.snapshot(position, model, optimizer, corpus.tokenizer, environment, corpus.fingerprint)
+        taken = checkpoint.snapshot(position, model, optimizer, corpus.tokenizer, environment, corpus.fingerprint, corpus.digests)
         saving.begin(taken, serial)
         if wait:
             reporter.phase("checkpointing")
@@ -216,11 +217,12 @@ def train(
     return Kind.FINISHED
 
 
-def evaluation_samples(config: RunConfig, data_dir: Path | None) -> list[Items]:
+def evaluation_samples(config: RunConfig, places: Places, corpus: Corpus) -> list[Items]:
     """What an epoch ends with: a few held-out items of each real dataset that the run uses."""
-    if config.data.source == "synthetic" or config.evaluation.epoch_items == 0:
+    if config.evaluation.epoch_items == 0:
         return []
-    return sample_items(data_dir, config.data.datasets, config.evaluation.epoch_items)
+    used = [name for name in SOURCES if name in corpus.training]
+    return sample_items(places.data_dir, used, config.evaluation.epoch_items, places.cache_dir)
 
 
 def build_optimizer(model: Cognate, config: RunConfig) -> MuGrokfast:

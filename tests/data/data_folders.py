@@ -29,7 +29,12 @@ def row(name: DatasetName, number: int, split: str = "train") -> dict[str, Any]:
         "gsm8k": {"question": f"How many are {what}?", "answer": f"There are <<{number}+1={number + 1}>>{number + 1}.\n#### {number + 1}"},
         "svamp": {"question_concat": f"Count {what}.", "Equation": f"( {number}.0 + 1.0 )", "Answer": str(number + 1)},
         "asdiv": {"body": f"Here is {what}.", "question": "How many?", "answer": f"{number} (figs)", "formula": f"{number}+0={number}"},
-        "mbpp": {"text": f"Write {what}.", "code": f"def f():\r\n    return {number}", "test_list": [f"assert f() == {number}"]},
+        "mbpp": {
+            "text": f"Write {what}.",
+            "code": f"def f():\r\n    return {number}",
+            "test_list": [f"assert f() == {number}"],
+            "test_setup_code": "",
+        },
         "codexglue": {
             "nl": f"{what} concode_field_sep int n concode_field_sep void f",
             "code": f"int function ( ) {{ return {number} ; }}",

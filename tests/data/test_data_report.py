@@ -7,7 +7,7 @@ from pathlib import Path
 from data_folders import write_folder
 
 from cognate.config import SIX_DATASETS
-from cognate.data.report import SourceRow, describe_sources, stage_samples
+from cognate.data.report import describe_sources, stage_samples
 from cognate.data.sources import SOURCES
 
 
@@ -16,8 +16,9 @@ def test_every_dataset_has_a_row_also_when_it_is_missing(tmp_path: Path) -> None
     (tmp_path / "gsm8k" / "test.parquet").unlink()
     rows = {row.name: row for row in describe_sources(tmp_path)}
     assert list(rows) == list(SOURCES)
-    assert rows["boolq"] == SourceRow("boolq", "commonsense", "google/boolq", "boolq", 2, "split", (), 30, 4, 0, 30)
-    assert (rows["gsm8k"].missing_files, rows["gsm8k"].train, rows["gsm8k"].samples) == (("test.parquet",), 30, 0)
+    assert (rows["boolq"].origin, rows["boolq"].missing_files) == ("local", ())
+    assert (rows["boolq"].train, rows["boolq"].validation, rows["boolq"].test, rows["boolq"].samples) == (30, 4, 0, 30)
+    assert (rows["gsm8k"].origin, rows["gsm8k"].missing_files, rows["gsm8k"].samples) == (None, ("test.parquet",), 0)
     assert rows["drop"].missing_files == ("train.parquet", "validation.parquet", "validation_rest.parquet")
     assert [row.name for row in rows.values() if row.is_present] == ["boolq"]
 

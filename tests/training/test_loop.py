@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from cognate.config import overlaid, resolve
 from cognate.data.batches import Batch, TrainingBatches
 from cognate.data.corpus import Corpus
+from cognate.data.report import describe_sources
 from cognate.evaluation.suite import sample_accuracies, sample_items
 from cognate.events import Failure, Kind
 from cognate.metrics import METRICS, Cadence
@@ -343,3 +344,37 @@ def test_an_epoch_ends_with_the_accuracies_of_the_datasets_that_are_there(tmp_pa
         run = new_run(tmp_path / f"none-{number}", overlaid(config.model_dump(mode="json"), {**changes, "training": {"max_steps": 1}}))
         assert attempt_at(run, data_dir=data_dir) is Kind.FINISHED
         assert not [key for key in rows(run)[-1].data["values"] if key.startswith("accuracy_")]
+
+
+def test_without_a_dataset_a_run_goes_by_another_plan_and_says_so(tmp_path: Path) -> None:
+    """The report, the curriculum and the run's events all change; nothing else breaks."""
+    data_dir = write_folder(tmp_path / "data", ("boolq", "svamp", "drop"))
+    config = tiny(data={"source": "real"}, training={"max_steps": 1}, evaluation={"epoch_items": 0})
+    assert attempt_at(new_run(tmp_path / "with", config), data_dir=data_dir) is Kind.FINISHED
+    shutil.rmtree(data_dir / "drop")
+    assert attempt_at(new_run(tmp_path / "without", config), data_dir=data_dir) is Kind.FINISHED
+    told = {}
+    for name in ("with", "without"):
+        (plan,) = [event.data["curriculum"] for event in events(RunDir(tmp_path / name)) if event.kind is Kind.PLAN]
+        warnings = [event.data["message"] for event in events(RunDir(tmp_path / name)) if event.kind is Kind.WARNING]
+        told[name] = ([stage["datasets"] for stage in plan["stages"]], "drop is not in the data folder (drop) and is left out" in warnings)
+    assert told["with"] == ([["svamp"], ["svamp", "boolq"], ["svamp", "drop", "boolq"]], False)
+    assert told["without"] == ([["svamp"], ["svamp", "boolq"], ["svamp", "boolq"]], True)
+    assert [row.name for row in describe_sources(data_dir) if row.is_present] == ["svamp", "boolq"]
+
+
+def test_what_is_fetched_while_a_run_is_paused_does_not_change_it(tmp_path: Path) -> None:
+    """To the last bit: it goes on with the files it began with."""
+    data_dir = write_folder(tmp_path / "data", ("boolq", "svamp"))
+    config = tiny(data={"source": "real", "extra": ["mine"]}, training={"max_steps": 6}, evaluation={"epoch_items": 0})
+    (data_dir / "extra").mkdir()
+    (data_dir / "extra" / "mine.jsonl").write_text('{"prompt": "Who?", "answer": "Me."}\n')
+    for name in ("whole", "paused"):
+        run = new_run(tmp_path / name, config)
+        if name == "paused":
+            assert attempt_at(run, CommandAt(run, "pause", 3), tmp_path / "cache", data_dir) is Kind.PAUSED
+            write_folder(tmp_path / "cache" / "datasets", ("drop", "gsm8k"))
+        assert attempt_at(run, lambda: None, tmp_path / "cache", data_dir) is Kind.FINISHED
+    assert reproducible_rows(RunDir(tmp_path / "paused")) == reproducible_rows(RunDir(tmp_path / "whole"))
+    (plan, _) = [event.data["curriculum"] for event in events(RunDir(tmp_path / "paused")) if event.kind is Kind.PLAN]
+    assert "extra/mine" in plan["stages"][0]["datasets"]
