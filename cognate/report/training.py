@@ -25,7 +25,6 @@ from cognate.report.history import Attempt, Epoch, History, epochs, falling_back
 from cognate.rundir import RunDir, lease_is_free
 
 # What the report that Cognate was planned by expected of the loss at the end of an epoch, nats/token.
-EXPECTED_LOSS: Final = {1: (8.0, 10.0), 3: (5.0, 7.0), 5: (3.0, 4.0), 10: (2.0, 2.5)}
 TITLE: Final = "Training report"
 _CURVES: Final = ("perplexity", "learning_rate", "grad_norm", "act_avg_halting_steps", "ltm_memory_usage", "ltm_surprise_rate")
 _LOGARITHMIC: Final = frozenset({"perplexity", "grad_norm"})
