@@ -29,6 +29,7 @@ def measure_runs(
     data_dir: Path | None,
     device: torch.device,
     say: Callable[[str, float | None], None] = lambda sentence, fraction: None,
+    cache_dir: Path | None = None,
 ) -> dict[str, Any]:
     """The report as plain JSON. Raises NothingSaved, CorruptCheckpoint or DataUnreadable."""
     configs = [run.config() for run in runs]
@@ -39,18 +40,19 @@ def measure_runs(
         members.append(Member(run.path.name, config.preset, net.to(device), tokenizer))
         model_sha256 = file_digest(chosen.path / "model.safetensors")
         described.append({"step": chosen.step, "chosen_because": chosen.why, "model_sha256": model_sha256})
-    source, texts = held_out(configs, data_dir)
+    source, texts = held_out(configs, data_dir, cache_dir)
     made = diversity(members, texts, say)
     made["texts"]["source"] = source
     made["members"] = [measured | more for measured, more in zip(made["members"], described, strict=True)]
     return {"device": str(device), "threads": torch.get_num_threads(), **made}
 
 
-def held_out(configs: Sequence[RunConfig], data_dir: Path | None) -> tuple[str, list[Text]]:
-    """(which they are, texts) that none of the runs was trained on: validation rows of the data folder; without one, or where
+def held_out(configs: Sequence[RunConfig], data_dir: Path | None, cache_dir: Path | None = None) -> tuple[str, list[Text]]:
+    """(which they are, texts) that none of the runs was trained on: validation rows of the data folders; where there are none, or
     all were trained on generated problems, the problems that every run keeps aside."""
-    if data_dir is not None and any(config.data.source != "synthetic" for config in configs):
-        items = [(chosen.name, item) for chosen in sample_items(data_dir, count=ROWS_A_DATASET) for item in chosen.items]
+    if any(config.data.source != "synthetic" for config in configs):
+        samples = sample_items(data_dir, count=ROWS_A_DATASET, cache_dir=cache_dir)
+        items = [(chosen.name, item) for chosen in samples for item in chosen.items]
         if items:
             return "validation rows of the data folder", [Text(name, item.prompt, item.answer) for name, item in items]
     # Kept aside by a hash of the text, so it matters to no run how many problems another one has.
@@ -67,9 +69,8 @@ def held_out(configs: Sequence[RunConfig], data_dir: Path | None) -> tuple[str, 
 def perform(spec: dict[str, Any], context: JobContext) -> dict[str, Any]:
     """The job `diversity`: of the best checkpoints of `run_ids`."""
     try:
-        return measure_runs(
-            [context.run(run_id) for run_id in spec["run_ids"]], context.places.data_dir, torch.device(context.device), context.say
-        )
+        runs = [context.run(run_id) for run_id in spec["run_ids"]]
+        return measure_runs(runs, context.places.data_dir, torch.device(context.device), context.say, context.places.cache_dir)
     except NothingSaved as error:
         raise JobFailed("checkpoint_missing", str(error)) from error
     except (CorruptCheckpoint, FileNotFoundError) as error:  # also one that training has replaced meanwhile

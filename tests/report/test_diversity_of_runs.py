@@ -43,7 +43,7 @@ def test_texts_were_kept_aside_by_every_run() -> None:
 
 
 def test_real_texts_are_validation_rows(tmp_path: Path) -> None:
-    folder = write_folder(tmp_path, ("boolq", "gsm8k"), n_train=60)
+    folder = write_folder(tmp_path / "data", ("boolq", "gsm8k"), n_train=60)
     config = resolve("reasoning")
     source, texts = held_out([config], folder)
     assert source == "validation rows of the data folder"
@@ -51,6 +51,9 @@ def test_real_texts_are_validation_rows(tmp_path: Path) -> None:
     assert all(sum(text.dataset == name for text in texts) <= ROWS_A_DATASET for name in ("boolq", "gsm8k"))
     trained = {example.prompt + example.answer for part in plan(config.data, folder).read().training.values() for example in part}
     assert not trained & {text.prompt + text.answer for text in texts}
+    folder.rename(folder.parent / "datasets")  # as a fetch leaves them in the cache folder
+    assert held_out([config], None, folder.parent) == (source, texts)
+    folder = folder.parent / "datasets"
     of_generated = held_out([resolve("reasoning", {"data": {"source": "synthetic"}})], folder)
     assert of_generated == held_out([config], None)  # none of the runs saw text like that of the folder
 
