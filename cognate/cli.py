@@ -1,4 +1,4 @@
-"""`cognate train | data | generate | evaluate | mirror | report`: the service's runs, in this process, on the terminal.
+"""`cognate train | data | generate | evaluate | report | mirror`: the service's runs, here, with progress on the terminal.
 
 A run made here is a run directory like any other; Ctrl-C saves it, and --resume goes on with it. generate lets a checkpoint write;
 evaluate measures it on held-out data; mirror brings Weights & Biases up to what a run's journals say.
