@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cognate import mirror, worker
-from cognate.config import SPECIALISTS, ConfigError, DatasetName, RunConfig, resolve, set_path
+from cognate.config import SPECIALISTS, ConfigError, DatasetName, RunConfig, overrides, resolve
 from cognate.data.files import DataMissing, DataUnreadable, has_any
 from cognate.data.hub import fetch
 from cognate.data.report import own_samples_of, samples_of, status
@@ -77,7 +77,7 @@ def train(
     shortcuts = [f"training.batch_size={batch_size}"] if batch_size is not None else []
     shortcuts += ["training.precision=bf16"] if mixed_precision else []
     try:
-        configs = [resolve(name, _overrides([*shortcuts, *settings])) for name in (SPECIALISTS if every else named)]
+        configs = [resolve(name, overrides([*shortcuts, *settings])) for name in (SPECIALISTS if every else named)]
     except ConfigError as error:
         raise typer.BadParameter(str(error)) from error
     for config in configs:
@@ -348,21 +348,6 @@ def mirror_run(
     console.print(f"steps complete: {'yes' if found.is_complete else 'no'}")
     console.print("send it with: wandb sync", *found.folders, soft_wrap=True)
     raise typer.Exit(0 if found.is_complete else 1)
-
-
-def _overrides(settings: list[str]) -> dict[str, Any]:
-    """--set a.b=value: the value is JSON where it is JSON, else text."""
-    tree: dict[str, Any] = {}
-    for setting in settings:
-        path, equals, text = setting.partition("=")
-        if not equals:
-            raise typer.BadParameter(f"--set {setting}: write it as name=value")
-        try:
-            value = json.loads(text)
-        except ValueError:
-            value = text
-        set_path(tree, path, value)
-    return tree
 
 
 def _new_run(output: Path, config: RunConfig) -> RunDir:

@@ -289,6 +289,21 @@ def parse(tree: Mapping[str, Any]) -> RunConfig:
         raise ConfigError([_explain(problem) for problem in error.errors(include_url=False)]) from error
 
 
+def overrides(settings: Iterable[str]) -> dict[str, Any]:
+    """The tree that texts like "training.batch_size=8" spell; a value is JSON where it is JSON, else text. Raises ConfigError."""
+    tree: dict[str, Any] = {}
+    for setting in settings:
+        path, equals, text = setting.partition("=")
+        if not equals:
+            raise ConfigError([{"field": setting, "message": "write it as name=value"}])
+        try:
+            value = json.loads(text)
+        except ValueError:
+            value = text
+        set_path(tree, path, value)
+    return tree
+
+
 def set_path(tree: dict[str, Any], path: str, value: Any) -> None:
     """Put `value` at a dotted path such as "training.batch_size", making the sections on the way."""
     *names, leaf = path.split(".")

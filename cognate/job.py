@@ -22,6 +22,7 @@ from cognate.rundir import Places
 # Imported when they are asked for: some need torch, some do not.
 KINDS: Final[dict[str, str]] = {
     "evaluation": "cognate.report.evaluation:perform",
+    "readiness": "cognate.report.readiness:perform",
     "diversity": "cognate.report.diversity:perform",
     "handoff": "cognate.report.handoff:perform",
     "training_report": "cognate.report.training:perform",

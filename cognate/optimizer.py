@@ -195,6 +195,11 @@ class MuGrokfast(torch.optim.Optimizer):
         """How often a head was clipped, over all heads and steps."""
         return int(self._qk_clips)
 
+    def state_bytes(self) -> int:
+        """What the state will take once every parameter has been updated; nothing is allocated for the answer."""
+        owned = ((group, parameter, key) for group in self.param_groups for parameter in group["params"] for key in _state_keys(group))
+        return sum(math.prod(_shape_of(key, parameter)) * self._dtype_of(key, parameter).itemsize for _, parameter, key in owned)
+
     def observe_logits(self, query: Tensor, key: Tensor, largest: Tensor) -> None:
         """Tell the next step the largest attention logits of heads without QK-norm, for muon_clip().
 
@@ -402,10 +407,8 @@ class MuGrokfast(torch.optim.Optimizer):
         if key == "slow":
             assert parameter.grad is not None
             return (parameter.grad * clip).to(dtype)
-        if key == "step":
-            return torch.zeros((), dtype=dtype, device=parameter.device)
-        if key == "mean_square":
-            return torch.zeros(_one_a_token(parameter), dtype=dtype, device=parameter.device)
+        if key in {"step", "mean_square"}:
+            return torch.zeros(_shape_of(key, parameter), dtype=dtype, device=parameter.device)
         return torch.zeros_like(parameter, dtype=dtype)
 
     def _dtype_of(self, key: str, parameter: Tensor) -> torch.dtype:
@@ -668,6 +671,11 @@ def _is_long(shape: Sequence[int]) -> bool:
 def _one_a_token(table: Tensor) -> tuple[int, int]:
     # Tokens are rows, unless the table is so wide that they can only be columns.
     return (1, table.shape[1]) if _is_long(table.shape[::-1]) else (table.shape[0], 1)
+
+
+def _shape_of(key: str, parameter: Tensor) -> Sequence[int]:
+    """Of one entry of a parameter's state."""
+    return () if key == "step" else _one_a_token(parameter) if key == "mean_square" else parameter.shape
 
 
 def _state_keys(group: Group) -> tuple[str, ...]:

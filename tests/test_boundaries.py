@@ -7,7 +7,8 @@ import pytest
 
 
 @pytest.mark.parametrize(
-    "module", ["app.main", "app.cli", "cognate.config", "cognate.metrics", "cognate.events", "cognate.rundir", "cognate.shim"]
+    "module",
+    ["app.main", "app.cli", "cognate.config", "cognate.metrics", "cognate.events", "cognate.rundir", "cognate.shim", "cognate.wandb_mode"],
 )
 def test_importing_it_does_not_import_torch(module: str) -> None:
     """The server starts in a second and stays small because torch is the worker's alone."""

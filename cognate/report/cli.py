@@ -14,6 +14,7 @@ from cognate import worker
 from cognate.data.files import DataUnreadable
 from cognate.events import spelled
 from cognate.report import handoff as handing_off
+from cognate.report import readiness_cli
 from cognate.report import training as of_training
 from cognate.report import verify as verifying
 from cognate.report.diversity import measure_runs
@@ -22,6 +23,7 @@ from cognate.report.history import NothingSaved
 from cognate.rundir import CorruptCheckpoint, RunDir, file_digest, read_json
 
 app = typer.Typer(no_args_is_help=True, help="Report on run directories: training, diversity, readiness, and the hand-off to Phase 2.")
+app.command("readiness")(readiness_cli.show)
 console = Console(highlight=False)
 
 Runs = Annotated[list[Path], typer.Argument(help="Run directories.")]

@@ -158,7 +158,7 @@ def train(
             group["lr"] = peak * scale
         torch.manual_seed(seed_of_step(config.seed, step))
         optimizer.zero_grad(set_to_none=True)
-        losses = _backward(model, batches, config, position, execution, device, measure=is_logged)
+        losses = backward(model, batches, config, position, execution, device, measure=is_logged)
         finite_losses.add(step, losses)
         bad_step = finite_losses.bad_step(wait=is_logged or step % training.checkpoint_every_steps == 0)
         finite = bad_step is None
@@ -287,7 +287,7 @@ class Pace:
         self.last = seconds
 
 
-def _backward(
+def backward(
     model: Cognate,
     batches: TrainingBatches,
     config: RunConfig,
