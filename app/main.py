@@ -26,6 +26,7 @@ from app.api import (
     jobs,
     metrics,
     prometheus,
+    readiness,
     reports,
     runs,
     stream,
@@ -40,6 +41,7 @@ from app.services.evaluations import EvaluationService, note_evaluation
 from app.services.hub import Hub
 from app.services.jobs import JobService
 from app.services.mirrors import Mirrors
+from app.services.readiness import ReadinessService
 from app.services.reports import DIVERSITY, ReportService, note_diversity
 from app.services.runs import Request, RunService
 from app.services.supervisor import Supervisor
@@ -94,7 +96,21 @@ def create_app(settings: Settings | None = None, executor: Executor | None = Non
         redoc_url=None,
         redirect_slashes=False,
     )
-    for module in (runs, groups, checkpoints, evaluations, datasets, reports, jobs, metrics, catalog, system, prometheus, stream):
+    for module in (
+        runs,
+        groups,
+        checkpoints,
+        evaluations,
+        datasets,
+        reports,
+        jobs,
+        metrics,
+        catalog,
+        system,
+        readiness,
+        prometheus,
+        stream,
+    ):
         app.include_router(module.router)
     errors.install(app)
     document.describe(app, requires_token=gate.requires_token)
@@ -122,6 +138,7 @@ def assemble(settings: Settings, executor: Executor | None, hub: Hub, gate: Gate
         jobs=work,
         evaluations=evaluating,
         reports=reporting,
+        readiness=ReadinessService(store, work, supervisor, settings),
         datasets=DatasetService(store, work, settings),
         gate=gate,
     )

@@ -6,6 +6,7 @@
 {"sleep_s": seconds}                first says "sleeping" and sleeps
 """
 
+import json
 import os
 import sys
 import time
@@ -50,6 +51,8 @@ def made_up(job: JobDir, kind: str, spec: dict[str, Any]) -> dict[str, Any]:
         for name, text in (("report.html", "<!doctype html>"), ("report.md", "# Report")):
             (job.path / name).write_text(f"{text} {', '.join(spec['names'].values())}")
         return {"files": ["report.html", "report.md"]}
+    if kind == "readiness":
+        return {**json.loads((Path(__file__).parent / "report" / "example.json").read_text()), "preset": spec["config"]["preset"]}
     return {"evaluation": EVALUATION, "diversity": DIVERSITY}.get(kind, {})
 
 

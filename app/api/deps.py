@@ -14,6 +14,7 @@ from app.services.evaluations import EvaluationService
 from app.services.hub import Hub
 from app.services.jobs import JobService
 from app.services.mirrors import Mirrors
+from app.services.readiness import ReadinessService
 from app.services.reports import ReportService
 from app.services.runs import Once, RunService
 from app.services.supervisor import Supervisor
@@ -34,6 +35,7 @@ class Parts:
     jobs: JobService
     evaluations: EvaluationService
     reports: ReportService
+    readiness: ReadinessService
     datasets: DatasetService
     gate: Gate
 

@@ -1,6 +1,6 @@
 // Making and replacing elements. Text always goes in as text nodes, never as markup.
 
-import { instant, time } from "./format.js";
+import { instant, integer, time } from "./format.js";
 
 /** element("p", { class: "hint", onclick: f }, "text", child): null, undefined and false stand for nothing. */
 export function element(tag, properties = {}, ...children) {
@@ -47,7 +47,7 @@ export function unitElement(unit) {
   return unit === "1" ? null : element("span", { class: "unit" }, unit);
 }
 
-/** rows: lists of cells, each text or an element. `labels` name the columns, and the cells on narrow screens. */
+/** rows: lists of cells, each text, an element or a whole number. `labels` name the columns, and the cells on narrow screens. */
 export function table(caption, labels, rows) {
   const head = element(
     "thead",
@@ -55,15 +55,25 @@ export function table(caption, labels, rows) {
     element(
       "tr",
       {},
-      labels.map((label) => element("th", { scope: "col" }, label)),
+      labels.map((label, place) => element("th", { scope: "col", class: numeric(rows[0]?.[place]) }, label)),
     ),
   );
   const body = rows.map((cells) =>
     element(
       "tr",
       {},
-      cells.map((cell, place) => element("td", { "data-label": labels[place] }, cell)),
+      cells.map((cell, place) =>
+        element(
+          "td",
+          { "data-label": labels[place], class: numeric(cell) },
+          typeof cell === "number" ? integer(cell) : cell,
+        ),
+      ),
     ),
   );
   return element("table", {}, element("caption", { class: "unseen" }, caption), head, element("tbody", {}, body));
+}
+
+function numeric(cell) {
+  return typeof cell === "number" ? "number" : null;
 }

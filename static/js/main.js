@@ -7,11 +7,13 @@ import { showFork, showForm } from "./form.js";
 import { percent, time } from "./format.js";
 import { showGroups } from "./groups.js";
 import { showQueue } from "./queue.js";
+import { showReadiness } from "./readinessview.js";
 import { showRunList } from "./runlist.js";
 import { showRun } from "./runview.js";
 
 const RUN = /^#\/runs\/(run_[0-9a-f-]{36})$/;
 const FORK = /^#\/launch\?fork=(run_[0-9a-f-]{36})$/;
+const READINESS = /^#\/readiness(?:\?preset=(\w+))?$/;
 const AGAIN = /^#\/launch\?like=(run_[0-9a-f-]{36})$/;
 
 let view = null;
@@ -53,6 +55,7 @@ async function route() {
         showTitle(ratio === null ? name : `${percent(ratio)} · ${name}`),
       );
     else if (location.hash.startsWith("#/launch")) await showLaunch(place);
+    else if (READINESS.test(location.hash)) view = await showPresetReadiness(place);
     else if (location.hash === "#/groups") view = showGroups(place, showStatus);
     else if (location.hash === "#/queue") view = showQueue(place, showStatus);
     else view = showRunList(place, showStatus);
@@ -71,6 +74,11 @@ async function showLaunch(place) {
   await showForm(place, like ? await get(`/v1/runs/${like}/config`) : null);
 }
 
+function showPresetReadiness(place) {
+  const [, preset = "reasoning"] = location.hash.match(READINESS);
+  return showReadiness(place, preset, showStatus);
+}
+
 function showTitle(text) {
   const title = `${text ?? ""} – Cognate`;
   if (document.title !== title) document.title = title;
@@ -78,7 +86,7 @@ function showTitle(text) {
 
 function markPlace() {
   for (const link of document.querySelectorAll("nav a")) {
-    if (location.hash === link.hash || (link.hash === "#/" && !location.hash))
+    if (location.hash.split("?")[0] === link.hash || (link.hash === "#/" && !location.hash))
       link.setAttribute("aria-current", "page");
     else link.removeAttribute("aria-current");
   }

@@ -67,6 +67,12 @@ const COMMANDS = {
   },
 };
 
+const VERDICTS = { ready: "Ready", ready_with_warnings: "Ready, with warnings", not_ready: "Not ready" };
+
+export function verdictWords(verdict) {
+  return VERDICTS[verdict] ?? "Not known yet";
+}
+
 export function stateMeaning(state) {
   return STATES[state] ?? "";
 }

@@ -74,7 +74,7 @@ def test_headers_are_declared_where_they_are_sent(document: dict[str, Any]) -> N
     made = {(name, status, "Location") for name in ("launch_run", "fork_run", "launch_group") for status in ("200", "201")}
     made |= {
         (name, status, "Location")
-        for name in ("start_evaluation", "fetch_dataset", "measure_diversity", "build_handoff")
+        for name in ("start_evaluation", "fetch_dataset", "measure_diversity", "build_handoff", "measure_readiness")
         for status in ("200", "202")
     }
     made |= {(name, "202", "Location") for name in ("get_run_report", "get_group_report")}

@@ -12,6 +12,7 @@ from app.executors.local import LocalExecutor
 from app.main import create_app
 from app.settings import Settings
 
+JOB = [sys.executable, str(Path(__file__).parents[1] / "fake_job.py")]
 WORKER = [sys.executable, str(Path(__file__).with_name("fake_worker.py"))]
 JOB = [sys.executable, str(Path(__file__).parents[1] / "fake_job.py")]
 SLOTS = 8  # no test waits for the run of another

@@ -68,7 +68,7 @@ def test_what_is_counted_from_shapes_is_what_a_checkpoint_holds(settings: dict[s
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)
     optimizer.step()
-    taken = snapshot(Position(), model, optimizer, corpus_tokenizer, {}, "")
+    taken = snapshot(Position(), model, optimizer, corpus_tokenizer, {}, "", {})
     assert count(config).checkpoint_bytes == taken.bytes
 
 

@@ -1,0 +1,130 @@
+"""Readiness to train a preset: what the service sees now, and the newest measurement of what it would take. A job measures."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from app.services.jobs import JobService
+from app.services.supervisor import Supervisor
+from app.settings import Settings
+from app.store import jobs
+from app.store.engine import Store
+from app.store.tables import Job
+from cognate import __version__
+from cognate.config import RunConfig, resolve
+from cognate.wandb_mode import seen_here
+
+KIND: Final = "readiness"
+STALE_S: Final = 86_400.0
+
+
+@dataclass(frozen=True)
+class Readiness:
+    """measured: the newest completed job, which need not be current; job: the one that measures, or failed to"""
+
+    state: Literal["measured", "measuring", "failed", "absent"]
+    measured: Job | None
+    is_current: bool
+    job: Job | None
+    live: dict[str, Any]
+
+
+class ReadinessService:
+    def __init__(self, store: Store, jobs: JobService, supervisor: Supervisor, settings: Settings) -> None:
+        self._store = store
+        self._jobs = jobs
+        self._supervisor = supervisor
+        self._settings = settings
+
+    def look(self, preset: str, *, may_measure: bool) -> Readiness:
+        """What is known; a measurement is begun where there is no current one, if it may be. Raises UnknownPreset.
+
+        One that failed is not begun again by itself: that is for measure().
+        """
+        config = resolve(preset)
+        wanted, live = self._wanted(config), self._look_around()
+        with self._store.read() as session:
+            measured = jobs.latest(session, KIND, preset, "completed")
+            newest = jobs.latest(session, KIND, preset)
+        if measured is not None and is_current(measured, wanted, live["disk_free_bytes"], time.time()):
+            return Readiness("measured", measured, True, None, live)
+        if newest is not None and newest.state in ("failed", "cancelled") and is_same(newest.spec, wanted):
+            return Readiness("failed", measured, False, newest, live)
+        if newest is not None and newest.state in jobs.UNFINISHED:
+            return Readiness("measuring", measured, False, newest, live)
+        if not may_measure:
+            return Readiness("absent", measured, False, None, live)
+        job, _ = self.measure(preset)
+        return Readiness("measuring", measured, False, job, live)
+
+    def measure(self, preset: str) -> tuple[Job, bool]:
+        """Measure now; the job, and whether it is new. Raises UnknownPreset."""
+        job, is_new = self._jobs.start(KIND, preset, self._wanted(resolve(preset)))
+        if is_new:
+            self._supervisor.wake()
+        return job, is_new
+
+    def _wanted(self, config: RunConfig) -> dict[str, Any]:
+        """The job's specification; all of it but `not_now` decides what comes out."""
+        wants_gpu = config.training.device != "cpu"
+        holders = self._supervisor.holders()
+        gpus = [pair for pair in holders if pair[0].startswith("cuda")]
+        usable = gpus if gpus and wants_gpu else [pair for pair in holders if pair[0] == "cpu"]
+        is_busy = bool(usable) and all(run_id is not None for _, run_id in usable)
+        return {
+            "config": config.model_dump(mode="json"),
+            "has_gpu": bool(gpus) and wants_gpu,
+            "wandb": seen_here(),
+            "basis": {
+                "version": __version__,
+                "data": fingerprint(self._settings.data_dir, self._settings.cache / "datasets"),
+                "slots": self._supervisor.slots(),
+            },
+            "not_now": f"{usable[0][0]} is at work on run {usable[0][1]}" if is_busy else None,
+        }
+
+    def _look_around(self) -> dict[str, Any]:
+        holders = self._supervisor.holders()
+        return {
+            "disk_free_bytes": shutil.disk_usage(self._settings.home).free,
+            "devices": [{"slot": slot, "run_id": run_id, **self._supervisor.describe(slot)} for slot, run_id in holders],
+            "wandb": seen_here(),
+            "data_dir": self._settings.data_dir is not None,
+        }
+
+
+def is_current(measured: Job, wanted: Mapping[str, Any], disk_free_bytes: int, now: float) -> bool:
+    """Whether a completed job still says what a new one would.
+
+    It does not once it is a day old, the data folder, the configuration, the version or the devices are others, the disk has
+    filled up or was cleared, or what could not be measured then can be now.
+    """
+    result = measured.result
+    if result is None or measured.ended_at is None or now - measured.ended_at > STALE_S or not is_same(measured.spec, wanted):
+        return False
+    needed = result["projected"]["disk"]["total_bytes"]
+    if (disk_free_bytes > needed) != (result["disk_free_bytes"] > needed):
+        return False
+    return wanted["not_now"] is not None or not result["is_partial"]
+
+
+def is_same(spec: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
+    return all(spec.get(key) == value for key, value in wanted.items() if key != "not_now")
+
+
+def fingerprint(*folders: Path | None) -> str:
+    """Changes when a file of a data folder does: by names, sizes and times, which are quick to look at."""
+    seen = []
+    for folder in folders:
+        for file in sorted(folder.glob("*/*.*")) if folder is not None else ():
+            with contextlib.suppress(FileNotFoundError):  # replaced at this moment; the next look sees the new one
+                status = file.stat()
+                seen.append(f"{file} {status.st_size} {status.st_mtime_ns}")
+    return hashlib.sha256("\n".join(seen).encode()).hexdigest()
