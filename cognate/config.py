@@ -193,7 +193,7 @@ class HealthConfig(_Section):
     min_tokens_per_parameter: float = Field(0.02, ge=0, le=1e6, description="Fewer tokens in an epoch, per parameter, are too few.")
     max_passes: float = Field(16.0, ge=1, le=1e6, description="Passes over the same data beyond which more teach next to nothing.")
     on_out_of_memory: Literal["halve", "fail"] = Field(
-        "halve", description="Go on with half the rows of a batch at once, which changes no result but for rounding, or leave it failed."
+        "halve", description="Go on with half the rows of a batch at once, with the same batches and steps, or leave it failed."
     )
 
 

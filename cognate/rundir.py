@@ -52,7 +52,7 @@ class Control:
 
 @dataclass(frozen=True)
 class Limits:
-    """What an attempt must make do with, and its configuration did not know of. Changes no result but for rounding.
+    """What an attempt must make do with, and its configuration did not know of. Changes neither batches nor steps.
 
     rows_at_most: of a batch, through the model at once; None: as many as fit
     """

@@ -79,7 +79,7 @@ ABOUT: Mapping[Ailment, About] = {
         "warning",
         "the memory of the GPU or of the machine did not suffice",
         "a worker fails with `oom_cuda` or `oom_host`; with `health.on_out_of_memory = halve` its run goes on from the newest checkpoint "
-        "with half the rows of a batch at once, down to one, which changes no result but for rounding",
+        "with half the rows of a batch at once, down to one, with the same batches and optimizer steps",
         "the run is past the step at which it failed",
         "`oom_cuda` or `oom_host`, the step and phase, the rows at once until then and from now on",
         "Nothing where it goes on by itself. Where it does not: shorten training.sequence_length, set model.bptt to last, or free memory "

@@ -32,7 +32,8 @@ def serving(home: Path, most: int) -> Iterator[TestClient]:
 
 
 def trained(client: TestClient, batch_size: int = 4, **changes: Any) -> dict[str, Any]:
-    config = {**TINY, "training": {**TRAINING, "batch_size": batch_size}, **changes}
+    # Which tokens early recursions are scored on is drawn for each part of a batch; here it is all of them.
+    config = {**TINY, "model": {**TINY["model"], "supervised_fraction": 1.0}, "training": {**TRAINING, "batch_size": batch_size}, **changes}
     run_id = client.post("/v1/runs", json={"preset": "quickstart", "config": config}).json()["id"]
     return wait_for(client, run_id, "completed", "failed", timeout_s=500)
 
