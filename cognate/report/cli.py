@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -20,7 +21,7 @@ from cognate.report import verify as verifying
 from cognate.report.diversity import measure_runs
 from cognate.report.document import to_html, to_markdown
 from cognate.report.history import NothingSaved
-from cognate.rundir import CorruptCheckpoint, RunDir, file_digest, read_json
+from cognate.rundir import CorruptCheckpoint, Places, RunDir, file_digest, read_json
 
 app = typer.Typer(no_args_is_help=True, help="Report on run directories: training, diversity, readiness, and the hand-off to Phase 2.")
 app.command("readiness")(readiness_cli.show)
@@ -58,8 +59,9 @@ def diversity(
 ) -> None:
     """How different the models of a group are, measured on the same held-out texts."""
     found = _run_directories(runs)
+    places = Places(data, Path(os.environ.get("COGNATE_CACHE_DIR") or "var/cache"))
     try:
-        made = measure_runs(found, data, worker.choose_device("auto"), lambda sentence, _: typer.echo(sentence, err=True))
+        made = measure_runs(found, places, worker.choose_device("auto"), lambda sentence, _: typer.echo(sentence, err=True))
     except (NothingSaved, CorruptCheckpoint, DataUnreadable) as error:
         _refuse(str(error))
     if as_json:

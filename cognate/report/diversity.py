@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, Final
 
 import torch
@@ -17,7 +16,7 @@ from cognate.evaluation.diversity import Member, Text, diversity
 from cognate.evaluation.suite import sample_items
 from cognate.jobdir import JobContext, JobFailed
 from cognate.report.history import NothingSaved, best
-from cognate.rundir import CorruptCheckpoint, RunDir, file_digest
+from cognate.rundir import CorruptCheckpoint, Places, RunDir, file_digest
 from cognate.training.checkpoint import load_model
 
 ROWS_A_DATASET: Final = 8  # of each of the fourteen: about 20,000 tokens
@@ -26,10 +25,9 @@ GENERATED: Final = 64
 
 def measure_runs(
     runs: Sequence[RunDir],
-    data_dir: Path | None,
+    places: Places,
     device: torch.device,
     say: Callable[[str, float | None], None] = lambda sentence, fraction: None,
-    cache_dir: Path | None = None,
 ) -> dict[str, Any]:
     """The report as plain JSON. Raises NothingSaved, CorruptCheckpoint or DataUnreadable."""
     configs = [run.config() for run in runs]
@@ -40,21 +38,21 @@ def measure_runs(
         members.append(Member(run.path.name, config.preset, net.to(device), tokenizer))
         model_sha256 = file_digest(chosen.path / "model.safetensors")
         described.append({"step": chosen.step, "chosen_because": chosen.why, "model_sha256": model_sha256})
-    source, texts = held_out(configs, data_dir, cache_dir)
+    source, texts = held_out(configs, places)
     made = diversity(members, texts, say)
     made["texts"]["source"] = source
     made["members"] = [measured | more for measured, more in zip(made["members"], described, strict=True)]
     return {"device": str(device), "threads": torch.get_num_threads(), **made}
 
 
-def held_out(configs: Sequence[RunConfig], data_dir: Path | None, cache_dir: Path | None = None) -> tuple[str, list[Text]]:
-    """(which they are, texts) that none of the runs was trained on: validation rows of the data folders; where there are none, or
-    all were trained on generated problems, the problems that every run keeps aside."""
+def held_out(configs: Sequence[RunConfig], places: Places) -> tuple[str, list[Text]]:
+    """(which they are, texts) that none of the runs was trained on: validation rows of the datasets that are there; without any, or
+    where all were trained on generated problems, the problems that every run keeps aside."""
     if any(config.data.source != "synthetic" for config in configs):
-        samples = sample_items(data_dir, count=ROWS_A_DATASET, cache_dir=cache_dir)
-        items = [(chosen.name, item) for chosen in samples for item in chosen.items]
+        found = sample_items(places.data_dir, count=ROWS_A_DATASET, cache_dir=places.cache_dir)
+        items = [(chosen.name, item) for chosen in found for item in chosen.items]
         if items:
-            return "validation rows of the data folder", [Text(name, item.prompt, item.answer) for name, item in items]
+            return "validation rows of the datasets that are there", [Text(name, item.prompt, item.answer) for name, item in items]
     # Kept aside by a hash of the text, so it matters to no run how many problems another one has.
     texts: list[Text] = []
     index = 0
@@ -69,8 +67,7 @@ def held_out(configs: Sequence[RunConfig], data_dir: Path | None, cache_dir: Pat
 def perform(spec: dict[str, Any], context: JobContext) -> dict[str, Any]:
     """The job `diversity`: of the best checkpoints of `run_ids`."""
     try:
-        runs = [context.run(run_id) for run_id in spec["run_ids"]]
-        return measure_runs(runs, context.places.data_dir, torch.device(context.device), context.say, context.places.cache_dir)
+        return measure_runs([context.run(run_id) for run_id in spec["run_ids"]], context.places, torch.device(context.device), context.say)
     except NothingSaved as error:
         raise JobFailed("checkpoint_missing", str(error)) from error
     except (CorruptCheckpoint, FileNotFoundError) as error:  # also one that training has replaced meanwhile

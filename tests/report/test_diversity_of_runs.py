@@ -18,11 +18,13 @@ from cognate.rundir import Places, RunDir, file_digest, write_json
 sys.path.append(str(Path(__file__).parents[1] / "data"))
 from data_folders import write_folder
 
+NOWHERE = Places(None, None)
+
 
 def test_the_best_checkpoints_are_measured(trio: list[RunDir]) -> None:
     first = trio[0].complete_checkpoints()[0][0]
     write_json(trio[0].checkpoints / "best.json", {"step": first, "val_loss": 0.0})
-    made = measure_runs(trio, None, torch.device("cpu"))
+    made = measure_runs(trio, NOWHERE, torch.device("cpu"))
     assert [member["name"] for member in made["members"]] == ["run_reasoning", "run_memory", "run_speed"]
     assert made["members"][0]["step"] == first
     for run, member in zip(trio, made["members"], strict=True):
@@ -36,26 +38,23 @@ def test_the_best_checkpoints_are_measured(trio: list[RunDir]) -> None:
 def test_texts_were_kept_aside_by_every_run() -> None:
     """However many problems each of them generated."""
     config = resolve("quickstart")
-    _, texts = held_out([config], None)
+    _, texts = held_out([config], NOWHERE)
     trained = {example.prompt + example.answer for part in plan(config.data, None).read().training.values() for example in part}
     assert len(texts) == GENERATED
     assert not trained & {text.prompt + text.answer for text in texts}
 
 
 def test_real_texts_are_validation_rows(tmp_path: Path) -> None:
-    folder = write_folder(tmp_path / "data", ("boolq", "gsm8k"), n_train=60)
+    folder = write_folder(tmp_path, ("boolq", "gsm8k"), n_train=60)
     config = resolve("reasoning")
-    source, texts = held_out([config], folder)
-    assert source == "validation rows of the data folder"
+    source, texts = held_out([config], Places(folder, None))
+    assert source == "validation rows of the datasets that are there"
     assert {text.dataset for text in texts} == {"boolq", "gsm8k"}
     assert all(sum(text.dataset == name for text in texts) <= ROWS_A_DATASET for name in ("boolq", "gsm8k"))
     trained = {example.prompt + example.answer for part in plan(config.data, folder).read().training.values() for example in part}
     assert not trained & {text.prompt + text.answer for text in texts}
-    folder.rename(folder.parent / "datasets")  # as a fetch leaves them in the cache folder
-    assert held_out([config], None, folder.parent) == (source, texts)
-    folder = folder.parent / "datasets"
-    of_generated = held_out([resolve("reasoning", {"data": {"source": "synthetic"}})], folder)
-    assert of_generated == held_out([config], None)  # none of the runs saw text like that of the folder
+    of_generated = held_out([resolve("reasoning", {"data": {"source": "synthetic"}})], Places(folder, None))
+    assert of_generated == held_out([config], NOWHERE)  # none of the runs saw text like that of the folder
 
 
 def test_the_job_fails_for_a_reason(runs_dir: Path, tmp_path: Path) -> None:

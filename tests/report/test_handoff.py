@@ -103,6 +103,8 @@ def test_equal_inputs_give_equal_bytes(trio: list[RunDir], tmp_path: Path) -> No
     build(trio, tmp_path / "a.tar", allow_any_size=True)
     build(trio[::-1], tmp_path / "elsewhere" / "b.tar", allow_any_size=True)
     assert (tmp_path / "a.tar").read_bytes() == (tmp_path / "elsewhere" / "b.tar").read_bytes()
+    with tarfile.open(tmp_path / "a.tar") as files:  # nor does the time of day, or the owner, get in
+        assert {(member.mtime, member.uid, member.gid, member.uname, member.mode) for member in files} == {(0, 0, 0, "", 0o644)}
 
 
 def test_a_preset_that_comes_twice_is_numbered(trio: list[RunDir], tmp_path: Path) -> None:
@@ -128,7 +130,7 @@ def test_only_results_of_these_weights_are_enclosed(trio: list[RunDir], tmp_path
     sha256 = {name: file["sha256"] for name, file in first["files"].items()}
     ours = {"checkpoint": {"model_sha256": sha256["speed_best.safetensors"]}, "datasets": {}}
     theirs = {"checkpoint": {"model_sha256": "0" * 64}, "datasets": {}}
-    diversity = measure_runs(trio, None, torch.device("cpu"))
+    diversity = measure_runs(trio, Places(None, None), torch.device("cpu"))
     manifest = build(trio, tmp_path / "b.tar", evaluations=[ours, theirs], diversity=diversity, allow_any_size=True)
     assert "diversity" not in manifest["absent"]
     assert set(manifest["absent"]) == {"reasoning", "memory"}
