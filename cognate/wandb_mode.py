@@ -1,39 +1,29 @@
-"""Whether metrics would go to Weights & Biases, and how. The key itself is never read out, only whether there is one."""
+"""Whether a run is told of at Weights & Biases, and how. The key itself is never read out, only whether there is one."""
 
 from __future__ import annotations
 
 import importlib.util
-import netrc
 import os
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Final, Literal
 
-Mode = Literal["online", "offline", "disabled", "unavailable"]
+Mode = Literal["off", "offline", "online"]
+API_KEY: Final = "WANDB_API_KEY"
 
 
-# As the wandb package reads WANDB_MODE: dryrun and run are its older names.
-_ASKED: Final[Mapping[str, Mode]] = {
-    "online": "online", "run": "online", "offline": "offline", "dryrun": "offline", "disabled": "disabled", "shared": "online",
-}  # fmt: skip
+def mode_of(limit: str, wanted: str, has_key: bool, begun: Mode | None = None) -> Mode:
+    """What is done for a run whose configuration says `wanted` (tracking.wandb), where up to `limit` (COGNATE_WANDB) is allowed.
+
+    begun: how the run was mirrored before; files are not continued on the server
+    """
+    if "off" in (limit, wanted):
+        return "off"
+    if "offline" in (limit, wanted, begun) or not has_key:
+        return "offline"
+    return "online"
 
 
-def wandb_mode(environment: Mapping[str, str], is_installed: bool, has_login: bool) -> dict[str, Any]:
-    """mode: what WANDB_MODE says; without it online where there is a key, else offline; unavailable without the package."""
-    has_key = bool(environment.get("WANDB_API_KEY")) or has_login
-    asked = _ASKED.get(environment.get("WANDB_MODE", ""), "online" if has_key else "offline")
-    mode: Mode = asked if is_installed else "unavailable"
-    return {"installed": is_installed, "key": has_key, "mode": mode}
-
-
-def seen_here() -> dict[str, Any]:
-    """wandb_mode() of this process."""
-    return wandb_mode(os.environ, importlib.util.find_spec("wandb") is not None, _has_login())
-
-
-def _has_login() -> bool:
-    """Whether `wandb login` left a key for its usual host."""
-    try:
-        return "api.wandb.ai" in netrc.netrc(Path.home() / ".netrc").hosts
-    except (OSError, RuntimeError, netrc.NetrcParseError):
-        return False
+def seen_here(limit: str, wanted: str) -> dict[str, Any]:
+    """What this process would do, and why."""
+    is_installed, has_key = importlib.util.find_spec("wandb") is not None, API_KEY in os.environ
+    mode = mode_of(limit, wanted, has_key) if is_installed else "off"
+    return {"installed": is_installed, "key": has_key, "wanted": wanted, "mode": mode}

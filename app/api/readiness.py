@@ -25,7 +25,8 @@ Preset = Annotated[str, Query(max_length=40, description="One of GET /v1/presets
 class WandbOut(BaseModel):
     installed: bool
     key: bool = Field(description="Whether there is one; never which.")
-    mode: Mode
+    wanted: str = Field(description="What the preset says.")
+    mode: Mode = Field(description="What would be done.")
 
 
 class LiveOut(BaseModel):

@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from app.executors.local import PASSED_ON
 from app.services.lifecycle import AT_REST, LIVE
@@ -26,6 +26,7 @@ from app.store import runs
 from app.store.engine import Store
 from app.store.tables import Run
 from cognate.rundir import RunDir, read_json
+from cognate.wandb_mode import API_KEY, Mode, mode_of
 
 log = logging.getLogger(__name__)
 
@@ -33,23 +34,8 @@ LOOK_EVERY_S = 1.0
 RETRY_AFTER_S = 30.0  # and four times as long each further time in a row
 RETRY_AFTER_MOST_S = 3600.0
 SHUTDOWN_GRACE_S = 5.0
-API_KEY = "WANDB_API_KEY"
 MIRROR = (sys.executable, "-m", "cognate.mirror")
 _TO_REACH_IT = ("WANDB_BASE_URL", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE")
-
-Mode = Literal["offline", "online"]
-
-
-def mode_of(limit: str, wanted: str, has_key: bool, begun: Mode | None) -> Mode | None:
-    """What is done for a run whose configuration says `wanted`, in a service that allows up to `limit`.
-
-    begun: how the run was mirrored before; files are not continued on the server
-    """
-    if "off" in (limit, wanted):
-        return None
-    if "offline" in (limit, wanted, begun) or not has_key:
-        return "offline"
-    return "online"
 
 
 class Mirrors:
@@ -127,7 +113,7 @@ class Mirrors:
                 self._launch(run, mode, follow=True)
         elif process is not None:
             _close(process)
-        elif mode is None or run.state not in AT_REST or not run.attempt or RunDir(self._settings.runs / run.id).is_mirrored():
+        elif mode == "off" or run.state not in AT_REST or not run.attempt or RunDir(self._settings.runs / run.id).is_mirrored():
             self._watched.discard(run.id)
         elif self._is_due(run.id) and all(_is_following(other) for other in self._at_work.values()):  # one after another
             self._launch(run, mode, follow=False)

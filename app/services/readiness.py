@@ -49,7 +49,7 @@ class ReadinessService:
         One that failed is not begun again by itself: that is for measure().
         """
         config = resolve(preset)
-        wanted, live = self._wanted(config), self._look_around()
+        wanted, live = self._wanted(config), self._look_around(config)
         with self._store.read() as session:
             measured = jobs.latest(session, KIND, preset, "completed")
             newest = jobs.latest(session, KIND, preset)
@@ -81,7 +81,7 @@ class ReadinessService:
         return {
             "config": config.model_dump(mode="json"),
             "has_gpu": bool(gpus) and wants_gpu,
-            "wandb": seen_here(),
+            "wandb": seen_here(self._settings.wandb, config.tracking.wandb),
             "basis": {
                 "version": __version__,
                 "data": fingerprint(self._settings.data_dir, self._settings.cache / "datasets"),
@@ -90,12 +90,12 @@ class ReadinessService:
             "not_now": f"{usable[0][0]} is at work on run {usable[0][1]}" if is_busy else None,
         }
 
-    def _look_around(self) -> dict[str, Any]:
+    def _look_around(self, config: RunConfig) -> dict[str, Any]:
         holders = self._supervisor.holders()
         return {
             "disk_free_bytes": shutil.disk_usage(self._settings.home).free,
             "devices": [{"slot": slot, "run_id": run_id, **self._supervisor.describe(slot)} for slot, run_id in holders],
-            "wandb": seen_here(),
+            "wandb": seen_here(self._settings.wandb, config.tracking.wandb),
             "data_dir": self._settings.data_dir is not None,
         }
 

@@ -22,7 +22,11 @@ PROC, CGROUP = Path("/proc"), Path("/sys/fs/cgroup")
 
 
 def look_around(config: RunConfig, device: torch.device, wandb: Mapping[str, Any] | None, *, gpu_is_busy: bool) -> Machine:
-    """wandb: of wandb_mode(), where the caller knows it; gpu_is_busy: a run would get a GPU, but not now, and it cannot be looked at"""
+    """What a run would meet on this machine.
+
+    wandb: of wandb_mode.seen_here(), where the caller knows it
+    gpu_is_busy: a run would get a GPU, but not now, and it cannot be looked at
+    """
     is_gpu = device.type == "cuda"
     total, free = _gpu_memory(config, device) if is_gpu else host_memory()
     absent = {} if wandb is not None else {"wandb": "this process does not see the settings of Weights & Biases"}

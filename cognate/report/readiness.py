@@ -55,7 +55,7 @@ def readiness(
     probe_s:  seconds for timing steps
     not_now:  why no step is timed
     gpu_is_busy: a run would get a GPU, and all are taken: neither it nor a step's time can be known now
-    wandb:    of wandb_mode(), where the caller knows it
+    wandb:    of wandb_mode.seen_here(), where the caller knows it
     """
     began = time.monotonic()
     if device.type == "cuda" and not torch.cuda.is_available():

@@ -40,7 +40,7 @@ def show(
         choose_device(config.training.device),
         probe_s=PROBE_S,
         not_now=None if with_probe else "--no-probe was given",
-        wandb=seen_here(),
+        wandb=seen_here(os.environ.get("COGNATE_WANDB") or "auto", config.tracking.wandb),
         say=lambda sentence, _: typer.echo(sentence, err=True),
     )
     text = markdown(report)

@@ -18,7 +18,7 @@ from cognate.data.sources import SOURCES
 from cognate.evaluation.suite import TASKS
 from cognate.events import Kind
 from cognate.jobdir import JobContext
-from cognate.metrics import METRICS
+from cognate.metrics import EXPECTED_LOSS, METRICS
 from cognate.report.charts import Band, Line, line_chart
 from cognate.report.document import Block, Cell, Charts, Heading, Items, Table, Text, to_html, to_markdown
 from cognate.report.history import Attempt, Epoch, History, epochs, falling_back, read_history

@@ -130,9 +130,9 @@ def _device(config: RunConfig, facts: Facts) -> Iterator[Finding]:
 
 def _wandb(facts: Facts) -> Iterator[Finding]:
     wandb = facts.machine.wandb
-    if wandb is not None and wandb["mode"] == "online" and not wandb["key"]:
-        remedy = "Set WANDB_API_KEY, or WANDB_MODE=offline."
-        yield Finding("wandb_key", "warning", "W&B is set to online, and there is no key: nothing would be sent.", remedy)
+    if wandb is not None and wandb["wanted"] == "online" and not wandb["key"]:
+        remedy = "Set WANDB_API_KEY, or tracking.wandb to offline."
+        yield Finding("wandb_key", "warning", "tracking.wandb is online, and there is no key: it would be written offline.", remedy)
 
 
 def _gib(size: int) -> str:

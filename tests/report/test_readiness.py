@@ -31,7 +31,7 @@ from tests.training.runs import TINY, attempt_at, events, new_run, tiny
 
 CPU = torch.device("cpu")
 NOWHERE = Places(None, None)
-WANDB = {"installed": False, "key": False, "mode": "unavailable"}
+WANDB = {"installed": False, "key": False, "wanted": "auto", "mode": "off"}
 
 
 def report_of(config: RunConfig, runs_dir: Path, places: Places = NOWHERE, **options: Any) -> dict[str, Any]:

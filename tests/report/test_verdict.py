@@ -55,7 +55,11 @@ def test_nothing_is_found_where_all_is_well() -> None:
         ({"disk_free_bytes": GIB // 2}, "disk", "blocker"),
         ({"disk_free_bytes": GIB}, "disk", "warning"),
         ({"machine": CPU, "probe": replace(PROBE, step_s=60.0)}, "no_gpu", "warning"),
-        ({"machine": replace(FACTS.machine, wandb={"installed": True, "key": False, "mode": "online"})}, "wandb_key", "warning"),
+        (
+            {"machine": replace(FACTS.machine, wandb={"installed": True, "key": False, "wanted": "online", "mode": "offline"})},
+            "wandb_key",
+            "warning",
+        ),
     ],
 )
 def test_each_fact_has_its_finding(changed: dict[str, Any], code: str, severity: str) -> None:
@@ -82,7 +86,7 @@ def test_what_is_asked_for_must_be_there(setting: dict[str, Any], machine: Machi
         replace(FACTS, plan=replace(FACTS.plan, warnings=("drop is not in the data folder (drop) and is left out",))),  # told elsewhere
         replace(FACTS, probe=replace(PROBE, peak_bytes=None)),
         replace(FACTS, machine=replace(FACTS.machine, memory_free_bytes=None)),
-        replace(FACTS, machine=replace(FACTS.machine, wandb={"installed": True, "key": False, "mode": "offline"})),
+        replace(FACTS, machine=replace(FACTS.machine, wandb={"installed": True, "key": False, "wanted": "auto", "mode": "offline"})),
     ],
 )
 def test_what_harms_nobody_is_not_found(facts: Facts) -> None:

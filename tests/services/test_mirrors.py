@@ -15,9 +15,10 @@ import pytest
 from starlette.testclient import TestClient
 
 from app.services import mirrors
-from app.services.mirrors import Mode, environment, mode_of
+from app.services.mirrors import environment
 from cognate.mirror import compare
 from cognate.rundir import RunDir, read_json
+from cognate.wandb_mode import Mode, mode_of, seen_here
 from tests.service import launch, serving, until, wait_for
 
 KEY = "0123456789abcdef0123456789abcdef01234567"
@@ -31,19 +32,26 @@ KEY = "0123456789abcdef0123456789abcdef01234567"
         ("auto", "online", True, None, "online"),
         ("auto", "online", False, None, "offline"),
         ("auto", "offline", True, None, "offline"),
-        ("auto", "off", True, None, None),
+        ("auto", "off", True, None, "off"),
         ("offline", "auto", True, None, "offline"),
         ("offline", "online", True, None, "offline"),
-        ("offline", "off", True, None, None),
-        ("off", "online", True, None, None),
+        ("offline", "off", True, None, "off"),
+        ("off", "online", True, None, "off"),
         ("auto", "auto", True, "offline", "offline"),
         ("auto", "auto", True, "online", "online"),
     ],
 )
 def test_a_run_gets_what_it_asks_for_up_to_what_the_service_allows(
-    limit: str, wanted: str, has_key: bool, begun: Mode | None, mode: Mode | None
+    limit: str, wanted: str, has_key: bool, begun: Mode | None, mode: Mode
 ) -> None:
     assert mode_of(limit, wanted, has_key, begun) == mode
+
+
+def test_what_is_seen_names_no_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    assert seen_here("auto", "auto") == {"installed": True, "key": True, "wanted": "auto", "mode": "online"}
+    monkeypatch.delenv("WANDB_API_KEY")
+    assert seen_here("auto", "online") == {"installed": True, "key": False, "wanted": "online", "mode": "offline"}
 
 
 def test_the_key_is_for_mirrors_that_go_online(monkeypatch: pytest.MonkeyPatch) -> None:
