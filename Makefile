@@ -6,7 +6,7 @@ STAMP := $(VENV)/.set-up
 BENCH_STAMP := $(VENV)/.set-up-bench
 RIVALS := $(VENV)/rivals
 
-.PHONY: help setup run test test-faults lint docs bench-gpu bench-train bench-optimizer bench-decode bench-stream bench-service bench-experiments bench-specialists clean
+.PHONY: help setup run test test-faults lint docs bench-gpu bench-train bench-optimizer bench-decode bench-stream bench-service bench-experiments bench-specialists bench-levers clean
 
 help: ## show this list
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -72,6 +72,9 @@ bench-experiments: setup ## what parts and optimizers are worth on real data (ho
 
 bench-specialists: setup ## the three specialists from launch to hand-off (minutes on a GPU); ARGS="--data FOLDER"
 	$(BIN)/python -m benchmarks.specialists $(ARGS)
+
+bench-levers: setup ## what each lever for little data is worth on real data (hours); ARGS="RESULTS.jsonl [LEVER ...]"
+	$(BIN)/python -m benchmarks.levers $(ARGS)
 
 clean: ## remove the environment and caches; runs and data stay
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache static/vendor static/node_modules

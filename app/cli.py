@@ -30,6 +30,7 @@ HANDED_ON = {
     "train": "Train a preset here, in this process, without the service.",
     "data": "Show the datasets: what is present, and what the curriculum will be.",
     "generate": "Let a checkpoint continue prompts.",
+    "average": "Average the weights of several checkpoints into one.",
     "evaluate": "Measure a checkpoint on held-out data of the 14 datasets.",
     "report": "Report on run directories: training, diversity, readiness, and the hand-off to Phase 2.",
     "mirror": "Bring a run's Weights & Biases files up to now and check them.",

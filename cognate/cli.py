@@ -1,7 +1,7 @@
-"""`cognate train | data | generate | evaluate | report | mirror`: the service's runs, here, with progress on the terminal.
+"""`cognate train | data | generate | evaluate | average | report | mirror`: the service's runs, here, with progress on the terminal.
 
 A run made here is a run directory like any other; Ctrl-C saves it, and --resume goes on with it. generate lets a checkpoint write;
-evaluate measures it on held-out data; mirror brings Weights & Biases up to what a run's journals say.
+evaluate measures it on held-out data; average makes one of several; mirror brings Weights & Biases up to what a run's journals say.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ from cognate.rundir import (
     take_lease,
     write_control,
 )
+from cognate.training.average import NotAlike, soup
 from cognate.training.checkpoint import load_model
 
 app = typer.Typer(no_args_is_help=True, add_completion=False)
@@ -214,6 +215,8 @@ def evaluate(
     datasets: Annotated[str | None, typer.Option(help="Names with commas between; without it, all that are there.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="A fixed sample of so many items a dataset; without it, every item.")] = None,
     with_untrained: Annotated[bool, typer.Option("--untrained/--no-untrained", help="Measure the untrained model as well.")] = True,
+    calculator: Annotated[bool, typer.Option("--calculator", help="Also measure numbers with a calculator behind <<expression=.")] = False,
+    vote: Annotated[int | None, typer.Option(min=2, max=100, help="Also measure the majority of so many drawn answers.")] = None,
     overlap: Annotated[
         bool, typer.Option("--overlap", help="Count the items that share 13 words in a row with the training text.")
     ] = False,
@@ -232,6 +235,8 @@ def evaluate(
             worker.choose_device("auto"),
             _dataset_names(datasets),
             limit,
+            calculator=calculator,
+            votes=vote or 0,
             with_untrained=with_untrained,
             with_overlap=overlap,
             with_referee=with_referee,
@@ -243,6 +248,25 @@ def evaluate(
         typer.echo(json.dumps(made, ensure_ascii=False))
     else:
         _show_evaluation(made)
+
+
+@app.command("average")
+def average_runs(
+    checkpoints: Annotated[list[Path], typer.Argument(help="Checkpoints, or run directories: their newest checkpoints.")],
+    output: Annotated[Path, typer.Option(help="Folder to make for the checkpoint.")],
+) -> None:
+    """Average the weights of several checkpoints into one that can be evaluated (a model soup)."""
+    if len(checkpoints) < 2:
+        raise typer.BadParameter("name two checkpoints or more")
+    try:
+        remarks = soup([_checkpoint_in(folder) for folder in checkpoints], output)
+    except (NotAlike, CorruptCheckpoint) as error:
+        raise typer.BadParameter(str(error)) from error
+    except FileExistsError as error:
+        raise typer.BadParameter(f"{output} exists already") from error
+    for sentence in remarks:
+        console.print(f"[yellow]warning:[/yellow] {sentence}")
+    console.print(f"the mean of {len(checkpoints)} checkpoints; measure it with: cognate evaluate {output}")
 
 
 def main() -> None:
@@ -303,7 +327,7 @@ def _show_evaluation(made: dict[str, Any]) -> None:
         for figure, found in each["figures"].items():
             interval = f"{found['low']:.3f}-{found['high']:.3f}" if "low" in found else ""
             chance = f"{each['chance']:.3f}" if figure in (each["figure"], "acc") else ""
-            before = f"{each['untrained'][figure]['value']:.3f}" if each["untrained"] else ""
+            before = f"{each['untrained'][figure]['value']:.3f}" if figure in (each["untrained"] or {}) else ""
             ranges = ("-".join(f"{end:g}" for end in each[kind].get(figure, ())) for kind in ("targets", "forecasts"))
             met = {True: "met", False: "not met", None: "no target" if figure == each["figure"] else ""}[each["met"].get(figure)]
             table.add_row(name, figure, f"{found['n']:,}", f"{found['value']:.3f}", interval, chance, before, *ranges, met)

@@ -112,6 +112,21 @@ class OptimizerConfig(_Section):
     qk_clip: float = Field(30.0, gt=0, le=10_000, description="Largest attention logit a head's gains may produce.")
 
 
+class AugmentConfig(_Section):
+    """Samples made from training rows or from nothing, beside the real ones (docs/levers.md); every answer is computed, none is guessed."""
+
+    renumber: int = Field(
+        0, ge=0, le=100, description="Variants with other numbers of each GSM8K, SVAMP and ASDiv problem that can be worked out anew."
+    )
+    mbpp_mutations: int = Field(
+        0,
+        ge=0,
+        le=20,
+        description="Variants of each MBPP program with other names and test values, run in the sandbox when the data are prepared.",
+    )
+    graphs: int = Field(0, ge=0, le=1_000_000, description="Word problems of 2 to 8 steps from random solution graphs.")
+
+
 class DataConfig(_Section):
     """What is trained on (docs/model.md section 3)."""
 
@@ -124,6 +139,7 @@ class DataConfig(_Section):
     )
     synthetic_problems: int = Field(20_000, ge=100, le=1_000_000, description="Problems to generate when the source is synthetic.")
     validation_batches: int = Field(8, ge=1, le=10_000, description="Batches of held-out text scored for val_loss.")
+    augment: AugmentConfig = AugmentConfig()
 
     @model_validator(mode="after")
     def _names_differ(self) -> DataConfig:
@@ -148,6 +164,23 @@ class TrainingConfig(_Section):
     decay_fraction: float = Field(0.5, ge=0, le=1, description="Share of the run, at its end, over which the rate falls linearly.")
     final_lr_fraction: float = Field(0.1, ge=0, le=1, description="Learning rate at the end, as a share of its peak.")
     gradient_clip: float = Field(1.0, gt=0, le=1e6, description="Largest global gradient norm.")
+    choice_weight: float = Field(
+        0.0, ge=0, le=10, description="Weight of a loss over the candidates of multiple-choice training rows; 0 leaves it out."
+    )
+    choice_problems: int = Field(8, ge=1, le=1024, description="Multiple-choice problems that this loss draws for a step.")
+    dropout: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Share of the channels left out, of embedded tokens and of features, once examples repeat; 0 leaves none out.",
+    )
+    dropout_from: int = Field(2, ge=1, le=10_000, description="The dropout acts from the so many-th time that an example is trained on.")
+    weight_ema: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Memory of the weights' running mean, which is then validated, evaluated and generated with; 0 keeps none.",
+    )
     log_every_steps: int = Field(50, ge=1, le=1_000_000, description="Steps between two rows of metrics.")
     checkpoint_every_steps: int = Field(
         500, ge=1, le=1_000_000, description="Steps between two checkpoints; the end of an epoch is one too."

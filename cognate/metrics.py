@@ -42,7 +42,7 @@ def _accuracy(name: str) -> Metric:
 STEP, EPOCH, FINAL = Cadence.STEP, Cadence.EPOCH, Cadence.FINAL
 
 METRICS: tuple[Metric, ...] = (
-    Metric("loss", "Loss", "nats/token", STEP, "loss", "what is minimised: loss_ce + loss_act + loss_gate"),
+    Metric("loss", "Loss", "nats/token", STEP, "loss", "what is minimised: loss_ce + loss_act + loss_gate, and what training.choice_weight adds"),
     Metric("loss_ce", "Cross-entropy", "nats/token", STEP, "loss", "weighted cross-entropy over the recursions"),
     Metric("loss_act", "Halting loss", "nats/token", STEP, "loss", "binary cross-entropy of the halting head"),
     Metric("loss_gate", "Gate loss", "nats/token", STEP, "loss", "minus the weighted entropy of the memory gates"),

@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
-from benchmarks import rivals, train
+from benchmarks import levers, rivals, train
 from benchmarks.sidebyside import Batch, Contestant, Precision, count_flops, describe_machine, race, random_batch
 from cognate.config import ModelConfig
 
@@ -160,3 +160,15 @@ def rendered(table: object) -> str:
     console = Console(width=200, file=io.StringIO(), record=True)
     console.print(table)
     return console.export_text()
+
+
+@pytest.mark.parametrize("name", levers.LEVERS)
+def test_a_lever_is_all_that_its_trials_differ_in(name: str) -> None:
+    """Else the benchmark would measure something else beside it."""
+    lever = levers.LEVERS[name]
+    trials = [levers.Trial(lever.datasets, json.dumps(settings), 10, 1) for settings in ({}, lever.settings)]
+    without, with_it = (levers.config_of(trial).model_dump(mode="json") for trial in trials)
+    for section, settings in lever.settings.items():
+        for key in settings:
+            assert without[section].pop(key) != with_it[section].pop(key)
+    assert without == with_it

@@ -19,7 +19,9 @@ from cognate.rundir import MANIFEST, CorruptCheckpoint, RunDir, verify_checkpoin
 router = APIRouter(prefix="/v1/checkpoints", tags=["checkpoints"])
 
 CheckpointId = Annotated[str, PathParameter(pattern=r"^ckpt_[0-9a-f-]{36}$")]
-File = Literal["model.safetensors", "optimizer.safetensors", "state.json", "tokenizer.json", "config.json", "manifest.json"]
+File = Literal[
+    "model.safetensors", "average.safetensors", "optimizer.safetensors", "state.json", "tokenizer.json", "config.json", "manifest.json"
+]
 
 _BYTES = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
 _FILE: dict[int | str, dict[str, Any]] = {

@@ -52,6 +52,8 @@ class TrainingBatches:
         self._curriculum, self._training, self._seed = corpus.curriculum, training, seed
         self._pad = corpus.tokenizer.end_id
         self._ids, self._pieces = _cut_all(corpus.training, training.sequence_length)
+        self._bases = np.cumsum([0, *(len(each.ids) for each in corpus.training.values())])  # where each dataset's tokens begin
+        self._first_epochs = [corpus.curriculum.first_epoch(name) for name in corpus.training]
         self._packings: dict[Stage, tuple[Pieces, Shape]] = {}
         self._layout: tuple[int, Layout] | None = None
 
@@ -77,6 +79,22 @@ class TrainingBatches:
         # Rows are dealt out like cards: the empty ones, which come last, go to different batches.
         rows = range(index, steps * self._training.batch_size, steps)
         return _fill(self._ids, self._epoch_layout(epoch), rows, self._training.sequence_length, self._pad)
+
+    def times_seen(self, epoch: int, index: int) -> Tensor:
+        """The how many-th time it is that each token of a batch is trained on: 1 in its dataset's first epoch. 0 is padding.
+
+        int64 [batch, time]
+        """
+        layout, length = self._epoch_layout(epoch), self._training.sequence_length
+        rows = range(index, self.steps_in_epoch(epoch) * self._training.batch_size, self.steps_in_epoch(epoch))
+        seen = np.zeros((len(rows), length), np.int64)
+        for at, row in enumerate(rows):
+            first, last = layout.bounds[row : row + 2] if row < len(layout.bounds) - 1 else (0, 0)
+            for piece in range(first, last):
+                dataset = int(np.searchsorted(self._bases, layout.pieces.starts[piece], side="right")) - 1
+                place = slice(layout.offsets[piece], layout.offsets[piece] + layout.pieces.lengths[piece])
+                seen[at, place] = epoch - self._first_epochs[dataset] + 1
+        return torch.from_numpy(seen)
 
     def _packing(self, epoch: int) -> tuple[Pieces, Shape]:
         stage = stage_for(epoch)

@@ -75,16 +75,20 @@ def load_corpus(
 
     Raises DataMissing or DataUnreadable. Without `cache_dir` there is nothing fetched, and everything is worked out anew.
     """
-    planned = plan(config.data, data_dir, cache_dir, digests)
-    warnings = list(planned.warnings)
+    warnings: list[str] = []
     kept = Cache(cache_dir, warnings.append)
+    planned = plan(config.data, data_dir, cache_dir, digests, kept)
+    warnings += planned.warnings
     read = cache(planned.read)
     key = key_of([planned.ingredients, _CODE, tokenizers.__version__])
     vocab_size = config.model.vocab_size
     if tokenizer is None:
         tokenizer = kept.get("tokenizer", key_of([key, vocab_size]), lambda: _learn(read(), vocab_size), _write_tokenizer, _read_tokenizer)
     assert tokenizer.vocab_size <= vocab_size, f"the tokenizer has {tokenizer.vocab_size} tokens, the model {vocab_size}"
-    tokens = kept.get("documents", key_of([key, tokenizer.digest]), _tokenising(read, tokenizer), _write_tokens, _read_tokens)
+    augmentation = [] if planned.augmentation is None else [planned.augmentation]
+    tokens = kept.get(
+        "documents", key_of([key, tokenizer.digest, *augmentation]), _tokenising(read, tokenizer), _write_tokens, _read_tokens
+    )
     curriculum = Curriculum(tokens.parts)
     warnings += _remarks(curriculum, tokenizer.vocab_size, vocab_size)
     return Corpus(tokenizer, curriculum, tokens.training, tokens.validation, planned.missing, tuple(warnings), planned.digests)
@@ -116,7 +120,10 @@ class _Tokens:
 
 
 def _learn(rows: Rows, vocab_size: int) -> Tokenizer:
-    """The tokenizer of the training text of all stages; of nothing that is held out."""
+    """The tokenizer of the training text of all stages; of nothing that is held out.
+
+    Nor of augmented samples: with and without them losses are in nats of the same tokens, and can be compared.
+    """
     examples = chain.from_iterable(rows.training.values())
     return Tokenizer.train((example.prompt + example.answer for example in examples), vocab_size)
 
@@ -128,7 +135,7 @@ def _tokenising(read: Callable[[], Rows], tokenizer: Tokenizer) -> Callable[[], 
             raise DataMissing("every row of the chosen datasets is held out or equals an evaluation item; nothing is left to train on")
         return _Tokens(
             rows.parts,
-            training={name: encode(examples, tokenizer) for name, examples in rows.training.items()},
+            training={name: encode([*examples, *rows.augmented.get(name, ())], tokenizer) for name, examples in rows.training.items()},
             validation={name: encode(_sample(examples), tokenizer) for name, examples in rows.validation.items()},
         )
 

@@ -38,6 +38,7 @@ class Part:
     duplicates: int  # of these, equal to an evaluation item of some dataset
     validation: int  # rows held out in all, an official split's included
     malformed: int = 0  # rows of the user's own data that are no samples
+    augmented: int = 0  # samples that were made (augment.py), trained on beside the rows
 
     @property
     def trained(self) -> int:
@@ -54,6 +55,13 @@ class Curriculum:
         """The parts that `stage` trains on. A stage that would be empty borrows those of the first that is not."""
         reached = max(stage, self.first_stage)
         return tuple(part for part in self.parts if part.stage <= reached)
+
+    def first_epoch(self, dataset: str) -> int:
+        """The first epoch that trains on `dataset`; it is in every one after that."""
+        epoch = 1
+        while all(part.dataset != dataset for part in self.parts_of(stage_for(epoch))):
+            epoch += 1
+        return epoch
 
     @property
     def first_stage(self) -> Stage:
@@ -72,7 +80,7 @@ class Curriculum:
 
     def _describe_stage(self, stage: Stage) -> dict[str, Any]:
         parts = self.parts_of(stage)
-        sums = {name: sum(getattr(part, name) for part in parts) for name in ("samples", "held_out", "duplicates", "trained")}
+        sums = {name: sum(getattr(part, name) for part in parts) for name in ("samples", "held_out", "duplicates", "trained", "augmented")}
         first_epoch = (LAST_EPOCHS.get(stage - 1) or 0) + 1  # type: ignore[call-overload]
         epochs = {"first_epoch": first_epoch, "last_epoch": LAST_EPOCHS[stage]}
         return {"stage": stage, "name": STAGES[stage], **epochs, "datasets": [part.dataset for part in parts], **sums}

@@ -3,5 +3,5 @@
 Read in this order: items.py (which rows, as problems), scoring.py (what the model says of them), answers.py (right or wrong),
 suite.py (how each of the 14 datasets is measured), baseline.py (the untrained model), overlap.py (what the training text shares
 with the items), referee.py (the same by lm-evaluation-harness), diversity.py (how models of a group differ).
-sandbox.py runs generated code, jail.py is its far side.
+cognate/sandbox.py runs generated code.
 """

@@ -39,6 +39,12 @@ def last_number(text: str) -> Decimal | None:
     return _number(found[-1]) if found else None
 
 
+def majority(numbers: Sequence[Decimal | None]) -> Decimal | None:
+    """The number that most answers give, of equally many the one given first; answers without one have no vote."""
+    counts = Counter(number for number in numbers if number is not None)
+    return counts.most_common(1)[0][0] if counts else None
+
+
 def _number(text: str) -> Decimal:
     return Decimal(re.sub(r"[^\d.-]", "", text.replace("\u2212", "-")))
 

@@ -24,7 +24,7 @@ def untrained(
     config: RunConfig, tokenizer: Tokenizer, device: torch.device, cache: Cache, batching: Batching
 ) -> Callable[[Items], Outcome]:
     """Measures the model that a run of `config` begins with. Its figures are kept by what decides them: configuration, seed,
-    tokenizer, items, and the text of this package."""
+    tokenizer, items, and the text of this package and the sandbox."""
     made: list[Model] = []
 
     def of(chosen: Items) -> Outcome:
@@ -57,7 +57,8 @@ def _read(entry: Path) -> Outcome:
 
 def _digest_code() -> str:
     here = Path(__file__).parent
-    return hashlib.sha256(b"\0".join(file.read_bytes() for file in sorted(here.glob("*.py")))).hexdigest()
+    texts = [*sorted(here.glob("*.py")), here.with_name("sandbox.py"), here.with_name("jail.py")]
+    return hashlib.sha256(b"\0".join(file.read_bytes() for file in texts)).hexdigest()
 
 
 _CODE: Final = _digest_code()

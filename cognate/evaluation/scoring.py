@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from cognate.data.tokenizer import Tokenizer
+from cognate.evaluation.calculator import Calculator
 from cognate.model import Cognate
 
 _SCORED_AT_ONCE = 512  # positions whose logits are in memory together
@@ -50,14 +51,22 @@ def continue_texts(
     prompts: Sequence[str],
     max_new_tokens: int,
     batching: Batching = USUAL,
+    *,
+    temperature: float = 0.0,
+    seeds: Sequence[int] | None = None,
+    calculator: bool = False,
 ) -> list[str]:
-    """What the model writes after each prompt, taking the likeliest token each time, up to the end token."""
+    """What the model writes after each prompt, up to the end token: the likeliest token each time, or at a temperature above 0 one
+    that is drawn, by the prompt's own seed. With a calculator, it works out "<<expression=".
+    """
     encoded = tokenizer.encode_batch(prompts)
     texts = [""] * len(prompts)
     for batch in _batches([len(prompt) for prompt in encoded], batching):
         made = model.generate(
-            [encoded[index] for index in batch], max_new_tokens, stop={tokenizer.end_id}, vocab_size=tokenizer.vocab_size, adaptive=False
-        )
+            [encoded[index] for index in batch], max_new_tokens, stop={tokenizer.end_id}, vocab_size=tokenizer.vocab_size, adaptive=False,
+            temperature=temperature, seed=[seeds[index] for index in batch] if seeds is not None else 0,
+            revise=Calculator(tokenizer, len(batch)) if calculator else None,
+        )  # fmt: skip
         for index, tokens in zip(batch, made.tokens, strict=True):
             texts[index] = tokenizer.decode(tokens)
     return texts

@@ -13,20 +13,24 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from decimal import Decimal
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Final
 
+from cognate import sandbox
 from cognate.config import DatasetName
+from cognate.data.curriculum import text_hash
 from cognate.data.files import DataMissing, DataUnreadable
 from cognate.data.sources import SOURCES
 from cognate.data.tokenizer import Tokenizer
-from cognate.evaluation import answers, sandbox
+from cognate.evaluation import answers
 from cognate.evaluation.items import Item, Items, find_items
 from cognate.evaluation.scoring import USUAL, Batching, Likelihood, continue_texts, likelihoods, read_on
 from cognate.model import Cognate
 
 Range = tuple[float, float]
+VOTING_TEMPERATURE: Final = 0.7  # that of Wang et al., arXiv:2203.11171, for most of their models
 
 
 @dataclass(frozen=True)
@@ -62,14 +66,21 @@ class Task:
 
 @dataclass(frozen=True)
 class Model:
-    """A model as it is asked."""
+    """A model as it is asked. calculator, votes: figures wanted beside the usual ones, of datasets whose answers are numbers"""
 
     net: Cognate
     tokenizer: Tokenizer
     batching: Batching = USUAL
+    calculator: bool = False
+    votes: int = 0
 
-    def write(self, prompts: Sequence[str], max_new_tokens: int) -> list[str]:
-        return continue_texts(self.net, self.tokenizer, prompts, max_new_tokens, self.batching)
+    def write(self, prompts: Sequence[str], max_new_tokens: int, *, calculator: bool = False) -> list[str]:
+        return continue_texts(self.net, self.tokenizer, prompts, max_new_tokens, self.batching, calculator=calculator)
+
+    def draw(self, prompts: Sequence[str], max_new_tokens: int, number: int) -> list[str]:
+        """The `number`-th of many drawn answers to each prompt; by prompt and number the same, whatever else is asked."""
+        seeds = [text_hash(f"{number}\0{prompt}") >> 1 for prompt in prompts]
+        return continue_texts(self.net, self.tokenizer, prompts, max_new_tokens, self.batching, temperature=VOTING_TEMPERATURE, seeds=seeds)
 
     def weigh(self, prompts: Sequence[str], candidates: Sequence[Sequence[str]]) -> list[list[Likelihood]]:
         return likelihoods(self.net, self.tokenizer, prompts, candidates, self.batching)
@@ -196,9 +207,25 @@ def numbers(max_new_tokens: int) -> Callable[[Model, Sequence[Item]], Outcome]:
         right = [float(answers.final_number(text) == number) for text, number in zip(written, gold, strict=True)]
         lenient = [float(answers.last_number(text) == number) for text, number in zip(written, gold, strict=True)]
         formed = [float(answers.final_number(text) is not None) for text in written]
-        return Outcome({"exact_match": share(right), "last_number": share(lenient), "has_answer": share(formed)}, tuple(right))
+        figures = {"exact_match": share(right), "last_number": share(lenient), "has_answer": share(formed)}
+        return Outcome(figures | _with_help(model, [item.prompt for item in items], gold, max_new_tokens), tuple(right))
 
     return of
+
+
+def _with_help(model: Model, prompts: Sequence[str], gold: Sequence[Decimal | None], max_new_tokens: int) -> dict[str, Figure]:
+    """Exact match with a calculator, and of the majority of drawn answers, where they are wanted."""
+    figures = {}
+    if model.calculator:
+        written = model.write(prompts, max_new_tokens, calculator=True)
+        figures["exact_match_calculator"] = share(
+            [float(answers.final_number(text) == each) for text, each in zip(written, gold, strict=True)]
+        )
+    if model.votes:
+        drawn = [map(answers.final_number, model.draw(prompts, max_new_tokens, number)) for number in range(model.votes)]
+        elected = map(answers.majority, zip(*drawn, strict=True))
+        figures[f"maj@{model.votes}"] = share([float(number == each) for number, each in zip(elected, gold, strict=True)])
+    return figures
 
 
 def programs(max_new_tokens: int) -> Callable[[Model, Sequence[Item]], Outcome]:

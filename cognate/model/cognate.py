@@ -25,7 +25,7 @@ from cognate.model.act import HaltingHead, halting_depths, halting_loss, halting
 from cognate.model.attention import Sight, look, segment
 from cognate.model.cross_entropy import cross_entropy_of, linear_cross_entropy
 from cognate.model.generate import generate, stream
-from cognate.model.layers import Compilable, Linear, rms_norm
+from cognate.model.layers import Compilable, Linear, drop, rms_norm
 from cognate.model.mag import Backbone, Reading, Watch, watch
 from cognate.model.memory import Chunks, cut
 from cognate.model.memory import usage as usage_of
@@ -180,11 +180,14 @@ class Cognate(nn.Module):
         answers, depths = self.recursion.ponder(features, sight, state.recursion, halts, limit)
         return Continuation(answers, depths, state)
 
-    def loss(self, tokens: Tensor, targets: Tensor, documents: Tensor | None = None, *, measure: bool = False) -> Loss:
+    def loss(
+        self, tokens: Tensor, targets: Tensor, documents: Tensor | None = None, *, measure: bool = False, dropout: Tensor | None = None
+    ) -> Loss:
         """The training loss of one batch; `measure` adds Measurements taken from the same tensors.
 
         tokens, documents: as in forward()
         targets: int64 [batch, time]; NOT_COUNTED is not scored. With nothing to score the loss is 0.
+        dropout: float [batch, time], rate for each token's embedding and features, drawn from its device's default generator; None: none
 
         In train mode early recursions are scored on a random share of the counted tokens, drawn from torch's default generator,
         and the halting calibration is updated. In eval mode every counted token is scored and nothing is changed.
@@ -195,7 +198,7 @@ class Cognate(nn.Module):
         places = self._places(counted)
         seen = watch(segments, counted, self.config.memory_chunk) if measure and self.config.ltm else None
         compute = self._compiled or self._compute
-        made = compute(tokens, targets.flatten(), counted, places, *self._surroundings(tokens, segments), seen)
+        made = compute(tokens, targets.flatten(), counted, places, *self._surroundings(tokens, segments), seen, dropout)
         return Loss(
             made.loss_ce + made.loss_act + made.loss_gate,
             loss_ce=made.loss_ce.detach(),
@@ -223,9 +226,17 @@ class Cognate(nn.Module):
         self._compiled = torch.compile(self._compute, fullgraph=True, dynamic=False, **options)
 
     def _compute(
-        self, tokens: Tensor, targets: Tensor, counted: Tensor, places: _Places, sight: Sight, chunks: Chunks | None, seen: Watch | None
+        self,
+        tokens: Tensor,
+        targets: Tensor,
+        counted: Tensor,
+        places: _Places,
+        sight: Sight,
+        chunks: Chunks | None,
+        seen: Watch | None,
+        dropout: Tensor | None,
     ) -> _Made:
-        thoughts, readings = self._think(tokens, sight, chunks, seen)
+        thoughts, readings = self._think(tokens, sight, chunks, seen, dropout)
         loss_ce, ce_last, ce_chosen = self._cross_entropy(thoughts, targets, places)
         loss_act, halting_logits = self._halting(thoughts, ce_chosen, places)
         return _Made(loss_ce, loss_act, self._gate_loss(readings, counted), ce_last, halting_logits, readings)
@@ -239,6 +250,19 @@ class Cognate(nn.Module):
         answers = thoughts[-1].answer.flatten(0, 1).index_select(0, scored)
         each = cross_entropy_of(answers, self.embedding.weight, targets.flatten()[scored])
         return each.sum(), torch.tensor(len(scored), device=each.device)
+
+    def sequence_nats(self, tokens: Tensor, targets: Tensor) -> Tensor:
+        """The last recursion's cross-entropy summed over each row's counted targets, with its gradient: nats, [batch].
+
+        tokens, targets: as in loss(), every row one document. Not compiled: its shapes change from call to call.
+        """
+        _check_alike(tokens, targets, "targets")
+        with torch.compiler.set_stance("force_eager"):
+            thoughts, _ = self._think(tokens, *self._surroundings(tokens, self._segments(tokens, None)))
+        row, time = (targets != NOT_COUNTED).nonzero(as_tuple=True)
+        logits = self.logits(thoughts[-1].answer[row, time])  # [counted, vocabulary]
+        each = functional.cross_entropy(logits, targets[row, time], reduction="none")
+        return torch.zeros(len(tokens), device=each.device).index_add(0, row, each)
 
     def _segments(self, tokens: Tensor, documents: Tensor | None) -> Tensor:
         """[batch, time], or [1, time] where every row is one document."""
@@ -255,9 +279,14 @@ class Cognate(nn.Module):
             sight = replace(sight, groups=None)  # how many there are, and of what sizes, changes from batch to batch
         return sight, cut(segments, config.memory_chunk) if config.ltm else None
 
-    def _think(self, tokens: Tensor, sight: Sight, chunks: Chunks | None, seen: Watch | None = None) -> tuple[list[Thought], list[Reading]]:
+    def _think(
+        self, tokens: Tensor, sight: Sight, chunks: Chunks | None, seen: Watch | None = None, dropout: Tensor | None = None
+    ) -> tuple[list[Thought], list[Reading]]:
         """A Thought per recursion, and a Reading per block."""
-        features, readings = self.backbone(self._embed(tokens), sight, chunks, seen)
+        embedded = self._embed(tokens)
+        features, readings = self.backbone(embedded if dropout is None else drop(embedded, dropout), sight, chunks, seen)
+        if dropout is not None:
+            features = drop(features, dropout)
         if self.recursion is None:
             return [Thought(features, features)], readings
         return self.recursion(features, sight), readings

@@ -6,7 +6,7 @@ more, and what a row says depends on its prompt, its number and the seed, not on
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -48,15 +48,18 @@ def generate(
     temperature: float = 0.0,
     top_k: int | None = None,
     stop: Collection[int] = (),
-    seed: int = 0,
+    seed: int | Sequence[int] = 0,
     vocab_size: int | None = None,
     state: State | None = None,
     adaptive: bool = True,
     recursions: int | None = None,
+    revise: Callable[[int, int], int] | None = None,
 ) -> Generation:
     """Continue each prompt up to a token in `stop`, or by max_new_tokens.
 
     temperature, top_k: 0 takes the likeliest token; else one is drawn, from the top_k likeliest or (None) from all
+    seed: of the draws; one for each prompt makes what it draws independent of its place
+    revise: is told each row and its new token, and returns the token to take instead, most often the same
     vocab_size: tokens that the tokenizer has, where they are fewer than the model's; no other is chosen
     state: what was read before the prompts, written into; None: they are beginnings
     adaptive, recursions: as in Cognate.extend()
@@ -66,7 +69,7 @@ def generate(
     depths: list[list[int]] = [[] for _ in prompt_tokens]
     for row, token, depth in stream(
         model, prompt_tokens, max_new_tokens, temperature=temperature, top_k=top_k, stop=stop, seed=seed, vocab_size=vocab_size,
-        state=state, adaptive=adaptive, recursions=recursions,
+        state=state, adaptive=adaptive, recursions=recursions, revise=revise,
     ):  # fmt: skip
         tokens[row].append(token)
         depths[row].append(depth)
@@ -82,11 +85,12 @@ def stream(
     temperature: float = 0.0,
     top_k: int | None = None,
     stop: Collection[int] = (),
-    seed: int = 0,
+    seed: int | Sequence[int] = 0,
     vocab_size: int | None = None,
     state: State | None = None,
     adaptive: bool = True,
     recursions: int | None = None,
+    revise: Callable[[int, int], int] | None = None,
 ) -> Iterator[NewToken]:
     """generate(), as it happens: the rows that have not stopped take turns. `state` is whole when all have stopped."""
     if not prompt_tokens or not all(prompt_tokens):
@@ -98,12 +102,14 @@ def stream(
     going, current = torch.arange(len(prompt_tokens)), whole  # the rows that have not stopped, and their state
     lengths = torch.tensor([len(prompt) for prompt in prompt_tokens])
     fed = pad_sequence([torch.tensor(prompt) for prompt in prompt_tokens], batch_first=True)
-    draws = torch.Generator().manual_seed(seed)
+    draws = _draws(seed, len(prompt_tokens))
     for left in reversed(range(max_new_tokens)):
         read = model.extend(fed.to(device), current, lengths.to(device), adaptive=adaptive, recursions=recursions)
         last = torch.arange(len(going), device=device), lengths.to(device) - 1
-        draw = torch.rand(len(prompt_tokens), generator=draws)[going]  # one for every row there ever was: rows do not share
+        draw = draws()[going]  # one for every row there ever was: rows do not share
         new = choose(model.logits(read.answers[last])[:, :vocab_size], draw.to(device), temperature, top_k).cpu()
+        if revise is not None:
+            new = torch.tensor([revise(row, token) for row, token in zip(going.tolist(), new.tolist(), strict=True)])
         yield from map(NewToken, going.tolist(), new.tolist(), read.depths[last].tolist())
         goes_on = torch.tensor([token not in stop and left > 0 for token in new.tolist()])
         if not goes_on.all():
@@ -127,6 +133,15 @@ def choose(logits: Tensor, draw: Tensor, temperature: float, top_k: int | None) 
     cumulated = torch.softmax(values.double() / temperature, dim=-1).cumsum(-1)
     place = (cumulated < draw[:, None] * cumulated[:, -1:]).sum(-1, keepdim=True)
     return tokens.gather(1, place)[:, 0]
+
+
+def _draws(seed: int | Sequence[int], rows: int) -> Callable[[], Tensor]:
+    """A number for each row, [row], uniform in 0..1, at each call."""
+    if isinstance(seed, int):
+        shared = torch.Generator().manual_seed(seed)
+        return lambda: torch.rand(rows, generator=shared)
+    own = [torch.Generator().manual_seed(each) for each in seed]
+    return lambda: torch.cat([torch.rand(1, generator=each) for each in own])
 
 
 def _blank(model: Cognate, batch: int) -> State:

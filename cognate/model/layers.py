@@ -94,6 +94,15 @@ class MLP(nn.Module):
         return out
 
 
+def drop(x: Tensor, rates: Tensor) -> Tensor:
+    """Each channel of a token is 0 with the token's probability, the others are larger by as much: the mean stays.
+
+    x: [batch, time, width]; rates: float [batch, time], 0..1 (Srivastava et al., JMLR 15, 2014)
+    """
+    kept = 1 - rates[..., None]
+    return x * ((torch.rand(x.shape, device=x.device) < kept) / kept).to(x.dtype)
+
+
 def split_heads(x: Tensor, n_heads: int) -> Tensor:
     """[batch, time, width] -> [batch, time, head, width / head]"""
     return x.view(*x.shape[:-1], n_heads, -1)

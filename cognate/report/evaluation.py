@@ -19,7 +19,7 @@ from cognate.evaluation.referee import RefereeMissing, referee
 from cognate.evaluation.scoring import USUAL
 from cognate.jobdir import JobContext, JobFailed
 from cognate.rundir import CorruptCheckpoint, Places, file_digest, read_json
-from cognate.training.checkpoint import load_model
+from cognate.training.checkpoint import load_model, weights_file
 
 DATASETS: tuple[DatasetName, ...] = get_args(DatasetName)
 
@@ -31,6 +31,8 @@ def evaluate_checkpoint(
     datasets: Sequence[DatasetName] = DATASETS,
     limit: int | None = None,
     *,
+    calculator: bool = False,
+    votes: int = 0,
     with_untrained: bool = True,
     with_overlap: bool = False,
     with_referee: bool = False,
@@ -38,11 +40,12 @@ def evaluate_checkpoint(
 ) -> dict[str, Any]:
     """Measure a checkpoint on the final items of `datasets`, or a fixed sample of `limit` of each. Raises CorruptCheckpoint.
 
+    calculator, votes: figures of datasets whose answers are numbers (suite.Model); the headline is without either
     with_overlap: count the items that share 13 words in a row with the training text
     with_referee: let lm-evaluation-harness measure the same items
     """
     net, tokenizer = load_model(folder)
-    model = suite.Model(net.to(device), tokenizer)
+    model = suite.Model(net.to(device), tokenizer, calculator=calculator, votes=votes)
     config = parse(read_json(folder / "config.json"))
     warnings: list[str] = []
     fresh = untrained(config, tokenizer, device, Cache(places.cache_dir, warnings.append), USUAL) if with_untrained else None
@@ -50,7 +53,7 @@ def evaluate_checkpoint(
     made: dict[str, Any] = {
         "checkpoint": {
             "name": folder.name,
-            "model_sha256": file_digest(folder / "model.safetensors"),
+            "model_sha256": file_digest(weights_file(folder)),
             "tokenizer_sha256": tokenizer.digest,
         },
         "limit": limit,

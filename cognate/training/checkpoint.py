@@ -1,6 +1,7 @@
 """Checkpoints: everything a run needs to go on as if it had never stopped.
 
     model.safetensors      parameters and persistent buffers, fp32
+    average.safetensors    the same with the running mean of the parameters, where the run keeps one: what is evaluated
     optimizer.safetensors  the optimizer's tensors
     state.json             position, counters, and the optimizer's numbers
     tokenizer.json, config.json
@@ -37,6 +38,7 @@ from cognate.data.tokenizer import Tokenizer
 from cognate.model import Cognate
 from cognate.rundir import CorruptCheckpoint, RunDir, file_digest, read_json, sync_directory, verify_checkpoint, write_json, write_manifest
 
+AVERAGE = "average.safetensors"
 SPACE_LEFT_BYTES = 64 << 20  # for the small files, and for everybody else
 
 
@@ -66,6 +68,7 @@ class Saved:
     data: str
     data_files: dict[str, str] | None  # None in checkpoints that do not know
     files: dict[str, Any]
+    average: dict[str, Tensor] | None
 
 
 @dataclass(frozen=True)
@@ -77,10 +80,12 @@ class Snapshot:
     optimizer: dict[str, Tensor]
     numbers: dict[str, Any]
     tokenizer: Tokenizer
+    average: dict[str, Tensor] | None = None
 
     @property
     def bytes(self) -> int:
-        return sum(tensor.numel() * tensor.element_size() for tensor in (*self.model.values(), *self.optimizer.values()))
+        tensors = (*self.model.values(), *self.optimizer.values(), *(self.average or {}).values())
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def snapshot(
@@ -91,8 +96,12 @@ def snapshot(
     environment: dict[str, Any],
     data: str,
     data_files: Mapping[str, str],
+    average: dict[str, Tensor] | None = None,
 ) -> Snapshot:
-    """environment: what a bit-exact resume depends on besides; data: the corpus's fingerprint; data_files: its files' digests"""
+    """environment: what a bit-exact resume depends on besides; data: the corpus's fingerprint; data_files: its files' digests
+
+    average: WeightAverage.state()
+    """
     numbers, tensors = _take_apart(optimizer.state_dict())
     state = {
         "position": asdict(position),
@@ -101,7 +110,9 @@ def snapshot(
         "data_files": dict(data_files),
         "optimizer": numbers,
     }
-    return Snapshot(replace(position), _on_host(model.state_dict()), _on_host(tensors), state, tokenizer)
+    return Snapshot(
+        replace(position), _on_host(model.state_dict()), _on_host(tensors), state, tokenizer, _on_host(average) if average else None
+    )
 
 
 def write(run: RunDir, taken: Snapshot, keep: int) -> tuple[Path, dict[str, Any]]:
@@ -114,6 +125,8 @@ def write(run: RunDir, taken: Snapshot, keep: int) -> tuple[Path, dict[str, Any]
     try:
         _write_tensors(taken.model, temporary / "model.safetensors")
         _write_tensors(taken.optimizer, temporary / "optimizer.safetensors")
+        if taken.average is not None:
+            _write_tensors(taken.average, temporary / AVERAGE)
         write_json(temporary / "state.json", taken.numbers)
         taken.tokenizer.save(temporary / "tokenizer.json")
         shutil.copyfile(run.config_file, temporary / "config.json")
@@ -171,15 +184,31 @@ def load(path: Path) -> Saved:
         state["data"],
         state.get("data_files"),
         manifest["files"],
+        load_file(path / AVERAGE) if (path / AVERAGE).is_file() else None,
     )
 
 
 def load_model(path: Path) -> tuple[Cognate, Tokenizer]:
-    """The model of a checkpoint, in eval mode, and its tokenizer; raises CorruptCheckpoint."""
+    """The model of a checkpoint, in eval mode, and its tokenizer; raises CorruptCheckpoint. Where it has a mean of weights, with that."""
     verify_checkpoint(path)
     model = Cognate(parse(read_json(path / "config.json")).model)
-    model.load_state_dict(load_file(path / "model.safetensors"))
+    model.load_state_dict(load_weights(path))
     return model.eval(), Tokenizer.load(path / "tokenizer.json")
+
+
+def weights_file(path: Path) -> Path:
+    """What a checkpoint is evaluated with: the mean of weights where it has one."""
+    return path / AVERAGE if (path / AVERAGE).is_file() else path / "model.safetensors"
+
+
+def load_weights(path: Path) -> dict[str, Tensor]:
+    return load_file(weights_file(path))
+
+
+def write_weights(weights: dict[str, Tensor], directory: Path) -> None:
+    """Into a directory that has everything else: it is a checkpoint then, though not one of a run."""
+    _write_tensors(weights, directory / "model.safetensors")
+    _write_manifest(directory, 0)
 
 
 def newest(run: RunDir) -> tuple[Saved | None, list[str]]:

@@ -7,16 +7,21 @@ order is a function of (seed, epoch), the randomness of a step of (seed, step), 
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from cognate.config import RunConfig
+from cognate.config import RunConfig, TrainingConfig
 from cognate.data.batches import TrainingBatches, validation_batches
+from cognate.data.choices import ChoiceStream, choice_loss
 from cognate.data.corpus import Corpus, load_corpus
 from cognate.data.curriculum import stage_for
 from cognate.data.sources import SOURCES
@@ -27,6 +32,7 @@ from cognate.model import Cognate, Loss
 from cognate.optimizer import MuGrokfast
 from cognate.rundir import Control, Places, RunDir
 from cognate.training import checkpoint
+from cognate.training.average import WeightAverage
 from cognate.training.checkpoint import Position
 from cognate.training.execution import Execution, FiniteLosses, activation_dtype, parts, prepare
 from cognate.training.measure import step_values, validate
@@ -71,6 +77,9 @@ def train(
     batches = TrainingBatches(corpus, training, config.seed)
     held_out = validation_batches(corpus, training, config.data.validation_batches)
     samples = evaluation_samples(config, places, corpus)
+    choices = ChoiceStream(corpus, training, config.seed) if training.choice_weight else None
+    if choices is not None and not choices.count(training.epochs):
+        reporter.warning("training.choice_weight has no effect: no dataset of the plan is multiple choice")
     steps_in = {epoch: math.ceil(batches.steps_in_epoch(epoch) / training.gradient_accumulation) for epoch in range(1, training.epochs + 1)}
     total_steps = min(sum(steps_in.values()), training.max_steps or sum(steps_in.values()))
 
@@ -84,6 +93,8 @@ def train(
         model.load_state_dict(saved.model)
         restore_optimizer(optimizer, saved.optimizer)
         position = saved.position
+    average = WeightAverage(model, training.weight_ema, saved.average if saved else None) if training.weight_ema else None
+    evaluated = average.in_place if average is not None else nullcontext
     parameters = sum(parameter.numel() for parameter in model.parameters())
     model.train()
     reporter.phase("compiling")
@@ -112,7 +123,8 @@ def train(
     )
 
     def save(serial: int | None = None, *, wait: bool = False) -> None:
-        taken = checkpoint.snapshot(position, model, optimizer, corpus.tokenizer, environment, corpus.fingerprint, corpus.digests)
+        weights = average.state() if average is not None else None
+        taken = checkpoint.snapshot(position, model, optimizer, corpus.tokenizer, environment, corpus.fingerprint, corpus.digests, weights)
         saving.begin(taken, serial)
         if wait:
             reporter.phase("checkpointing")
@@ -159,11 +171,16 @@ def train(
         torch.manual_seed(seed_of_step(config.seed, step))
         optimizer.zero_grad(set_to_none=True)
         losses = backward(model, batches, config, position, execution, device, measure=is_logged)
+        chosen = _choose(model, choices, config, position, execution, device) if choices is not None else None
+        if chosen is not None:
+            losses = [replace(loss, loss=loss.loss + training.choice_weight * chosen.loss) for loss in losses]
         finite_losses.add(step, losses)
         bad_step = finite_losses.bad_step(wait=is_logged or step % training.checkpoint_every_steps == 0)
         finite = bad_step is None
         if finite:  # a step whose gradient is not finite the optimizer leaves out by itself
             optimizer.step()
+            if average is not None:
+                average.update(step)
         position.step, position.epoch_step, position.val_loss = step, position.epoch_step + 1, None
         tokens = len(losses) * training.batch_size * training.sequence_length
         position.tokens += tokens
@@ -192,15 +209,17 @@ def train(
             values = step_values(losses, peak_rates[0] * scale, optimizer.grad_norm if finite else None, device)
             if finite and (ends_epoch or is_last):
                 reporter.phase("evaluating")
-                values |= validate(model, held_out, device)
+                with evaluated():
+                    values |= validate(model, held_out, device)
+                    values |= sample_accuracies(model, corpus.tokenizer, samples)
                 position.val_loss = values.get("val_loss")
-                values |= sample_accuracies(model, corpus.tokenizer, samples)
                 values["curriculum_stage"] = float(stage_for(position.epoch))
             if ends_epoch:
                 values["epoch_time_minutes"] = position.epoch_seconds / 60
             if is_last:
                 values |= {"total_params": float(parameters), "training_time_hours": position.seconds / 3600}
-            reporter.metrics(step, epoch, values, {**progress, "qk_clips": optimizer.qk_clips})
+            beside = {"loss_choice": float(chosen.loss), "choice_accuracy": float(chosen.accuracy)} if chosen is not None else {}
+            reporter.metrics(step, epoch, values, {**progress, "qk_clips": optimizer.qk_clips, **beside})
         else:
             reporter.progress(progress)
         if not finite:
@@ -306,13 +325,47 @@ def backward(
     last = min(first + config.training.gradient_accumulation, batches.steps_in_epoch(position.epoch))
     for index in range(first, last):
         batch = batches.batch(position.epoch, index)
+        rates = _dropout(batches, config.training, position.epoch, index, execution, device)
         pieces = []
-        for part, share in parts(batch, execution.rows_at_once, device):
-            loss = model.loss(part.tokens, part.targets, part.documents, measure=measure and index == last - 1)
+        for (part, share), dropout in zip(parts(batch, execution.rows_at_once, device), rates, strict=False):
+            loss = model.loss(part.tokens, part.targets, part.documents, measure=measure and index == last - 1, dropout=dropout)
             torch.autograd.backward(loss.loss * (share / (last - first)))
             pieces.append((loss, share))
         losses.append(Loss.mean(pieces))
     return losses
+
+
+def _dropout(
+    batches: TrainingBatches, training: TrainingConfig, epoch: int, index: int, execution: Execution, device: torch.device
+) -> Iterable[Tensor | None]:
+    """Each part's rates, [row, time]; one for every token, 0 while it is new, so that what is compiled for one step fits all."""
+    if not training.dropout:
+        return itertools.repeat(None)
+    repeats = batches.times_seen(epoch, index) >= training.dropout_from
+    return torch.split((training.dropout * repeats).to(device), execution.rows_at_once)
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Of a step's multiple-choice problems; scalars. loss: nats, detached and unweighted; accuracy: 0..1"""
+
+    loss: Tensor
+    accuracy: Tensor
+
+
+def _choose(
+    model: Cognate, choices: ChoiceStream, config: RunConfig, position: Position, execution: Execution, device: torch.device
+) -> Chosen | None:
+    """Add the gradient of the candidates' loss, weighted, for the step at `position`; None where its epoch has no such problems."""
+    drawn = choices.draw(position.epoch, position.step + 1)
+    pieces = []
+    for some in choices.batches(drawn, execution.rows_at_once):
+        some = some.to(device)
+        loss, accuracy = choice_loss(model.sequence_nats(some.tokens, some.targets), some)
+        share = len(some.correct) / len(drawn)
+        torch.autograd.backward(loss * (config.training.choice_weight * share))
+        pieces.append(torch.stack([loss.detach(), accuracy]) * share)
+    return Chosen(*torch.stack(pieces).sum(0)) if pieces else None
 
 
 def _tell_checkpoint(reporter: Reporter, run: RunDir, path: Path, files: dict[str, Any], serial: int | None = None) -> None:

@@ -70,9 +70,10 @@ export function fieldOf(path, known) {
 }
 
 function fieldsOf(schema, section, object) {
-  return Object.entries(object.properties).map(([name, property]) =>
-    field(`${section}.${name}`, resolve(schema, property)),
-  );
+  return Object.entries(object.properties).flatMap(([name, property]) => {
+    const [path, below] = [`${section}.${name}`, resolve(schema, property)];
+    return below.type === "object" ? fieldsOf(schema, path, below) : [field(path, below)];
+  });
 }
 
 function field(path, property) {

@@ -12,7 +12,7 @@ from cognate.data.curriculum import HELD_OUT_SHARE, Curriculum, Part, divide, is
 from cognate.data.formats import Example
 from cognate.data.sources import HeldOut, Stage
 
-EARLY = Part("early", "math", 1, samples=100, held_out=5, duplicates=2, validation=5)
+EARLY = Part("early", "math", 1, samples=100, held_out=5, duplicates=2, validation=5, augmented=7)
 LATER = Part("later", "math", 2, samples=50, held_out=0, duplicates=1, validation=9)
 LAST = Part("last", "code", 3, samples=10, held_out=0, duplicates=0, validation=3)
 
@@ -60,6 +60,7 @@ def test_the_description_is_plain_json_and_adds_up() -> None:
         "held_out": 5,
         "duplicates": 3,
         "trained": 142,
+        "augmented": 7,
     }
     for counts in described["datasets"]:
         assert counts["trained"] == counts["samples"] - counts["held_out"] - counts["duplicates"]

@@ -80,3 +80,12 @@ def test_without_the_harness_the_report_says_so(here: Path, monkeypatch: pytest.
         monkeypatch.delitem(sys.modules, name)
     made = json.loads(evaluated(here, "--json", "--referee", "--datasets=boolq", "--no-untrained").stdout)
     assert "not installed" in made["referee"]["absent"]
+
+
+def test_help_at_decoding_is_asked_for_by_name(here: Path) -> None:
+    made = json.loads(evaluated(here, "--json", "--limit=2", "--datasets=gsm8k,boolq", "--calculator", "--vote=2").stdout)
+    assert {"exact_match", "exact_match_calculator", "maj@2"} < set(made["datasets"]["gsm8k"]["figures"])
+    assert set(made["datasets"]["boolq"]["figures"]) == {"acc", "acc_norm"}
+    shown = evaluated(here, "--limit=2", "--datasets=gsm8k", "--calculator", "--vote=2")
+    assert shown.exit_code == 0, shown.output
+    assert "exact_match_calculator" in shown.stdout

@@ -75,9 +75,18 @@ class UnreadableTest(ValueError):
 def run(code: str, tests: Sequence[str], setup: str = "", limits: Limits = USUAL, layers: Sequence[str] = LAYERS) -> Verdict:
     """Run the code, then `setup`, then each test, an assert statement. Raises UnreadableTest."""
     parsed = [parse_test(test) for test in tests]
-    job = {"code": f"{code}\n{setup}", "calls": [call for call, _ in parsed], "limits": limits.for_kernel(), "layers": list(layers)}
-    ended = _run_process(json.dumps(job).encode(), limits)
+    ended = _run_process(_job(f"{code}\n{setup}", [call for call, _ in parsed], limits, layers), limits)
     return _judge(ended, [expected for _, expected in parsed], limits)
+
+
+def values(code: str, calls: Sequence[str], limits: Limits = USUAL, layers: Sequence[str] = LAYERS) -> list[Any] | None:
+    """What each call, an expression, returns after the code; None unless all of them do and the process ends well."""
+    ended = _run_process(_job(code, calls, limits, layers), limits)
+    try:
+        told = _Told.of(ended.results)
+    except _UNREADABLE:
+        return None
+    return told.values if ended.returncode == 0 and len(told.values) == len(calls) else None
 
 
 def parse_test(test: str) -> tuple[str, Any]:
@@ -96,6 +105,10 @@ def parse_test(test: str) -> tuple[str, Any]:
         with contextlib.suppress(ValueError):  # the right side is no literal
             return ast.unparse(condition.left), ast.literal_eval(condition.comparators[0])
     return f"bool({ast.unparse(condition)})", True
+
+
+def _job(code: str, calls: Sequence[str], limits: Limits, layers: Sequence[str]) -> bytes:
+    return json.dumps({"code": code, "calls": list(calls), "limits": limits.for_kernel(), "layers": list(layers)}).encode()
 
 
 @dataclass(frozen=True)
@@ -168,26 +181,44 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
 # --- the verdict ------------------------------------------------------------------------------------------
 
 
+_UNREADABLE: Final = (ValueError, KeyError, TypeError, RecursionError, MemoryError)
+
+
+@dataclass(frozen=True)
+class _Told:
+    """What came through the pipe. error: of the first call that raised, if any"""
+
+    isolation: tuple[str, ...]
+    values: list[Any]
+    error: dict[str, Any] | None
+
+    @classmethod
+    def of(cls, results: bytes) -> _Told:
+        """Raises one of _UNREADABLE where the far side did not write it so."""
+        first, *lines = [json.loads(line) for line in results.splitlines()]
+        isolation = tuple(str(layer) for layer in first["isolation"])
+        returned = [decode(line["value"]) for line in lines if "value" in line]
+        return cls(isolation, returned, next((line for line in lines if "error" in line), None))
+
+
 def _judge(ended: _Ended, expected: Sequence[Any], limits: Limits) -> Verdict:
     try:
-        first, *lines = [json.loads(line) for line in ended.results.splitlines()]
-        isolation = tuple(str(layer) for layer in first["isolation"])
-        values = [decode(line["value"]) for line in lines if "value" in line]
-        error = next((line for line in lines if "error" in line), None)
-    except (ValueError, KeyError, TypeError, RecursionError, MemoryError) as problem:
+        told = _Told.of(ended.results)
+    except _UNREADABLE as problem:
         return Verdict(ended.broke or "ended", f"no readable result: {type(problem).__name__}", ())
+    isolation, returned, error = told.isolation, told.values, told.error
     if ended.broke == "timeout" or ended.returncode in (-signal.SIGXCPU, -signal.SIGKILL):
         return Verdict("timeout", f"not done after {limits.wall_seconds:g} s, or {limits.cpu_seconds} s of processor time", isolation)
     if ended.broke == "output":
         return Verdict("output", f"more than {limits.output_bytes:,} bytes", isolation)
-    for number, (value, wanted) in enumerate(zip(values, expected, strict=False), start=1):
+    for number, (value, wanted) in enumerate(zip(returned, expected, strict=False), start=1):
         if not _equal(value, wanted):
             return Verdict("wrong", f"test {number} of {len(expected)}: {_shown(value)} instead of {_shown(wanted)}", isolation)
     if error is not None:
         names: dict[str, Reason] = {"MemoryError": "memory", "SystemExit": "ended"}
         return Verdict(names.get(error["error"], "error"), f"{error['error']}: {error.get('detail', '')}", isolation)
-    if len(values) != len(expected) or ended.returncode != 0:
-        return Verdict("ended", f"left with code {ended.returncode} after {len(values)} of {len(expected)} tests", isolation)
+    if len(returned) != len(expected) or ended.returncode != 0:
+        return Verdict("ended", f"left with code {ended.returncode} after {len(returned)} of {len(expected)} tests", isolation)
     return Verdict("passed", f"{len(expected)} tests", isolation)
 
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from cognate.evaluation import jail
-from cognate.evaluation.sandbox import LAYERS, Limits, UnreadableTest, decode, parse_test, run
+from cognate import jail
+from cognate.sandbox import LAYERS, Limits, UnreadableTest, decode, parse_test, run, values
 
 TEST = ["assert f(2) == 4"]
 SHORT = Limits(wall_seconds=3.0, cpu_seconds=1)
@@ -211,3 +211,12 @@ def test_what_a_call_returned_comes_out_as_it_was(value: Any) -> None:
     assert out == value
     assert type(out) is type(value)
     assert decode(jail.encode(object())) != value
+
+
+def test_values_are_what_the_calls_return() -> None:
+    assert values("def f(n): return [n, {'a': (1.5, None)}]", ["f(2)", "f('x')"]) == [[2, {"a": (1.5, None)}], ["x", {"a": (1.5, None)}]]
+
+
+@pytest.mark.parametrize("code", ["def f(n): return 1 / n", "import sys; sys.exit(0)", "def f(", "import os\ndef f(n): os._exit(n)"])
+def test_there_are_no_values_unless_every_call_returns(code: str) -> None:
+    assert values(code, ["f(0)", "f(1)"]) is None
