@@ -17,7 +17,7 @@ from cognate.evaluation.suite import sample_items
 from cognate.jobdir import JobContext, JobFailed
 from cognate.report.history import NothingSaved, best
 from cognate.rundir import CorruptCheckpoint, Places, RunDir, file_digest
-from cognate.training.checkpoint import load_model
+from cognate.training.checkpoint import load_model, weights_file
 
 ROWS_A_DATASET: Final = 8  # of each of the fourteen: about 20,000 tokens
 GENERATED: Final = 64
@@ -36,7 +36,7 @@ def measure_runs(
         chosen = best(run)
         net, tokenizer = load_model(chosen.path)
         members.append(Member(run.path.name, config.preset, net.to(device), tokenizer))
-        model_sha256 = file_digest(chosen.path / "model.safetensors")
+        model_sha256 = file_digest(weights_file(chosen.path))
         described.append({"step": chosen.step, "chosen_because": chosen.why, "model_sha256": model_sha256})
     source, texts = held_out(configs, places)
     made = diversity(members, texts, say)

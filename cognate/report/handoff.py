@@ -35,7 +35,7 @@ from cognate.jobdir import JobContext, JobFailed
 from cognate.report.history import Chosen, History, NothingSaved, best, last_epoch_end, metrics_csv, read_history
 from cognate.report.verify import EXPECTED, FOLDER, PARAMETERS, BadArchive, logits_of, verify_in_new_process
 from cognate.rundir import MANIFEST, CorruptCheckpoint, RunDir, digest_of_manifest, file_digest, verify_checkpoint
-from cognate.training.checkpoint import load_model
+from cognate.training.checkpoint import load_model, weights_file
 
 PROBE: Final = "Question: Ada has 12 apples and buys 7 more. How many apples does Ada have now?\nAnswer:"
 
@@ -178,7 +178,7 @@ def _gather(model: Model) -> dict[str, torch.Tensor]:
     tokens = tokenizer.encode(PROBE)
     config, history = model.history.config, model.history
     model.files |= {
-        f"{model.name}_best.safetensors": _file(model.chosen.path, of_best, "model.safetensors"),
+        f"{model.name}_best.safetensors": _file(model.chosen.path, of_best, weights_file(model.chosen.path).name),
         f"{model.name}_config.json": _file(model.chosen.path, of_best, "config.json"),
         f"{model.name}_tokenizer.json": _file(model.chosen.path, of_best, "tokenizer.json"),
         f"{model.name}_metrics.csv": Entry.of(metrics_csv(history).encode()),
@@ -197,7 +197,9 @@ def _gather(model: Model) -> dict[str, torch.Tensor]:
     }
     if (end := last_epoch_end(history)) is not None:
         epoch, chosen = end
-        model.files[f"{model.name}_epoch_{epoch}.safetensors"] = _file(chosen.path, verify_checkpoint(chosen.path), "model.safetensors")
+        model.files[f"{model.name}_epoch_{epoch}.safetensors"] = _file(
+            chosen.path, verify_checkpoint(chosen.path), weights_file(chosen.path).name
+        )
         model.described["last_epoch_end"] = {"epoch": epoch, "step": chosen.step, "val_loss": chosen.val_loss}
     else:
         model.absent[f"{model.name}_epoch_N.safetensors"] = "no checkpoint of the end of an epoch is kept"

@@ -23,6 +23,7 @@ from cognate.report.charts import Band, Line, line_chart
 from cognate.report.document import Block, Cell, Charts, Heading, Items, Table, Text, to_html, to_markdown
 from cognate.report.history import Attempt, Epoch, History, epochs, falling_back, read_history
 from cognate.rundir import RunDir, lease_is_free
+from cognate.training.checkpoint import weights_digest
 
 # What the report that Cognate was planned by expected of the loss at the end of an epoch, nats/token.
 TITLE: Final = "Training report"
@@ -77,7 +78,7 @@ def perform(spec: dict[str, Any], context: JobContext) -> dict[str, Any]:
 
 def _tell(name: str, run: RunDir, evaluations: Sequence[Mapping[str, Any]]) -> Told:
     history = read_history(run)
-    ours = {event.data["files"]["model.safetensors"]["sha256"] for event in history.checkpoints.values()}
+    ours = {weights_digest(event.data["files"]) for event in history.checkpoints.values()}
     of_ours = tuple(each for each in evaluations if each["checkpoint"]["model_sha256"] in ours)
     return Told(name, history, tuple(epochs(history)), of_ours)
 
@@ -246,7 +247,7 @@ def _checkpoints(history: History) -> Table:
         remarks += ["pinned"] if step in pinned else []
         remarks += [] if step in kept else ["removed since"]
         size = sum(file["bytes"] for file in event.data["files"].values())
-        digest = event.data["files"]["model.safetensors"]["sha256"]
+        digest = weights_digest(event.data["files"])
         rows.append([f"{step:,}", _time(event.at), _number(held_out.get(step)), f"{size / 2**20:,.1f}", ", ".join(remarks), digest])
     return Table(
         ("step", "saved", "held-out loss", "MiB", "", "sha-256 of the weights"), rows, frozenset({"step", "saved", "held-out loss", "MiB"})

@@ -201,6 +201,11 @@ def weights_file(path: Path) -> Path:
     return path / AVERAGE if (path / AVERAGE).is_file() else path / "model.safetensors"
 
 
+def weights_digest(files: Mapping[str, Any]) -> str:
+    """sha-256 of that file, from a manifest's `files`."""
+    return str(files.get(AVERAGE, files["model.safetensors"])["sha256"])
+
+
 def load_weights(path: Path) -> dict[str, Tensor]:
     return load_file(weights_file(path))
 

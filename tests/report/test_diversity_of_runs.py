@@ -14,6 +14,7 @@ from cognate.data.synthetic import KINDS
 from cognate.jobdir import JobContext, JobFailed
 from cognate.report.diversity import GENERATED, ROWS_A_DATASET, held_out, measure_runs, perform
 from cognate.rundir import Places, RunDir, file_digest, write_json
+from cognate.training.checkpoint import weights_file
 
 sys.path.append(str(Path(__file__).parents[1] / "data"))
 from data_folders import write_folder
@@ -28,7 +29,7 @@ def test_the_best_checkpoints_are_measured(trio: list[RunDir]) -> None:
     assert [member["name"] for member in made["members"]] == ["run_reasoning", "run_memory", "run_speed"]
     assert made["members"][0]["step"] == first
     for run, member in zip(trio, made["members"], strict=True):
-        assert member["model_sha256"] == file_digest(run.checkpoint(member["step"]) / "model.safetensors")
+        assert member["model_sha256"] == file_digest(weights_file(run.checkpoint(member["step"])))
         assert member["positions"] == made["members"][0]["positions"]
     assert all(pair["agreement"] is not None for pair in made["pairs"])  # they share data, so they share the tokenizer
     assert made["required_order"]["holds"] in (True, False)
