@@ -64,7 +64,7 @@ class Setting:
 
 def suite(setting: Setting) -> dict[str, Any]:
     """The tests' tolerances are those of float32; TF32 is off, as the worker leaves it."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/model", "tests/test_optimizer.py", "tests/training"]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/model", "tests/optimizer", "tests/training"]
     done = subprocess.run(
         command, cwd=ROOT, env={**os.environ, "COGNATE_TEST_DEVICE": setting.device.type}, capture_output=True, text=True, check=False
     )

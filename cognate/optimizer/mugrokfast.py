@@ -1,7 +1,6 @@
 """MuGrokfast: Grokfast's slow-gradient filter before Muon's orthogonalised update.
 
-The equation first, as functions: grokfast_ema(), orthogonalize(), row_normalize(), qk_clip(), muon_clip(). MuGrokfast
-then applies them to a model, each kind of tensor by its own rule:
+The equations stand in equations.py, in polar.py and in torch (AdamW). Here they meet a model, each kind of tensor by its own rule:
 
     matrix      momentum, orthogonalised; decays where decay and update agree
     embedding   momentum, each token's vector normalised by one second moment of its own
@@ -13,54 +12,37 @@ so the filter comes first; decay and clip act on weights. Needs torch only; work
 A gradient that is not finite changes nothing but a count. With `capturable` that is decided on the device: everything a
 step adds is multiplied by `alive`, which is 1, or 0 when the step is skipped; gradients are then 0 too, and x * 1 + 0 = x.
 
-Sources: Grokfast-EMA, arXiv:2405.20233. Muon, https://kellerjordan.github.io/posts/muon, with the scale of
-"Muon is Scalable", arXiv:2502.16982, section 2.2. Polar Express, arXiv:2505.16932. Cautious weight decay, arXiv:2510.12402.
-muon_clip() is MuonClip's QK-Clip, Kimi K2, arXiv:2507.20534, section 2.1.
-Where we differ: Grokfast's weight is ramped from 0; qk_clip(), for models with QK-norm, bounds the logit that gains allow,
-not the largest one seen.
+Source of the matrices' scale: "Muon is Scalable", arXiv:2502.16982, section 2.2.
 """
 
 from __future__ import annotations
 
-import functools
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, final, overload
+from typing import Any, final, overload
 
 import torch
 from torch import Tensor
 from torch.nn.utils import get_total_norm
 from torch.optim.adamw import adamw
 
-Kind = Literal["matrix", "embedding", "vector"]
-Group = dict[str, Any]  # one of torch's parameter groups
-Coefficients = Sequence[tuple[float, float, float]]
-Scalar = float | Tensor  # a number, or [] on the parameters' device
-Alive = int | Tensor  # 1, or 0 in a step that is skipped; [] when that is decided on the device
-
-STATE: Mapping[Kind, tuple[str, ...]] = {
-    "matrix": ("momentum",),
-    "embedding": ("momentum", "mean_square", "step"),
-    "vector": ("exp_avg", "exp_avg_sq", "step"),
-}
-
-# Five odd quintics a x + b x^3 + c x^5 whose composition takes [0.001, 1] into [0.85, 1.15]. The paper's algorithm 1 with
-# its safety factor 0.02 (hence MARGIN), as computed for modded-nanogpt (github.com/KellerJordan/modded-nanogpt).
-POLAR_EXPRESS: Coefficients = (
-    (8.156554524902461, -22.48329292557795, 15.878769915207462),
-    (4.042929935166739, -2.808917465908714, 0.5000178451051316),
-    (3.8916678022926607, -2.772484153217685, 0.5060648178503393),
-    (3.285753657755655, -2.3681294933425376, 0.46449024233003106),
-    (2.3465413258596377, -1.7097828382687081, 0.42323551169305323),
+from cognate.optimizer.blocks import blocks, narrow, wide_dtype, wide_like, widen
+from cognate.optimizer.equations import (
+    Alive,
+    Scalar,
+    add,
+    cautious_decay,
+    grokfast_ema,
+    muon_clip,
+    nesterov,
+    qk_clip,
+    ramp,
+    row_normalize,
 )
-MARGIN = 1.02
-
-# Elements of a tensor that the CPU takes through all operations of an update before it goes on to the next; 4 MiB in float32.
-# Measured, the default model on two cores, ms a step: 2^15 282, 2^17 348, 2^19 279, 2^20 to 2^22 254. Smaller blocks would stay
-# in the second-level cache, but each operation then wakes the other core for too little. On one core all are alike.
-BLOCK = 2**20
+from cognate.optimizer.kinds import STATE, Group, Kind, head_gains, kind_of, shape_of, state_keys
+from cognate.optimizer.polar import native_dtype, orthogonalize
 
 
 @dataclass(frozen=True)
@@ -164,7 +146,8 @@ class MuGrokfast(torch.optim.Optimizer):
         # "fused": torch then restores a "step" to its parameter's device, where fused AdamW wants it.
         defaults = {"lr": muon_lr, **numbers, "betas": betas, "fused": True}
         super().__init__(parameters, defaults)
-        self._head_gains()  # a gain without its siblings is refused here, not in the first step
+        if qk_clip != math.inf:
+            head_gains(self.param_groups)  # a gain without its siblings is refused here, not in the first step
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add one group for each kind of tensor in `param_group`."""
@@ -197,8 +180,8 @@ class MuGrokfast(torch.optim.Optimizer):
 
     def state_bytes(self) -> int:
         """What the state will take once every parameter has been updated; nothing is allocated for the answer."""
-        owned = ((group, parameter, key) for group in self.param_groups for parameter in group["params"] for key in _state_keys(group))
-        return sum(math.prod(_shape_of(key, parameter)) * self._dtype_of(key, parameter).itemsize for _, parameter, key in owned)
+        owned = ((group, parameter, key) for group in self.param_groups for parameter in group["params"] for key in state_keys(group))
+        return sum(math.prod(shape_of(key, parameter)) * self._dtype_of(key, parameter).itemsize for _, parameter, key in owned)
 
     def observe_logits(self, query: Tensor, key: Tensor, largest: Tensor) -> None:
         """Tell the next step the largest attention logits of heads without QK-norm, for muon_clip().
@@ -271,7 +254,7 @@ class MuGrokfast(torch.optim.Optimizer):
         capturable = (one_device and norm.is_cuda) if self._capturable is None else self._capturable
         home = norm.device if capturable else torch.device("cpu")
         self._steps, self._skipped_steps, self._qk_clips = (count.to(home) for count in (self._steps, self._skipped_steps, self._qk_clips))
-        has_state = all(key in self.state.get(p, {}) for group, parameters in moving for p in parameters for key in _state_keys(group))
+        has_state = all(key in self.state.get(p, {}) for group, parameters in moving for p in parameters for key in state_keys(group))
         if capturable and has_state:
             finite = norm.isfinite()
             clip = (self._gradient_clip / (norm + 1e-6)).clamp(max=1.0)
@@ -285,24 +268,19 @@ class MuGrokfast(torch.optim.Optimizer):
         slow, momenta = self._slow(group, parameters, gradients), self._states(parameters, "momentum")
         device = parameters[0].device
         update = torch.empty(len(parameters), *parameters[0].shape, dtype=self._dtype or native_dtype(device), device=device)
-        for gradient, slow_part, stored, out, filtered, spare in _blocks(gradients, slow, momenta, list(update), scratch=2):
+        for gradient, slow_part, stored, out, filtered, spare in blocks(gradients, slow, momenta, list(update), scratch=2):
             self._filter(group, gradient, slow_part, now, filtered, spare)
-            momentum = _widen(stored, spare)
-            _ema(momentum, filtered, 1 - group["momentum"], now.alive)
-            _narrow(momentum, stored)
-            torch._foreach_lerp_(filtered, momentum, group["momentum"])  # Nesterov's look ahead
+            momentum = widen(stored, spare)
+            nesterov(filtered, momentum, group["momentum"], alive=now.alive)
+            narrow(momentum, stored)
             torch._foreach_copy_(out, filtered)
         change = orthogonalize(update, dtype=update.dtype)  # [same shape, rows, columns]
         scale = 0.2 * math.sqrt(max(change.shape[-2:]))  # an update's RMS is then 0.2 whatever the shape
-        for weights, directions, moves, agrees in _blocks(parameters, list(change), scratch=2):
+        for weights, directions, moves, spare in blocks(parameters, list(change), scratch=2):
             torch._foreach_copy_(moves, directions)
             if group["weight_decay"]:
-                torch._foreach_copy_(agrees, weights)
-                torch._foreach_mul_(agrees, moves)
-                for product in agrees:
-                    product.ge_(0)  # 1 where decay would not pull against the update, else 0
-                torch._foreach_addcmul_(moves, weights, agrees, value=group["weight_decay"] / scale)
-            _add(weights, moves, -scale * group["lr"] * now.alive)
+                cautious_decay(moves, weights, group["weight_decay"] / scale, spare)
+            add(weights, moves, -scale * group["lr"] * now.alive)
 
     def _step_embeddings(self, group: Group, parameters: list[Tensor], now: _Now) -> None:
         gradients = now.gradients_of(parameters)
@@ -312,19 +290,19 @@ class MuGrokfast(torch.optim.Optimizer):
             step += now.alive
             if tensors[-1].shape[0] == 1:  # each token is a column
                 tensors = [tensor.mT for tensor in tensors]
-            for [table], gradient, slow_part, stored, [square], filtered, spare in _blocks(*([tensor] for tensor in tensors), scratch=2):
+            for [table], gradient, slow_part, stored, [square], filtered, spare in blocks(*([tensor] for tensor in tensors), scratch=2):
                 self._filter(group, gradient, slow_part, now, filtered, spare)
-                momentum = _widen(stored, spare)
+                momentum = widen(stored, spare)
                 factor = row_normalize(filtered[0], momentum[0], square, step, group["betas"], group["eps"], alive=now.alive)
-                _narrow(momentum, stored)
+                narrow(momentum, stored)
                 table.addcmul_(momentum[0], factor * (group["lr"] * now.alive), value=-1)
 
     def _step_vectors(self, group: Group, parameters: list[Tensor], now: _Now) -> None:
         gradients = now.gradients_of(parameters)
         stored, squares, steps = (self._states(parameters, key) for key in STATE["vector"])
-        filtered = _wide_like(parameters)
+        filtered = wide_like(parameters)
         self._filter(group, gradients, self._slow(group, parameters, gradients), now, filtered)
-        weights, averages = _widen(parameters), _widen(stored)
+        weights, averages = widen(parameters), widen(stored)
         beta1, beta2 = group["betas"]
         adamw(  # the one place where torch.compile breaks its graph
             weights,
@@ -343,8 +321,8 @@ class MuGrokfast(torch.optim.Optimizer):
             eps=group["eps"],
             maximize=False,
         )
-        _narrow(weights, parameters)
-        _narrow(averages, stored)
+        narrow(weights, parameters)
+        narrow(averages, stored)
 
     def _filter(
         self,
@@ -360,13 +338,14 @@ class MuGrokfast(torch.optim.Optimizer):
         if isinstance(now.clip, Tensor) or now.clip != 1:
             torch._foreach_mul_(filtered, now.clip)
         if group["grokfast_lambda"]:
-            wide = _widen(slow, spare)
-            weight = group["grokfast_lambda"] * _ramp(now.steps, group["grokfast_ramp_steps"]) * now.alive
+            wide = widen(slow, spare)
+            weight = group["grokfast_lambda"] * ramp(now.steps, group["grokfast_ramp_steps"]) * now.alive
             grokfast_ema(filtered, wide, group["grokfast_alpha"], weight, alive=now.alive)
-            _narrow(wide, slow)
+            narrow(wide, slow)
 
     def _clip_heads(self, threshold: Scalar) -> None:
-        clips = [(query, key, qk_clip(query, key, head_dim, threshold)) for query, key, head_dim in self._head_gains()]
+        gains = head_gains(self.param_groups) if self._qk_threshold != math.inf else []
+        clips = [(query, key, qk_clip(query, key, head_dim, threshold)) for query, key, head_dim in gains]
         for (query, key), largest in self._observed.items():
             if query.requires_grad and key.requires_grad:
                 clips.append((query, key, muon_clip(query, key, largest, threshold)))
@@ -375,30 +354,10 @@ class MuGrokfast(torch.optim.Optimizer):
             key.copy_(clipped_key)
             self._qk_clips += clipped.sum().to(self._qk_clips.device)
 
-    def _head_gains(self) -> list[tuple[Tensor, Tensor, int]]:
-        """(query gain, key gain, head_dim) of every attention whose gains are trained."""
-        if self._qk_threshold == math.inf:
-            return []
-        named = {
-            name: parameter for group in self.param_groups for name, parameter in zip(group["param_names"], group["params"], strict=True)
-        }
-        gains = []
-        for name in named:
-            if not name.endswith("query_gain"):
-                continue
-            prefix = name.removesuffix("query_gain")
-            for sibling in (f"{prefix}key_gain", f"{prefix}query.weight"):
-                if sibling not in named:
-                    raise ValueError(f"{name} needs {sibling} beside it for QK-clip; rename it, or pass qk_clip=math.inf")
-            query_gain, key_gain = named[name], named[f"{prefix}key_gain"]
-            if query_gain.requires_grad and key_gain.requires_grad:
-                gains.append((query_gain, key_gain, named[f"{prefix}query.weight"].shape[0] // query_gain.numel()))
-        return gains
-
     def _create_state(self, group: Group, parameters: list[Tensor], clip: Scalar) -> None:
         for parameter in parameters:
             state = self.state[parameter]
-            for key in _state_keys(group):
+            for key in state_keys(group):
                 if key not in state:
                     state[key] = self._first(key, parameter, clip)
 
@@ -408,14 +367,14 @@ class MuGrokfast(torch.optim.Optimizer):
             assert parameter.grad is not None
             return (parameter.grad * clip).to(dtype)
         if key in {"step", "mean_square"}:
-            return torch.zeros(_shape_of(key, parameter), dtype=dtype, device=parameter.device)
+            return torch.zeros(shape_of(key, parameter), dtype=dtype, device=parameter.device)
         return torch.zeros_like(parameter, dtype=dtype)
 
     def _dtype_of(self, key: str, parameter: Tensor) -> torch.dtype:
         if key == "step":
             return torch.float32
         if key in {"mean_square", "exp_avg_sq"}:
-            return _wide_dtype(parameter)
+            return wide_dtype(parameter)
         return self._state_dtype or parameter.dtype
 
     def _slow(self, group: Group, parameters: list[Tensor], gradients: list[Tensor]) -> list[Tensor]:
@@ -424,143 +383,6 @@ class MuGrokfast(torch.optim.Optimizer):
 
     def _states(self, parameters: list[Tensor], key: str) -> list[Tensor]:
         return [self.state[parameter][key] for parameter in parameters]
-
-
-def kind_of(name: str, parameter: Tensor) -> Kind:
-    """Which of the three rules moves a parameter."""
-    if parameter.ndim != 2:
-        return "vector"
-    if name.endswith("embedding.weight") or _is_long(parameter.shape) or _is_long(parameter.shape[::-1]):
-        return "embedding"
-    return "vector" if min(parameter.shape) <= 8 else "matrix"
-
-
-def grokfast_ema(gradients: list[Tensor], slow: list[Tensor], alpha: float, weight: Scalar, *, alive: Alive = 1) -> None:
-    """Amplify what is slow in each gradient. Both are moved in place: mu = alpha mu + (1 - alpha) g, then g = g + weight mu.
-
-    gradients, slow: tensors of any shape, pairwise alike; at the first step `slow` equals `gradients`
-    """
-    _ema(slow, gradients, 1 - alpha, alive)
-    _add(gradients, slow, weight)
-
-
-def orthogonalize(
-    update: Tensor, coefficients: Coefficients = POLAR_EXPRESS, *, margin: float = MARGIN, dtype: torch.dtype = torch.float32
-) -> Tensor:
-    """The nearest matrix with all singular values about 1 (the polar factor), by odd polynomials of `update`.
-
-    Singular values of at least 1/1000 of the Frobenius norm come out within [0.84, 1.16]; smaller ones grow
-    about a thousandfold and stay below that. Zero stays zero. The scale of `update` does not matter.
-
-    update: [..., rows, columns], any floating dtype
-    returns [..., rows, columns] in `dtype`
-    """
-    rows, columns = update.shape[-2:]
-    wide = update.to(dtype).reshape(-1, rows, columns)
-    wide = wide.mT if rows > columns else wide  # [matrix, short side, long side]: the products below are then short x short
-    # A norm below 1e-12 is not divided by: such an update fades to nothing, and its rounding is not amplified.
-    norm = torch.linalg.vector_norm(wide, dim=(-2, -1), keepdim=True).clamp(min=1e-12)
-    wide = wide / (norm * margin)
-    if dtype == torch.float32 and max(rows, columns) >= 3 * min(rows, columns):
-        wide = _apply_polynomials_by_gram(wide, coefficients)
-    else:
-        wide = _apply_polynomials(wide, coefficients)
-    return (wide.mT if rows > columns else wide).reshape(update.shape)
-
-
-def row_normalize(
-    gradient: Tensor,
-    momentum: Tensor,
-    mean_square: Tensor,
-    step: Tensor,
-    betas: tuple[float, float],
-    eps: float,
-    *,
-    alive: Alive = 1,
-) -> Tensor:
-    """Adam with one second moment a token: its vector keeps its direction, only its length is normalised.
-
-    Moves `momentum` and `mean_square` in place.
-
-    gradient, momentum: [token, width]
-    mean_square: [token, 1]
-    step: [], the number of gradients seen, this one included
-    returns what `momentum` is to be multiplied by, [token, 1]
-    """
-    beta1, beta2 = betas
-    square = torch.linalg.vector_norm(gradient, dim=-1, keepdim=True).square_().div_(gradient.shape[-1])
-    _ema([momentum], [gradient], 1 - beta1, alive)
-    _ema([mean_square], [square], 1 - beta2, alive)
-    root = (mean_square / (1 - beta2**step)).sqrt_().add_(eps)
-    return root.mul_(1 - beta1**step).reciprocal_()
-
-
-def qk_clip(query_gain: Tensor, key_gain: Tensor, head_dim: int, threshold: Scalar) -> tuple[Tensor, Tensor, Tensor]:
-    """Shrink both gains of each head whose largest possible attention logit exceeds `threshold`.
-
-    For attention with QK-norm: normalised queries and keys have length sqrt(head_dim), and scores are divided by it once.
-
-    query_gain, key_gain: [head]
-    returns (query_gain, key_gain, clipped), each [head]; clipped is bool
-    """
-    shrink, clipped = _shrink(math.sqrt(head_dim) * (query_gain * key_gain).abs(), threshold)
-    return query_gain * shrink, key_gain * shrink, clipped
-
-
-def muon_clip(query: Tensor, key: Tensor, largest: Tensor, threshold: Scalar) -> tuple[Tensor, Tensor, Tensor]:
-    """Shrink the rows of both projections of each head that has shown an attention logit above `threshold`.
-
-    For attention without QK-norm, whose logits are bilinear in the two: with S_max = `largest`, each is multiplied by
-    sqrt(threshold / S_max), and the same logit is then the threshold.
-
-    query, key: [head * head_dim, d_model], W_q and W_k, a head's rows together
-    largest: [head], the largest logit q.k / sqrt(head_dim) seen; one that is not finite clips nothing
-    returns (query, key, clipped), shaped like query, key and largest; clipped is bool
-    """
-    shrink, clipped = _shrink(largest.to(query.dtype), threshold)
-    by_row = shrink.repeat_interleave(query.shape[0] // len(largest))[:, None]  # [head * head_dim, 1]
-    return query * by_row, key * by_row, clipped
-
-
-@functools.cache
-def native_dtype(device: torch.device) -> torch.dtype:
-    """bfloat16 where it is multiplied natively, else float32.
-
-    Measured on two cores with AMX, all matrices of the default model, ms: bf16 76, fp32 224, fp32 without the Gram form 364.
-    """
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float32
-    if device.type == "cpu":
-        features = torch.cpu.get_capabilities()
-        return torch.bfloat16 if features.get("avx512_bf16") or features.get("amx_bf16") else torch.float32
-    return torch.float32
-
-
-def _apply_polynomials(wide: Tensor, coefficients: Coefficients) -> Tensor:
-    # Results go where earlier ones were: on the CPU fresh memory made this a third slower for 36 matrices of 320 x 320.
-    matrices, short, long = wide.shape
-    gram, factor = wide.new_empty(2, matrices, short, short)
-    results = wide.new_empty(2, matrices, short, long)
-    for i, (a, b, c) in enumerate(coefficients):
-        torch.bmm(wide, wide.mT, out=gram)
-        torch.baddbmm(gram, gram, gram, beta=b, alpha=c, out=factor)
-        wide = torch.baddbmm(wide, factor, wide, beta=a, out=results[i % 2])
-    return wide
-
-
-def _apply_polynomials_by_gram(wide: Tensor, coefficients: Coefficients) -> Tensor:
-    """The same product, multiplying only short x short matrices between the first line and the last.
-
-    In bfloat16 small singular values drown in the Gram matrix's rounding and come out up to 1.4: float32 only.
-    """
-    gram = wide @ wide.mT
-    identity = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
-    product = identity
-    for a, b, c in coefficients:
-        factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c) + a * identity
-        product = factor @ product
-        gram = factor @ gram @ factor
-    return product @ wide
 
 
 def _check_ranges(options: Mapping[str, float]) -> None:
@@ -575,30 +397,6 @@ def _check_ranges(options: Mapping[str, float]) -> None:
             raise ValueError(f"{name} is {value}; it must be a finite number of at least 0")
 
 
-def _ema(averages: list[Tensor], values: list[Tensor], rate: float, alive: Alive) -> None:
-    """average += rate (value - average), in place. Where `alive` is 0 the values are too, and nothing changes."""
-    if isinstance(alive, Tensor):
-        torch._foreach_mul_(averages, 1 - rate * alive)
-        torch._foreach_add_(averages, values, alpha=rate)
-    else:
-        torch._foreach_lerp_(averages, values, rate)
-
-
-def _add(tensors: list[Tensor], others: list[Tensor], factor: Scalar) -> None:
-    """tensor += factor * other, in place."""
-    if isinstance(factor, Tensor):
-        torch._foreach_add_(tensors, torch._foreach_mul(others, factor))
-    else:
-        torch._foreach_add_(tensors, others, alpha=factor)
-
-
-def _shrink(largest: Tensor, threshold: Scalar) -> tuple[Tensor, Tensor]:
-    """(what both factors of a logit are multiplied by, whether that is below 1), each shaped like `largest`."""
-    # A head just clipped may round to the last bit above the threshold: that is not another clip.
-    clipped = (largest > threshold * (1 + 4 * torch.finfo(largest.dtype).eps)) & largest.isfinite()
-    return torch.where(clipped, (threshold / largest).sqrt(), 1.0), clipped
-
-
 def _alike(group: Group) -> list[list[Tensor]]:
     """The group's parameters that have a gradient, in lists that can be stacked."""
     lists: dict[object, list[Tensor]] = defaultdict(list)
@@ -611,73 +409,3 @@ def _alike(group: Group) -> list[list[Tensor]]:
 
 def _gradients(parameters: list[Tensor]) -> list[Tensor]:
     return [parameter.grad for parameter in parameters if parameter.grad is not None]
-
-
-def _blocks(*lists: list[Tensor], scratch: int) -> Iterator[tuple[list[Tensor], ...]]:
-    """The lists again; on the CPU in blocks of rows, each to go through all operations before the next.
-
-    With them come `scratch` lists of tensors shaped like the first list's, uninitialised and wide. On the CPU their memory is
-    always the same: touching fresh memory takes longer than the arithmetic on it.
-
-    lists: equally long; the tensors at one place have equally many rows
-    """
-    if lists[0][0].device.type != "cpu":
-        yield (*lists, *(_wide_like(lists[0]) for _ in range(scratch)))
-        return
-    size = max(BLOCK, *(tensor[0].numel() for tensor in lists[0]))
-    memory = torch.empty(scratch, size, dtype=_wide_dtype(lists[0][0])).unbind()
-    for tensors in zip(*lists, strict=True):
-        rows = max(1, BLOCK // tensors[0][0].numel())
-        for block in zip(*(torch.split(tensor, rows) for tensor in tensors), strict=True):
-            shape, elements = block[0].shape, block[0].numel()
-            yield (*([part] for part in block), *([part[:elements].view(shape)] for part in memory))
-
-
-def _wide_dtype(tensor: Tensor) -> torch.dtype:
-    """All arithmetic is in float32 or float64, whatever is stored."""
-    return torch.promote_types(tensor.dtype, torch.float32)
-
-
-def _wide_like(tensors: list[Tensor]) -> list[Tensor]:
-    return [torch.empty_like(tensor, dtype=_wide_dtype(tensor)) for tensor in tensors]
-
-
-def _widen(tensors: list[Tensor], scratch: list[Tensor] | None = None) -> list[Tensor]:
-    """The tensors themselves, or where they are narrow their copies, in `scratch` if there is any."""
-    if tensors[0].dtype == _wide_dtype(tensors[0]):
-        return tensors
-    wide = _wide_like(tensors) if scratch is None else scratch
-    torch._foreach_copy_(wide, tensors)
-    return wide
-
-
-def _narrow(wide: list[Tensor], tensors: list[Tensor]) -> None:
-    """Round `wide`, from _widen(tensors), back into `tensors`."""
-    if wide is not tensors:
-        torch._foreach_copy_(tensors, wide)
-
-
-def _ramp(steps: Scalar, ramp_steps: int) -> Scalar:
-    if not ramp_steps:
-        return 1.0
-    share = steps / ramp_steps
-    return share.clamp(max=1.0) if isinstance(share, Tensor) else min(1.0, share)
-
-
-def _is_long(shape: Sequence[int]) -> bool:
-    return shape[0] > 4096 and shape[0] > 16 * shape[1]
-
-
-def _one_a_token(table: Tensor) -> tuple[int, int]:
-    # Tokens are rows, unless the table is so wide that they can only be columns.
-    return (1, table.shape[1]) if _is_long(table.shape[::-1]) else (table.shape[0], 1)
-
-
-def _shape_of(key: str, parameter: Tensor) -> Sequence[int]:
-    """Of one entry of a parameter's state."""
-    return () if key == "step" else _one_a_token(parameter) if key == "mean_square" else parameter.shape
-
-
-def _state_keys(group: Group) -> tuple[str, ...]:
-    """The names of each parameter's state."""
-    return (*(("slow",) if group["grokfast_lambda"] else ()), *STATE[group["kind"]])

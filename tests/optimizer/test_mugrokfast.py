@@ -6,7 +6,7 @@ import copy
 import functools
 import json
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -16,113 +16,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import cognate.optimizer
 from cognate.config import ModelConfig, OptimizerConfig
 from cognate.model import Cognate
-from cognate.optimizer import MuGrokfast, grokfast_ema, kind_of, muon_clip, native_dtype, orthogonalize, qk_clip
+from cognate.optimizer import MuGrokfast, kind_of, orthogonalize
+from tests.optimizer.toy import assert_same_bits, optimizer_of, published_grokfast, random_gradients, step_with, toy, train, weights
 
 MUON_COEFFICIENTS = ((3.4445, -4.7750, 2.0315),) * 5  # torch.optim.Muon's
 both_paths = pytest.mark.parametrize("capturable", [False, True], ids=["decided on the host", "decided on the device"])
-SHAPES = [(64, 64), (320, 320), (192, 320), (1024, 320), (320, 1024), (64, 320)]
-
-
-class Toy(nn.Module):
-    """One of everything that MuGrokfast tells apart. Gradients are set, never computed."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.embedding = nn.Embedding(24, 16)
-        self.query = nn.Linear(16, 16, bias=False)
-        self.key = nn.Linear(16, 16, bias=False)
-        self.query_gain = nn.Parameter(torch.ones(2))
-        self.key_gain = nn.Parameter(torch.ones(2))
-        self.up = nn.Linear(16, 64, bias=False)
-        self.down = nn.Linear(64, 16, bias=False)
-        self.gates = nn.Linear(16, 4)
-        self.norm = nn.Parameter(torch.ones(16))
-        self.scale = nn.Parameter(torch.tensor(0.5))
-
-
-def toy(seed: int = 0) -> Toy:
-    torch.manual_seed(seed)
-    return Toy()
-
-
-def random_gradients(model: nn.Module, seed: int, scale: float = 1.0) -> dict[str, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    return {name: scale * torch.randn(parameter.shape, generator=generator) for name, parameter in model.named_parameters()}
-
-
-def optimizer_of(model: nn.Module, **options: Any) -> MuGrokfast:
-    """In float32, so that what is compared does not depend on the machine."""
-    return MuGrokfast(model.named_parameters(), **{"orthogonalization_dtype": torch.float32, **options})
-
-
-def step_with(optimizer: MuGrokfast, model: nn.Module, gradients: dict[str, Tensor]) -> None:
-    for name, parameter in model.named_parameters():
-        parameter.grad = gradients[name].clone() if name in gradients else None
-    optimizer.step()
-
-
-def weights(model: nn.Module) -> dict[str, Tensor]:
-    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-
-
-def assert_same_bits(left: dict[str, Tensor], right: dict[str, Tensor]) -> None:
-    assert left.keys() == right.keys()
-    assert [name for name in left if not torch.equal(left[name], right[name])] == []
-
-
-def train(gradients: Iterable[dict[str, Tensor]], **options: Any) -> dict[str, Tensor]:
-    """The weights of a Toy after one step a gradient."""
-    model = toy()
-    optimizer = optimizer_of(model, **options)
-    for gradient in gradients:
-        step_with(optimizer, model, gradient)
-    return weights(model)
 
 
 # --- the filter -------------------------------------------------------------------------------------------
-
-
-def published_grokfast(gradients: list[Tensor], alpha: float, weights: list[float]) -> list[Tensor]:
-    """Grokfast-EMA as its authors wrote it, with a weight of its own for each step."""
-    slow = gradients[0]
-    filtered = []
-    for gradient, weight in zip(gradients, weights, strict=True):
-        slow = alpha * slow + (1 - alpha) * gradient
-        filtered.append(gradient + weight * slow)
-    return filtered
-
-
-def run_filter(gradients: list[Tensor], alpha: float, weight: float) -> list[Tensor]:
-    slow, filtered = [gradients[0].clone()], [gradient.clone() for gradient in gradients]
-    for gradient in filtered:
-        grokfast_ema([gradient], slow, alpha, weight)
-    return filtered
-
-
-def test_the_filter_is_the_published_one() -> None:
-    """The predecessor of this project subtracted what Grokfast adds."""
-    generator = torch.Generator().manual_seed(0)
-    gradients = [torch.randn(7, 5, generator=generator) for _ in range(20)]
-    expected = published_grokfast(gradients, 0.98, [0.3] * 20)
-    for ours, theirs in zip(run_filter(gradients, 0.98, 0.3), expected, strict=True):
-        torch.testing.assert_close(ours, theirs)
-
-
-def test_a_constant_gradient_is_amplified_by_one_plus_lambda() -> None:
-    """The slow part is what Grokfast amplifies; a constant is nothing but slow, from the first step."""
-    gradient = torch.tensor([1.0, -2.0, 0.5])
-    for filtered in run_filter([gradient] * 50, 0.98, 0.3):
-        torch.testing.assert_close(filtered, 1.3 * gradient)
-
-
-def test_an_alternating_gradient_is_amplified_by_less() -> None:
-    """The fast part must not grow by the same factor, or the filter is a learning rate."""
-    gradient = torch.tensor([1.0, -2.0, 0.5])
-    late = run_filter([gradient * (-1) ** i for i in range(400)], 0.98, 0.3)[-1]
-    assert (late.norm() / gradient.norm()).item() < 1.01
 
 
 @pytest.mark.parametrize("ramp_steps", [0, 4])
@@ -149,89 +52,14 @@ def test_lambda_zero_keeps_no_slow_gradient() -> None:
     assert all("slow" not in state for state in optimizer.state.values())
 
 
-# --- orthogonalisation ------------------------------------------------------------------------------------
-
-
-def with_singular_values(rows: int, columns: int, values: Tensor) -> Tensor:
-    generator = torch.Generator().manual_seed(rows + columns)
-    left = torch.linalg.qr(torch.randn(rows, len(values), generator=generator, dtype=torch.float64))[0]
-    right = torch.linalg.qr(torch.randn(columns, len(values), generator=generator, dtype=torch.float64))[0]
-    return ((left * values) @ right.T).float()
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("condition", [1, 30, 100])
-@pytest.mark.parametrize(("rows", "columns"), SHAPES)
-def test_singular_values_come_out_near_one(rows: int, columns: int, condition: float, dtype: torch.dtype) -> None:
-    """That is the whole point of the update: every direction is used, tall, wide or square, however uneven the gradient."""
-    values = torch.logspace(0, -math.log10(condition), min(rows, columns), dtype=torch.float64)
-    out = torch.linalg.svdvals(orthogonalize(with_singular_values(rows, columns, values), dtype=dtype).double())
-    assert out.min() > 0.7
-    assert out.max() < 1.2
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("rows", "columns"), SHAPES)
-def test_a_singular_value_too_small_to_lift_never_overshoots(rows: int, columns: int, dtype: torch.dtype) -> None:
-    """Five iterations lift a thousandfold and no more; below that rounding must not be blown up into an update."""
-    values = torch.logspace(0, -6, min(rows, columns), dtype=torch.float64)
-    out = torch.linalg.svdvals(orthogonalize(with_singular_values(rows, columns, values), dtype=dtype).double())
-    large = int((values / values.norm() > 1e-3).sum())
-    assert out[:large].min() > 0.7
-    assert out.max() < 1.2
-
-
-@pytest.mark.parametrize(("rows", "columns"), SHAPES)
-def test_singular_vectors_stay(rows: int, columns: int) -> None:
-    """Only the lengths change: U'OV is diagonal, for a transpose gone missing would still have good singular values."""
-    values = torch.linspace(1, 0.1, min(rows, columns), dtype=torch.float64)
-    update = with_singular_values(rows, columns, values)
-    left, _, right = torch.linalg.svd(update.double(), full_matrices=False)
-    inside = left.mT @ orthogonalize(update).double() @ right.mT
-    assert (inside - torch.diag(inside.diagonal())).abs().max() < 1e-3
-    assert inside.diagonal().min() > 0.7
-
-
-@pytest.mark.parametrize(("rows", "columns"), [(64, 320), (320, 64), (1024, 320)])
-def test_the_gram_form_is_the_same_polynomial(rows: int, columns: int) -> None:
-    """float64 takes the direct form, float32 the Gram form: an optimisation must not be another function."""
-    update = torch.randn(rows, columns, generator=torch.Generator().manual_seed(0))
-    direct = orthogonalize(update.double(), dtype=torch.float64)
-    torch.testing.assert_close(orthogonalize(update).double(), direct, rtol=1e-3, atol=1e-4)
-
-
-@pytest.mark.parametrize(("rows", "columns"), [(48, 48), (48, 32), (48, 160)])
-def test_a_stack_is_its_matrices(rows: int, columns: int) -> None:
-    """Matrices of one shape are stacked for speed; they must not see each other."""
-    stack = torch.randn(2, 3, rows, columns, generator=torch.Generator().manual_seed(0))
-    alone = torch.stack([torch.stack([orthogonalize(matrix) for matrix in pair]) for pair in stack])
-    torch.testing.assert_close(orthogonalize(stack), alone, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("exponent", [-30, -7, 1, 40])
-def test_the_gradients_scale_does_not_matter(exponent: int, dtype: torch.dtype) -> None:
-    """A loss in other units gives the same update, to the bit for a power of two."""
-    update = torch.randn(40, 160, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(orthogonalize(update * 2.0**exponent, dtype=dtype), orthogonalize(update, dtype=dtype))
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("size", [0.0, 1e-45, 1e-30, 1e-15])
-def test_next_to_nothing_becomes_next_to_nothing(size: float, dtype: torch.dtype) -> None:
-    """Output projections start at zero, so the first gradients behind them are exactly zero: never NaN, never noise."""
-    out = orthogonalize(torch.full((40, 160), size), dtype=dtype)
-    assert out.isfinite().all()
-    assert torch.linalg.matrix_norm(out.float(), 2) < 1.2
-    if size == 0:
-        assert not out.any()
+# --- against torch.optim.Muon ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("shape", [(320, 320), (2048, 320), (320, 2048)])
 def test_without_filter_it_is_muon(shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     """An independent implementation of momentum, Nesterov, iteration and scale; given Muon's coefficients, only rounding differs."""
     theirs_way = functools.partial(orthogonalize, coefficients=MUON_COEFFICIENTS, margin=1.0)
-    monkeypatch.setattr(cognate.optimizer, "orthogonalize", theirs_way)
+    monkeypatch.setattr("cognate.optimizer.mugrokfast.orthogonalize", theirs_way)
     generator = torch.Generator().manual_seed(0)
     start = 0.02 * torch.randn(shape, generator=generator)
     ours, theirs = nn.Parameter(start.clone()), nn.Parameter(start.clone())
@@ -400,40 +228,6 @@ def test_a_table_stored_sideways_is_normalised_a_token_at_a_time() -> None:
 # --- QK-clip ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("query_gain", "key_gain", "head_dim", "expected_product", "clipped"),
-    [
-        (1.0, 1.0, 64, 1.0, False),  # 8 is allowed
-        (1.9, 1.9, 64, 1.9 * 1.9, False),  # 28.88
-        (2.0, 2.0, 64, 30 / 8, True),  # 32
-        (5.0, 5.0, 64, 30 / 8, True),  # 200
-        (100.0, 0.5, 64, 30 / 8, True),  # 400, lopsided
-        (-5.0, 5.0, 64, -30 / 8, True),  # a negative gain makes large logits of opposite vectors
-        (2.0, 2.0, 16, 4.0, False),  # a narrow head: 16
-        (0.0, 1e30, 64, 0.0, False),
-    ],
-)
-def test_the_largest_possible_logit_is_bounded(
-    query_gain: float, key_gain: float, head_dim: int, expected_product: float, clipped: bool
-) -> None:
-    """sqrt(head_dim) |g_q g_k| <= 30, and nothing is touched below that."""
-    query, key, was_clipped = qk_clip(torch.tensor([query_gain]), torch.tensor([key_gain]), head_dim, 30.0)
-    assert was_clipped.item() is clipped
-    assert (query * key).item() == pytest.approx(expected_product, rel=1e-6)
-    if clipped:  # both shrink by the same factor
-        assert (query / query_gain).item() == pytest.approx((key / key_gain).item(), rel=1e-6)
-    else:
-        assert (query.item(), key.item()) == (torch.tensor(query_gain).item(), torch.tensor(key_gain).item())
-
-
-def test_clipping_twice_is_clipping_once() -> None:
-    """A head that sits at the threshold after rounding must not count a clip in every step."""
-    gains = torch.linspace(2.0, 50.0, 500)
-    query, key, clipped = qk_clip(gains, gains.flip(0), 64, 30.0)
-    assert clipped.all()
-    assert not qk_clip(query, key, 64, 30.0)[2].any()
-
-
 def test_a_step_clips_each_head_alone_and_counts() -> None:
     """Two heads of width 8: sqrt(8) * 4 * 4 = 45 is too much, sqrt(8) is not."""
     model = toy()
@@ -475,48 +269,6 @@ def test_a_gain_without_its_siblings_is_refused() -> None:
     """Leaving it unbounded would be a silent fallback."""
     with pytest.raises(ValueError, match=r"attention.query_gain needs attention.key_gain beside it"):
         MuGrokfast([("attention.query_gain", nn.Parameter(torch.ones(2)))])
-
-
-def logits(query: Tensor, key: Tensor, x: Tensor, n_heads: int) -> Tensor:
-    """q.k / sqrt(head_dim) between all tokens, as attention without QK-norm has them; [head, time, time] in float64."""
-    q, k = ((x.double() @ weight.double().T).unflatten(-1, (n_heads, -1)).transpose(0, 1) for weight in (query, key))
-    return q @ k.mT / math.sqrt(q.shape[-1])
-
-
-def projections(n_heads: int = 4, head_dim: int = 8, width: int = 24) -> tuple[Tensor, Tensor, Tensor]:
-    """(W_q, W_k, x) with heads whose logits differ in size."""
-    generator = torch.Generator().manual_seed(0)
-    sizes = torch.logspace(-1, 1, n_heads).repeat_interleave(head_dim)[:, None]
-    query, key = (sizes * torch.randn(n_heads * head_dim, width, generator=generator) for _ in range(2))
-    return query, key, torch.randn(50, width, generator=generator)
-
-
-@pytest.mark.parametrize(
-    ("largest", "shrink"),
-    [(29.9, 1.0), (30.0, 1.0), (60.0, math.sqrt(0.5)), (3000.0, 0.1), (0.0, 1.0), (-500.0, 1.0), (math.inf, 1.0), (math.nan, 1.0)],
-)
-def test_muon_clip_is_the_papers(largest: float, shrink: float) -> None:
-    """Kimi K2, section 2.1: both W_q and W_k of a head by sqrt(tau / S_max), and nothing else. What is not finite clips nothing:
-    it would shrink the head to 0."""
-    query, key, _ = projections(n_heads=2)
-    clipped_query, clipped_key, clipped = muon_clip(query, key, torch.tensor([largest, 1.0]), 30.0)
-    assert clipped.tolist() == [shrink < 1, False]
-    for weight, ours in ((query, clipped_query), (key, clipped_key)):
-        torch.testing.assert_close(ours[:8], shrink * weight[:8])
-        assert torch.equal(ours[8:], weight[8:])
-
-
-def test_no_logit_is_above_the_threshold_after_muon_clip() -> None:
-    """The bound itself, with the scores computed again; and the next step, seeing them, clips nothing."""
-    query, key, x = projections()
-    largest = logits(query, key, x, 4).amax((1, 2))
-    query, key, clipped = muon_clip(query, key, largest, 30.0)
-    again = logits(query, key, x, 4).amax((1, 2))
-    assert clipped.tolist() == (largest > 30).tolist()
-    assert 0 < clipped.sum() < 4
-    assert again[clipped].tolist() == pytest.approx([30.0] * int(clipped.sum()), rel=1e-6)
-    assert torch.equal(again[~clipped], largest[~clipped])
-    assert not muon_clip(query, key, again.float(), 30.0)[2].any()
 
 
 @both_paths
@@ -671,7 +423,7 @@ def test_blocks_are_not_seen_in_the_result(monkeypatch: pytest.MonkeyPatch) -> N
     """Rows go through an update in blocks for the cache's sake alone; the last block may be short."""
     gradients = [random_gradients(toy(), seed) for seed in range(3)]
     whole = train(gradients)
-    monkeypatch.setattr(cognate.optimizer, "BLOCK", 80)  # five rows of 16
+    monkeypatch.setattr("cognate.optimizer.blocks.BLOCK", 80)  # five rows of 16
     assert_same_bits(train(gradients), whole)
 
 
@@ -1152,8 +904,3 @@ def test_cuda_and_cpu_agree() -> None:
         on_device.load_state_dict(saved)
     for name, value in weights(other).items():
         torch.testing.assert_close(value.cpu(), weights(model)[name], rtol=1e-4, atol=1e-5)
-
-
-def test_the_native_dtype_is_one_of_two() -> None:
-    """float16 would overflow inside the iteration."""
-    assert native_dtype(torch.device("cpu")) in {torch.bfloat16, torch.float32}

@@ -1,0 +1,62 @@
+"""Which of the three rules moves a tensor, what is kept of it between steps, and which tensors are heads' gains."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from torch import Tensor
+
+Kind = Literal["matrix", "embedding", "vector"]
+Group = dict[str, Any]  # one of torch's parameter groups
+
+STATE: Mapping[Kind, tuple[str, ...]] = {
+    "matrix": ("momentum",),
+    "embedding": ("momentum", "mean_square", "step"),
+    "vector": ("exp_avg", "exp_avg_sq", "step"),
+}
+
+
+def kind_of(name: str, parameter: Tensor) -> Kind:
+    """Which of the three rules moves a parameter."""
+    if parameter.ndim != 2:
+        return "vector"
+    if name.endswith("embedding.weight") or _is_long(parameter.shape) or _is_long(parameter.shape[::-1]):
+        return "embedding"
+    return "vector" if min(parameter.shape) <= 8 else "matrix"
+
+
+def state_keys(group: Group) -> tuple[str, ...]:
+    """The names of each parameter's state."""
+    return (*(("slow",) if group["grokfast_lambda"] else ()), *STATE[group["kind"]])
+
+
+def shape_of(key: str, parameter: Tensor) -> Sequence[int]:
+    """Of one entry of a parameter's state."""
+    return () if key == "step" else _one_a_token(parameter) if key == "mean_square" else parameter.shape
+
+
+def head_gains(groups: Sequence[Group]) -> list[tuple[Tensor, Tensor, int]]:
+    """(query gain, key gain, head_dim) of every attention whose gains are trained, by its parameters' names (model/attention.py)."""
+    named = {name: parameter for group in groups for name, parameter in zip(group["param_names"], group["params"], strict=True)}
+    gains = []
+    for name in named:
+        if not name.endswith("query_gain"):
+            continue
+        prefix = name.removesuffix("query_gain")
+        for sibling in (f"{prefix}key_gain", f"{prefix}query.weight"):
+            if sibling not in named:
+                raise ValueError(f"{name} needs {sibling} beside it for QK-clip; rename it, or pass qk_clip=math.inf")
+        query_gain, key_gain = named[name], named[f"{prefix}key_gain"]
+        if query_gain.requires_grad and key_gain.requires_grad:
+            gains.append((query_gain, key_gain, named[f"{prefix}query.weight"].shape[0] // query_gain.numel()))
+    return gains
+
+
+def _one_a_token(table: Tensor) -> tuple[int, int]:
+    # Tokens are rows, unless the table is so wide that they can only be columns.
+    return (1, table.shape[1]) if _is_long(table.shape[::-1]) else (table.shape[0], 1)
+
+
+def _is_long(shape: Sequence[int]) -> bool:
+    return shape[0] > 4096 and shape[0] > 16 * shape[1]

@@ -1,0 +1,90 @@
+"""Muon's orthogonalisation: the polar factor of a matrix by Polar Express, and the Gram form of the same product.
+
+Sources: Muon, https://kellerjordan.github.io/posts/muon. Polar Express, arXiv:2505.16932.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+Coefficients = Sequence[tuple[float, float, float]]
+
+# Five odd quintics a x + b x^3 + c x^5 whose composition takes [0.001, 1] into [0.85, 1.15]. The paper's algorithm 1 with
+# its safety factor 0.02 (hence MARGIN), as computed for modded-nanogpt (github.com/KellerJordan/modded-nanogpt).
+POLAR_EXPRESS: Coefficients = (
+    (8.156554524902461, -22.48329292557795, 15.878769915207462),
+    (4.042929935166739, -2.808917465908714, 0.5000178451051316),
+    (3.8916678022926607, -2.772484153217685, 0.5060648178503393),
+    (3.285753657755655, -2.3681294933425376, 0.46449024233003106),
+    (2.3465413258596377, -1.7097828382687081, 0.42323551169305323),
+)
+MARGIN = 1.02
+
+
+def orthogonalize(
+    update: Tensor, coefficients: Coefficients = POLAR_EXPRESS, *, margin: float = MARGIN, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """The nearest matrix with all singular values about 1 (the polar factor), by odd polynomials of `update`.
+
+    Singular values of at least 1/1000 of the Frobenius norm come out within [0.84, 1.16]; smaller ones grow
+    about a thousandfold and stay below that. Zero stays zero. The scale of `update` does not matter.
+
+    update: [..., rows, columns], any floating dtype
+    returns [..., rows, columns] in `dtype`
+    """
+    rows, columns = update.shape[-2:]
+    wide = update.to(dtype).reshape(-1, rows, columns)
+    wide = wide.mT if rows > columns else wide  # [matrix, short side, long side]: the products below are then short x short
+    # A norm below 1e-12 is not divided by: such an update fades to nothing, and its rounding is not amplified.
+    norm = torch.linalg.vector_norm(wide, dim=(-2, -1), keepdim=True).clamp(min=1e-12)
+    wide = wide / (norm * margin)
+    if dtype == torch.float32 and max(rows, columns) >= 3 * min(rows, columns):
+        wide = _apply_polynomials_by_gram(wide, coefficients)
+    else:
+        wide = _apply_polynomials(wide, coefficients)
+    return (wide.mT if rows > columns else wide).reshape(update.shape)
+
+
+@functools.cache
+def native_dtype(device: torch.device) -> torch.dtype:
+    """bfloat16 where it is multiplied natively, else float32.
+
+    Measured on two cores with AMX, all matrices of the default model, ms: bf16 76, fp32 224, fp32 without the Gram form 364.
+    """
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float32
+    if device.type == "cpu":
+        features = torch.cpu.get_capabilities()
+        return torch.bfloat16 if features.get("avx512_bf16") or features.get("amx_bf16") else torch.float32
+    return torch.float32
+
+
+def _apply_polynomials(wide: Tensor, coefficients: Coefficients) -> Tensor:
+    # Results go where earlier ones were: on the CPU fresh memory made this a third slower for 36 matrices of 320 x 320.
+    matrices, short, long = wide.shape
+    gram, factor = wide.new_empty(2, matrices, short, short)
+    results = wide.new_empty(2, matrices, short, long)
+    for i, (a, b, c) in enumerate(coefficients):
+        torch.bmm(wide, wide.mT, out=gram)
+        torch.baddbmm(gram, gram, gram, beta=b, alpha=c, out=factor)
+        wide = torch.baddbmm(wide, factor, wide, beta=a, out=results[i % 2])
+    return wide
+
+
+def _apply_polynomials_by_gram(wide: Tensor, coefficients: Coefficients) -> Tensor:
+    """The same product, multiplying only short x short matrices between the first line and the last.
+
+    In bfloat16 small singular values drown in the Gram matrix's rounding and come out up to 1.4: float32 only.
+    """
+    gram = wide @ wide.mT
+    identity = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
+    product = identity
+    for a, b, c in coefficients:
+        factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c) + a * identity
+        product = factor @ product
+        gram = factor @ gram @ factor
+    return product @ wide
