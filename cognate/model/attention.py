@@ -3,8 +3,12 @@
 `Sight` says who sees whom; it is built once per batch and passed down to every layer. `attend` is the one place that chooses a
 kernel. A `Window` keeps the keys and values that later calls may look back at (state.py).
 
-Source: docs/model.md section 1. RoPE arXiv:2104.09864, QK-norm arXiv:2010.04245; the blocks' backward pass is that of
-FlashAttention, arXiv:2205.14135, appendix B.
+    FlexAttention       a compiled loss on CUDA from sm80 on: only blocks of 128 keys in which a query may see something are read
+    masked SDPA         elsewhere; FlexAttention has no gradient on the CPU, and is slow where it is not compiled
+    blocks on the CPU   rows of 1,024 tokens and more
+
+Source: docs/model.md section 1. RoPE arXiv:2104.09864, QK-norm arXiv:2010.04245, FlexAttention arXiv:2412.05496; the backward pass
+of the blocks on the CPU is that of FlashAttention, arXiv:2205.14135, appendix B.
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
 from cognate.model.layers import Linear, rms_norm, split_heads
 
@@ -29,16 +34,22 @@ class Sight:
     """Where the tokens of a batch stand and whom they see.
 
     cosine, sine: [batch or absent, time, 1, head_dim/2], in the dtype of the activations
-    mask:         [batch or 1, 1, query, key], 0 where the query sees the key, -inf elsewhere; same dtype
+    mask:         [batch or 1, 1, query, key], 0 where the query sees the key, -inf elsewhere; same dtype; or FlexAttention's own
     groups:       which keys each block of queries needs; on the CPU, when long rows begin here
     places:       where the tokens go in a Window, when they continue earlier ones
     """
 
     cosine: Tensor
     sine: Tensor
-    mask: Tensor
+    mask: Tensor | BlockMask
     groups: tuple[Group, ...] | None = None
     places: Places | None = None
+
+    @property
+    def dense(self) -> Tensor:
+        """The mask, where it is not FlexAttention's."""
+        assert isinstance(self.mask, Tensor)
+        return self.mask
 
 
 class Group(NamedTuple):
@@ -92,18 +103,36 @@ class Window:
         return (self.key, self.value) if places.seen == "window" else joined
 
 
-def look(segments: Tensor, window: int, head_dim: int, rope_base: float, dtype: torch.dtype) -> Sight:
-    """The Sight of a batch whose rows are packed with documents.
+def look(segments: Tensor, window: int, head_dim: int, rope_base: float, dtype: torch.dtype, *, flex: bool = False) -> Sight:
+    """The Sight of a batch whose rows are packed with documents; `flex` makes `attend` take FlexAttention.
 
     segments: [batch, time], equal for tokens of one document (see `segment`); [1, time] when all rows are alike
     """
     position = torch.arange(segments.size(1), device=segments.device)
+    if flex:
+        return Sight(*turns(position, head_dim, rope_base, dtype), block_mask(segments, window))
     behind = position[:, None] - position[None, :]  # [query, key]
     seen = (behind >= 0) & (behind < window) & (segments[:, :, None] == segments[:, None, :])
     # Additive rather than boolean: SDPA would turn a boolean mask into this one anew in every layer.
     mask = additive(seen, dtype)
     groups = _groups(segments, window, mask) if segments.device.type == "cpu" and len(position) >= LONG else None
     return Sight(*turns(position, head_dim, rope_base, dtype), mask, groups)
+
+
+def block_mask(segments: Tensor, window: int) -> BlockMask:
+    """The same for FlexAttention; segments: [batch, time]"""
+    batch, time = segments.shape
+    segments = segments.int().contiguous()  # the kernels read it
+
+    def sees(row: Tensor, _: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return (query >= key) & (query - key < window) & (segments[row, query] == segments[row, key])
+
+    return create_block_mask(sees, batch, None, time, time, device=segments.device)
+
+
+def has_flex(device: torch.device) -> bool:
+    """Whether compiled FlexAttention can be expected to work, and to be faster than masked SDPA."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def turns(position: Tensor, head_dim: int, rope_base: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -164,11 +193,15 @@ def attend(query: Tensor, key: Tensor, value: Tensor, sight: Sight) -> Tensor:
 
     query, key, value: [batch, time, head, head_dim]; returns [batch, time, head * head_dim]
     """
-    if sight.groups is not None and len(sight.mask) == len(query):  # else one row speaks for all
+    if sight.groups is not None and len(sight.dense) == len(query):  # else one row speaks for all
         blocked: Tensor = _Blocked.apply(query, key, value, sight.groups)  # type: ignore[no-untyped-call]
         return blocked.flatten(2)
     query, key, value = (tensor.transpose(1, 2) for tensor in (query, key, value))  # [batch, head, time, head_dim]
-    out = functional.scaled_dot_product_attention(query, key, value, attn_mask=sight.mask)
+    if isinstance(sight.mask, BlockMask):
+        out = flex_attention(query, key, value, block_mask=sight.mask)
+        assert isinstance(out, Tensor)
+    else:
+        out = functional.scaled_dot_product_attention(query, key, value, attn_mask=sight.mask)
     return out.transpose(1, 2).flatten(2)
 
 

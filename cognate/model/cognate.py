@@ -22,7 +22,7 @@ from torch.nn import functional
 
 from cognate.config import ModelConfig
 from cognate.model.act import HaltingHead, halting_depths, halting_loss, halting_targets
-from cognate.model.attention import Sight, look, segment
+from cognate.model.attention import Sight, has_flex, look, segment
 from cognate.model.cross_entropy import cross_entropy_of, linear_cross_entropy
 from cognate.model.generate import generate, stream
 from cognate.model.layers import Compilable, Linear, drop, rms_norm
@@ -114,6 +114,7 @@ class Cognate(nn.Module):
         self.config = config
         self.compute_dtype = torch.float32
         self._compiled: Callable[..., _Made] | None = None
+        self._flex = False  # in what is compiled
         # Small, so that the first loss is close to ln V: logits are y E^T with RMS(y) = 1.
         self.embedding = nn.Embedding(config.vocab_size, config.d_model)
         nn.init.normal_(self.embedding.weight, std=0.02)
@@ -198,7 +199,8 @@ class Cognate(nn.Module):
         places = self._places(counted)
         seen = watch(segments, counted, self.config.memory_chunk) if measure and self.config.ltm else None
         compute = self._compiled or self._compute
-        made = compute(tokens, targets.flatten(), counted, places, *self._surroundings(tokens, segments), seen, dropout)
+        surroundings = self._surroundings(tokens, segments, for_compiled=self._compiled is not None)
+        made = compute(tokens, targets.flatten(), counted, places, *surroundings, seen, dropout)
         return Loss(
             made.loss_ce + made.loss_act + made.loss_gate,
             loss_ce=made.loss_ce.detach(),
@@ -221,8 +223,12 @@ class Cognate(nn.Module):
             if isinstance(module, Compilable):
                 module.is_compiled = False
 
-    def compile(self, **options: Any) -> None:
-        """Let torch.compile make the whole of loss(), of static shapes: the first call of each shape, measured or not, takes minutes."""
+    def compile(self, *, flex: bool | None = None, **options: Any) -> None:
+        """Let torch.compile make the whole of loss(), of static shapes: the first call of each shape, measured or not, takes minutes.
+
+        flex: with FlexAttention; None: where the device has it
+        """
+        self._flex = has_flex(self.embedding.weight.device) if flex is None else flex
         self._compiled = torch.compile(self._compute, fullgraph=True, dynamic=False, **options)
 
     def _compute(
@@ -271,11 +277,12 @@ class Cognate(nn.Module):
         _check_alike(tokens, documents, "documents")
         return segment(documents)
 
-    def _surroundings(self, tokens: Tensor, segments: Tensor) -> tuple[Sight, Chunks | None]:
+    def _surroundings(self, tokens: Tensor, segments: Tensor, *, for_compiled: bool = False) -> tuple[Sight, Chunks | None]:
         """What all layers need to know of the batch; segments: [batch or 1, time]"""
-        config = self.config
-        sight = look(segments.expand_as(tokens), config.window, config.d_model // config.n_heads, config.rope_base, self.compute_dtype)
-        if self._compiled is not None:
+        config, flex = self.config, for_compiled and self._flex
+        head_dim = config.d_model // config.n_heads
+        sight = look(segments.expand_as(tokens), config.window, head_dim, config.rope_base, self.compute_dtype, flex=flex)
+        if for_compiled:
             sight = replace(sight, groups=None)  # how many there are, and of what sizes, changes from batch to batch
         return sight, cut(segments, config.memory_chunk) if config.ltm else None
 
@@ -303,6 +310,8 @@ class Cognate(nn.Module):
         chosen = torch.arange(len(scored), device="cpu")
         if self.training:  # drawn on the CPU, so that every device draws alike
             chosen = torch.randperm(len(scored), device="cpu")[: math.ceil(self.config.supervised_fraction * len(scored))]
+        if scored.is_cuda:
+            chosen = chosen.pin_memory()  # else the copy may wait for what the device is at
         chosen = chosen.to(scored.device, non_blocking=True)
         return _Places(scored, _shares(counted[scored]), chosen, scored[chosen], _shares(counted[scored[chosen]]))
 

@@ -140,7 +140,7 @@ class _Going:
     def all_of(cls, thought: Thought, x: Tensor, kept: KeysValues, sight: Sight) -> _Going:
         token = torch.arange(x.size(0) * x.size(1), device=x.device).view(x.shape[:2])
         cosine, sine = (table.expand(*token.shape, *table.shape[-2:]) for table in (sight.cosine, sight.sine))
-        sight = Sight(cosine, sine, sight.mask.expand(len(x), -1, -1, -1))
+        sight = Sight(cosine, sine, sight.dense.expand(len(x), -1, -1, -1))
         return cls(torch.ones_like(token, dtype=torch.bool), token, thought, x, kept, sight)
 
     def narrowed(self) -> _Going:
@@ -157,5 +157,5 @@ class _Going:
             thought=Thought(self.thought.answer[row, place], self.thought.latent[row, place]),
             x=self.x[row, place],
             kept=self.kept if len(row) == len(self.live) else KeysValues(self.kept.key[row[:, 0]], self.kept.value[row[:, 0]]),
-            sight=Sight(self.sight.cosine[row, place], self.sight.sine[row, place], self.sight.mask[row, 0, place][:, None]),
+            sight=Sight(self.sight.cosine[row, place], self.sight.sine[row, place], self.sight.dense[row, 0, place][:, None]),
         )

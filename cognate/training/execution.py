@@ -11,7 +11,7 @@ import shutil
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -19,18 +19,24 @@ from torch import Tensor
 from cognate.config import RunConfig, TrainingConfig
 from cognate.data.batches import IGNORED, Batch
 from cognate.model import Cognate, Loss
+from cognate.model.attention import has_flex
 from cognate.optimizer import native_dtype
 
+Compiled = Literal["nothing", "regions", "whole", "flex"]
+NAMES: Mapping[Compiled, str] = {"regions": "torch.compile", "whole": "torch.compile", "flex": "FlexAttention"}  # for what fails
 WORTH_COMPILING = 1000  # steps: compiling takes half a minute to minutes, and saves a fifth of every step
 GIB = 2**30
 
 
 @dataclass(frozen=True)
 class Execution:
-    """rows_at_once: of a batch, forward and backward; compiled: nothing, what lies between attentions, or the whole loss"""
+    """rows_at_once: of a batch, forward and backward
+
+    compiled: nothing; regions, what lies between attentions; whole, the loss; flex, the loss with FlexAttention
+    """
 
     rows_at_once: int
-    compiled: str = "nothing"
+    compiled: Compiled = "nothing"
 
     def describe(self) -> dict[str, Any]:
         return {"rows_at_once": self.rows_at_once, "compiled": self.compiled}
@@ -66,21 +72,39 @@ def prepare(
         rows = _divisor(training.batch_size, min(rows, rows_at_most))
     if rows < training.batch_size:
         say(f"a batch goes through the model in {training.batch_size // rows} parts of {rows} rows, for want of memory for all at once")
-    compiled = "nothing"
+    compiled: Compiled = "nothing"
     wants = training.compile == "on" or (training.compile == "auto" and total_steps >= WORTH_COMPILING and has_compiler(device))
-    if resumed_from.get("compiled", "nothing") != "nothing" or (wants and not resumed_from):
-        compiled = "regions" if device.type == "cpu" else "whole"
-        model.compile_regions() if compiled == "regions" else model.compile()
+    before = resumed_from.get("compiled", "nothing") if resumed_from else None
+    for way in ways_to_compile(device, before) if wants or before else ():
+        compile_as(model, way)
         try:
-            _try(model, _rows_of(sample(), 0, rows), device)
+            for measure in (False, True):
+                _try(model, _rows_of(sample(), 0, rows), device, measure=measure)
         except Exception as error:  # a compiler may fail in any way; the run need not
             model.compile_nothing()
-            compiled = "nothing"
-            say(f"goes on without torch.compile, which failed: {type(error).__name__}: {str(error)[:500]}")
+            say(f"goes on without {NAMES[way]}, which failed: {type(error).__name__}: {str(error)[:500]}")
+        else:
+            compiled = way
+            break
     for name, buffer in model.named_buffers():
         buffer.copy_(buffers[name])
     model.zero_grad(set_to_none=True)
     return Execution(rows, compiled)
+
+
+def ways_to_compile(device: torch.device, before: Compiled | None = None) -> Sequence[Compiled]:
+    """What to try, the best first; of a resumed run, from what it was compiled as `before`."""
+    ways: Sequence[Compiled] = ("regions",) if device.type == "cpu" else ("flex", "whole") if has_flex(device) else ("whole",)
+    if before == "nothing":
+        return ()
+    return ways[ways.index(before) :] if before in ways else ways
+
+
+def compile_as(model: Cognate, way: Compiled) -> None:
+    if way == "regions":
+        model.compile_regions()
+    else:
+        model.compile(flex=way == "flex")
 
 
 def has_compiler(device: torch.device) -> bool:
@@ -160,9 +184,9 @@ class FiniteLosses:
         return None
 
 
-def _try(model: Cognate, part: Batch, device: torch.device) -> None:
+def _try(model: Cognate, part: Batch, device: torch.device, *, measure: bool = False) -> None:
     part = _on(part, device)
-    model.loss(part.tokens, part.targets, part.documents).loss.backward()  # type: ignore[no-untyped-call]
+    model.loss(part.tokens, part.targets, part.documents, measure=measure).loss.backward()  # type: ignore[no-untyped-call]
 
 
 def _peak(model: Cognate, part: Batch, device: torch.device) -> int:

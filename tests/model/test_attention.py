@@ -8,13 +8,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn import functional
 
 from cognate.model import attention
-from cognate.model.attention import Attention, Sight, attend, look, rotate, segment
+from cognate.model.attention import Attention, Sight, attend, block_mask, has_flex, look, rotate, segment
 
 
-def sight_of(segments: torch.Tensor, window: int = 4, head_dim: int = 4) -> Sight:
-    return look(segments, window, head_dim, 10_000.0, torch.float32)
+def sight_of(segments: torch.Tensor, window: int = 4, head_dim: int = 4, *, flex: bool = False) -> Sight:
+    return look(segments, window, head_dim, 10_000.0, torch.float32, flex=flex)
 
 
 @pytest.fixture(name="_in_blocks")
@@ -33,7 +34,7 @@ def test_documents_are_numbered_by_their_runs() -> None:
 def test_a_query_sees_its_window_of_its_document() -> None:
     """0 <= i - j < window, same document; element by element."""
     segments = torch.tensor([[0, 0, 0, 0, 0, 0, 1, 1, 1]])
-    mask = sight_of(segments).mask[0, 0]
+    mask = sight_of(segments).dense[0, 0]
     for i in range(9):
         for j in range(9):
             sees = 0 <= i - j < 4 and segments[0, i] == segments[0, j]
@@ -92,13 +93,72 @@ def test_narrow_gradients_are_computed_wide() -> None:
 
     def gradients(dtype: torch.dtype, groups: object) -> list[torch.Tensor]:
         inputs = [part.detach().to(dtype).requires_grad_() for part in parts]
-        out = attend(*inputs, replace(sight, mask=sight.mask.to(dtype), groups=groups))
+        out = attend(*inputs, replace(sight, mask=sight.dense.to(dtype), groups=groups))
         return list(torch.autograd.grad((out.float() * weights).sum(), inputs))
 
     for ours, usual, true in zip(
         gradients(torch.bfloat16, sight.groups), gradients(torch.bfloat16, None), gradients(torch.float32, None), strict=True
     ):
         assert (ours - true).norm() < 1.5 * (usual - true).norm() < 0.01 * true.norm()
+
+
+@settings(max_examples=20, deadline=None, derandomize=True)
+@given(st.integers(1, 3), st.integers(1, 300), st.integers(1, 300), st.booleans(), st.integers(0, 2**32))
+def test_flex_attention_is_told_the_same_mask(rows: int, time: int, window: int, is_shared: bool, seed: int) -> None:
+    """Pair by pair as a kernel asks; and of blocks of 128 keys none is left out in which something is seen, and none else read."""
+    torch.manual_seed(seed)
+    starts = (torch.rand(1 if is_shared else rows, time) < torch.rand(1) ** 3).expand(rows, -1)
+    segments = segment(starts.cumsum(1))
+    told, seen = block_mask(segments, window), sight_of(segments, window).dense[:, 0] == 0
+    row, position = torch.arange(rows), torch.arange(time)
+    asked = told.mask_mod(row[:, None, None], torch.tensor(0), position[None, :, None], position[None, None, :])
+    assert torch.equal(asked, seen)
+    missing = -time % 128
+    blocks = functional.pad(seen, (0, missing, 0, missing)).unflatten(2, (-1, 128)).unflatten(1, (-1, 128)).any(4).any(2)
+    assert torch.equal(told.to_dense()[:, 0].bool(), blocks)
+
+
+@pytest.fixture(name="_flex_on_the_cpu")
+def flex_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch refuses gradients of FlexAttention on the CPU for want of a kernel; the arithmetic that it is made from has them."""
+    monkeypatch.setattr("torch.nn.attention.flex_attention._validate_device", lambda *_: None)
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+@pytest.mark.usefixtures("_flex_on_the_cpu")
+def test_flex_attention_is_masked_attention() -> None:
+    """The same values and gradients, from the arithmetic that torch turns into kernels."""
+    segments = segment((torch.rand(3, 150) < 0.03).cumsum(1))
+    parts = [torch.randn(3, 150, 2, 8, requires_grad=True) for _ in range(3)]
+    weights, results = torch.randn(3, 150, 16), []
+    for flex in (False, True):
+        out = attend(*parts, sight_of(segments, 40, 8, flex=flex))
+        results.append((out, *torch.autograd.grad((out * weights).sum(), parts)))
+    torch.testing.assert_close(results[1], results[0], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not has_flex(torch.device("cuda" if torch.cuda.is_available() else "cpu")), reason="no CUDA device from sm80 on")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_fused_kernels_are_masked_attention(dtype: torch.dtype) -> None:
+    """Forward and backward of what the compiler generates, in rows that fill no whole number of blocks."""
+    segments = segment((torch.rand(3, 500, device="cuda") < 0.01).cumsum(1))
+    parts = [torch.randn(3, 500, 5, 64, device="cuda", dtype=dtype, requires_grad=True) for _ in range(3)]
+    weights, results = torch.randn(3, 500, 320, device="cuda"), []
+    for flex in (False, True):
+        compute = torch.compile(attend, fullgraph=True, dynamic=False) if flex else attend
+        out = compute(*parts, look(segments, 256, 64, 10_000.0, dtype, flex=flex))
+        results.append((out, *torch.autograd.grad((out.float() * weights).sum(), parts)))
+    tolerance = 1e-3 if dtype == torch.float32 else 3e-2
+    torch.testing.assert_close(results[1], results[0], rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize(("capability", "expected"), [((7, 5), False), ((8, 0), True), ((8, 9), True), ((9, 0), True)])
+def test_flex_attention_is_for_gpus_with_bf16(capability: tuple[int, int], expected: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    assert has_flex(torch.device("cuda")) is expected
+    assert not has_flex(torch.device("cpu"))
 
 
 def test_rotation_turns_scores_into_functions_of_distance() -> None:

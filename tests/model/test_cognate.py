@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from cognate.config import ModelConfig
 from cognate.model import NOT_COUNTED, Cognate
+from cognate.model.attention import block_mask
 from cognate.model.cognate import supervision_shares
 from cognate.model.layers import Linear, ternary
 from cognate.optimizer import MuGrokfast
@@ -470,3 +471,33 @@ def test_static_shapes_trace_in_one_graph_and_change_nothing(small: Build) -> No
         results.append(({**vars(loss), "measurements": None}, vars(loss.measurements), gradients))
     for expected, found in zip(*results, strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+def test_flex_attention_is_traced_once_for_all_batches(small: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its mask is a function of each batch's documents: one made anew must not be compiled anew. The gradient is plain attention's."""
+    monkeypatch.setattr("torch.nn.attention.flex_attention._validate_device", lambda *_: None)  # see test_attention.py
+    model = small(n_layers=1, recursions=1, micro_steps=1, ltm=False)
+    model.compile(flex=True, backend="aot_eager")
+    compiled = model._compiled
+    for seed in range(2):
+        torch.manual_seed(seed)
+        tokens, documents = torch.randint(300, (3, 22)), (torch.rand(3, 22) < 0.2).cumsum(1)
+        targets, results = next_tokens(tokens, documents), []
+        for model._compiled in (None, compiled):
+            model.zero_grad()
+            with torch.compiler.set_stance("fail_on_recompile" if seed else "default"):
+                loss = model.loss(tokens, targets, documents)
+            loss.loss.backward()
+            results.append((loss.loss.detach(), {name: parameter.grad for name, parameter in model.named_parameters()}))
+        torch.testing.assert_close(results[1], results[0], rtol=1e-4, atol=1e-5)
+
+
+def test_a_loss_never_waits_for_its_device(small: Build) -> None:
+    """The meta device has no values: whoever asks for one, or for a shape that depends on one, is refused. A measured step does."""
+    model, tokens = small(n_layers=1).train().to("meta"), torch.zeros(3, 22, dtype=torch.long, device="meta")
+    model.loss(tokens, tokens, tokens).loss.backward()
+    assert model.embedding.weight.grad is not None
+    block_mask(tokens, 7)
+    with pytest.raises(RuntimeError, match="meta"):
+        model.loss(tokens, tokens, tokens, measure=True)

@@ -13,6 +13,8 @@ from cognate.config import TrainingConfig, resolve
 from cognate.data.batches import IGNORED, Batch
 from cognate.events import Kind
 from cognate.model import Cognate, Loss, layers
+from cognate.model.attention import has_flex
+from cognate.optimizer import MuGrokfast
 from cognate.training import execution
 from cognate.training.execution import FiniteLosses, parts, prepare, rows_at_once
 from tests.training.runs import CommandAt, attempt_at, digests, events, new_run, rows, tiny
@@ -177,6 +179,37 @@ def test_a_compiled_run_is_resumed_compiled_to_the_same_bits(cache: Path, tmp_pa
     assert digests(run, 6) == digests(whole, 6)
 
 
+@TRACES
+def test_without_flex_attention_it_is_compiled_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The CPU is a device on which it really fails: it has no gradient there."""
+    with_backend(monkeypatch, "aot_eager")
+    monkeypatch.setattr(execution, "ways_to_compile", lambda *_: ("flex", "whole"))
+    said: list[str] = []
+    model = a_model(n_layers=1, recursions=1, micro_steps=1, ltm=False)
+    found = prepare(model, a_batch, TrainingConfig(batch_size=4, compile="on"), CPU, 100, {}, said.append)
+    assert found.compiled == "whole"
+    assert [sentence.split(":")[0] for sentence in said] == ["goes on without FlexAttention, which failed"]
+
+
+@pytest.mark.parametrize(
+    ("device", "capability", "before", "expected"),
+    [
+        (CPU, None, None, ("regions",)),
+        (CUDA, (7, 5), None, ("whole",)),
+        (CUDA, (9, 0), None, ("flex", "whole")),
+        (CUDA, (9, 0), "whole", ("whole",)),  # as it began, also where more could be had
+        (CUDA, (9, 0), "nothing", ()),
+        (CUDA, (9, 0), "regions", ("flex", "whole")),  # it began on a CPU
+        (CPU, None, "flex", ("regions",)),
+    ],
+)
+def test_what_is_compiled_follows_from_the_device_and_the_run(
+    device: torch.device, capability: object, before: Any, expected: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    assert tuple(execution.ways_to_compile(device, before)) == expected
+
+
 def test_short_runs_are_not_compiled() -> None:
     said: list[str] = []
     found = prepare(a_model(), a_batch, TrainingConfig(batch_size=4), CPU, execution.WORTH_COMPILING - 1, {}, said.append)
@@ -204,4 +237,38 @@ def test_a_gpu_is_not_waited_for_and_tells_late() -> None:
         value = torch.tensor(float("nan") if step == 2 else 1.0, device=CUDA)
         losses.add(step, [Loss(value, zero, zero, zero, zero, None)])
     assert losses.bad_step(wait=False) == 2
+    assert losses.bad_step(wait=True) is None
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("flex", [None, False, True])
+def test_no_step_waits_for_a_gpu(flex: bool | None) -> None:
+    """All but the first one, which creates the optimizer's state, and those that are measured; torch raises where one would wait."""
+    if flex and not has_flex(CUDA):
+        pytest.skip("no FlexAttention here")
+    model = a_model().to(CUDA)
+    if flex is not None:
+        model.compile(flex=flex)
+    optimizer, batch, losses = MuGrokfast(model.named_parameters()), a_batch(), FiniteLosses(CUDA)
+
+    def step(number: int) -> None:
+        optimizer.zero_grad(set_to_none=True)
+        pieces = []
+        for part, share in parts(batch, 2, CUDA):
+            loss = model.loss(part.tokens, part.targets, part.documents)
+            torch.autograd.backward(loss.loss * share)
+            pieces.append((loss, share))
+        losses.add(number, [Loss.mean(pieces)])
+        assert losses.bad_step(wait=False) is None
+        optimizer.step()
+
+    for number in (1, 2):
+        step(number)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for number in (3, 4, 5):
+            step(number)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
     assert losses.bad_step(wait=True) is None
