@@ -160,15 +160,14 @@ class Cognate(nn.Module):
         batch, time = tokens.shape
         if state is None:
             state = State.empty(self.config, batch, self.compute_dtype, tokens.device)
-        if lengths is None:
-            lengths = torch.full_like(state.position, time)
-        if not len(state.position) == len(lengths) == batch:
-            raise ValueError(f"tokens have {batch} rows, the state has {len(state.position)}, lengths {len(lengths)}")
-        sight = look_back(state, lengths, time, self.config, self.compute_dtype)
-        padding = torch.arange(time, device=tokens.device) >= lengths[:, None]
-        chunks = cut(torch.zeros_like(tokens[:1]), self.config.memory_chunk)
+        if len(state.position) != batch or (lengths is not None and len(lengths) != batch):
+            told = "" if lengths is None else f", lengths {len(lengths)}"
+            raise ValueError(f"tokens have {batch} rows, the state has {len(state.position)}{told}")
+        padding = None if lengths is None else torch.arange(time, device=tokens.device) >= lengths[:, None]
+        sight = look_back(state, padding, time, self.config, self.compute_dtype)
+        chunks = cut(torch.zeros_like(tokens[:1]), self.config.memory_chunk) if time > 1 else None
         features = self.backbone.resume(self._embed(tokens), sight, chunks, padding, state.blocks)
-        state.position, state.is_blank = state.position + lengths, False
+        state.position, state.is_blank = state.position + (time if lengths is None else lengths), False
         if self.recursion is None or state.recursion is None:
             return Continuation(features, torch.ones_like(tokens), state)
         limit = recursions or self.config.recursions

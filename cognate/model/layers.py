@@ -18,8 +18,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 EPSILON = 1e-6
-FEW = 2**15  # elements
-
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 
@@ -66,7 +64,8 @@ class Linear(nn.Linear):
 
     def matrix(self, dtype: torch.dtype) -> Tensor:
         """W"""
-        return (ternary(self.weight) if self.is_ternary else self.weight).to(dtype)
+        weight = ternary(self.weight) if self.is_ternary else self.weight
+        return weight if weight.dtype == dtype else weight.to(dtype)
 
 
 class RMSNorm(nn.Module):
@@ -77,6 +76,8 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(width))
 
     def forward(self, x: Tensor) -> Tensor:
+        if not torch.is_grad_enabled():  # a new token: calls cost more than numbers
+            return functional.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), EPSILON)
         return rms_norm(x) * self.weight.to(x.dtype)
 
 
@@ -90,6 +91,8 @@ class MLP(nn.Module):
         nn.init.zeros_(self.down.weight)
 
     def forward(self, x: Tensor) -> Tensor:
+        if not torch.is_grad_enabled():
+            return functional.linear(self.up(x).relu_().square_(), self.down.matrix(x.dtype))
         out: Tensor = _SquaredReLULinear.apply(self.up(x), self.down.matrix(x.dtype))  # type: ignore[no-untyped-call]
         return out
 
@@ -117,11 +120,8 @@ def ternary(weight: Tensor) -> Tensor:
 
 def rms_norm(x: Tensor) -> Tensor:
     """x / sqrt(mean(x^2) + 1e-6) over the last dimension, computed in float32, in the dtype of x."""
-    if x.is_cuda:
+    if x.is_cuda or not torch.is_grad_enabled():
         return functional.rms_norm(x, x.shape[-1:], eps=EPSILON)
-    if not torch.is_grad_enabled() and x.numel() < FEW and x.dtype == torch.float32:  # a new token: calls cost more than numbers
-        scale: Tensor = (torch.linalg.vecdot(x, x)[..., None] / x.size(-1) + EPSILON).rsqrt_()
-        return x * scale
     out: Tensor = _RMSNorm.apply(x)  # type: ignore[no-untyped-call]
     return out
 

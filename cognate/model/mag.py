@@ -80,10 +80,10 @@ class Backbone(nn.Module):
                 readings.append(reading)
         return self.norm(x), readings
 
-    def resume(self, x: Tensor, sight: Sight, chunks: Chunks, padding: Tensor, past: Sequence[Past]) -> Tensor:
+    def resume(self, x: Tensor, sight: Sight, chunks: Chunks | None, padding: Tensor | None, past: Sequence[Past]) -> Tensor:
         """Features of tokens that continue what is `past`, one a block, which takes them in.
 
-        x: [batch, time, width]; padding: bool [batch, time], tokens that are none; returns the shape of x
+        x: [batch, time, width]; padding: bool [batch, time], tokens that are none, or None; returns the shape of x
         """
         for block, before in zip(self.blocks, past, strict=True):
             assert isinstance(block, Block)
@@ -119,13 +119,13 @@ class Block(Compilable):
         x, mixing = self._after(x, u, attend(query, key, value, sight), chunks)
         return x, mixing and mixing.read(watch)
 
-    def resume(self, x: Tensor, sight: Sight, chunks: Chunks, padding: Tensor, past: Past) -> Tensor:
+    def resume(self, x: Tensor, sight: Sight, chunks: Chunks | None, padding: Tensor | None, past: Past) -> Tensor:
         """forward() for tokens that continue `past`, which takes them in."""
         u = self.norm_mixer(x)
         mixed = self.attention(u, sight, past.window)
         if self.memory is not None and self.gate is not None and past.memory is not None:
             recalled, past.memory = self.memory.resume(u, past.memory, padding, chunks)
-            mixed, _, _ = self.gate(mixed, recalled)
+            mixed, _, _ = self.gate.mix(mixed, recalled)
         return self._add(x, mixed)
 
     @region
@@ -161,14 +161,19 @@ class Gate(nn.Module):
 
     def forward(self, attended: Tensor, recalled: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """attended, recalled: [batch, time, width]; returns the mixture and g, of the same shape, and g's entropy [batch, time], nats."""
+        mixed, drive, gate = self.mix(attended, recalled)
+        # -g ln g - (1-g) ln(1-g), where g = sigmoid(a), is softplus(a) - a g: finite for every a.
+        entropy = (functional.softplus(drive) - drive * gate).mean(-1, dtype=torch.float32)
+        return mixed, gate, entropy
+
+    def mix(self, attended: Tensor, recalled: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The mixture, what g is the sigmoid of, and g."""
         dtype, width = attended.dtype, attended.size(-1)
         recalled = rms_norm(recalled)
         bias = self.bias[:, None].expand(-1, width // len(self.bias)).flatten().to(dtype)
         drive = bias + self.attention_weight.to(dtype) * rms_norm(attended) + self.memory_weight.to(dtype) * recalled
         gate = drive.sigmoid()
-        # -g ln g - (1-g) ln(1-g), where g = sigmoid(a), is softplus(a) - a g: finite for every a.
-        entropy = (functional.softplus(drive) - drive * gate).mean(-1, dtype=torch.float32)
-        return torch.lerp(recalled, attended, gate), gate, entropy
+        return torch.lerp(recalled, attended, gate), drive, gate
 
 
 class _Mixing(NamedTuple):

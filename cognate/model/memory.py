@@ -124,18 +124,20 @@ class LongTermMemory(nn.Module):
         recalled, _ = scan(signals, chunks)
         return self._combine(recalled, x.dtype), signals
 
-    def resume(self, x: Tensor, state: Tensor, padding: Tensor, chunks: Chunks) -> tuple[Tensor, Tensor]:
+    def resume(self, x: Tensor, state: Tensor, padding: Tensor | None, chunks: Chunks | None) -> tuple[Tensor, Tensor]:
         """What is recalled for features that continue a document, and the memory after them.
 
-        x: [batch, time, width]; padding: bool [batch, time], tokens that leave the memory as it is
+        x: [batch, time, width]; padding: bool [batch, time], tokens that leave the memory as it is, or None
         state: the memory before, [batch, head, key_dim, value_dim]
+        chunks: None where time is 1
         """
-        signals = hold(self.signals(x), padding)
-        if x.size(1) > 1:
-            recalled, after = scan(signals, chunks, state)
+        signals = self.signals(x)
+        if padding is not None:
+            signals = hold(signals, padding)
+        if chunks is None:
+            after, recalled = step(state, signals)
         else:
-            after, read = step(state, Signals(*(signal[:, :, 0] for signal in signals)))
-            recalled = read[:, :, None]
+            recalled, after = scan(signals, chunks, state)
         return self._combine(recalled, x.dtype), after
 
     def _combine(self, recalled: Tensor, dtype: torch.dtype) -> Tensor:
@@ -156,7 +158,7 @@ class LongTermMemory(nn.Module):
 
     def _unit(self, x: Tensor) -> Tensor:
         heads = split_heads(functional.silu(x).float(), self.n_heads).transpose(1, 2)
-        return functional.normalize(heads, dim=-1)
+        return heads / torch.linalg.vector_norm(heads, dim=-1, keepdim=True).clamp(min=1e-12)
 
 
 def hold(signals: Signals, still: Tensor) -> Signals:
@@ -168,12 +170,11 @@ def hold(signals: Signals, still: Tensor) -> Signals:
 def step(state: Tensor, now: Signals) -> tuple[Tensor, Tensor]:
     """One token of the recurrence: the new memory, and what the token reads from it.
 
-    state: [batch, head, key_dim, value_dim], zero at a document's start; `now` has no time dimension.
-    returns the state after the token, and [batch, head, value_dim]
+    state: [batch, head, key_dim, value_dim], zero at a document's start; `now` is of time 1
+    returns the state after the token, and [batch, head, 1, value_dim]
     """
-    written = now.write[..., None, None] * now.key[..., :, None] * now.value[..., None, :]
-    state = now.log_decay.exp()[..., None, None] * state + written
-    return state, (now.query[..., None, :] @ state)[..., 0, :]
+    state = now.log_decay.exp()[..., None] * state + (now.key * now.write[..., None]).mT @ now.value
+    return state, now.query @ state
 
 
 def scan(signals: Signals, chunks: Chunks, initial: Tensor | None = None) -> tuple[Tensor, Tensor]:

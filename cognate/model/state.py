@@ -70,24 +70,25 @@ class State:
                 past.memory[index] = replacement.memory
 
 
-def look_back(state: State, lengths: Tensor, time: int, config: ModelConfig, dtype: torch.dtype) -> Sight:
+def look_back(state: State, padding: Tensor | None, time: int, config: ModelConfig, dtype: torch.dtype) -> Sight:
     """The Sight of `time` tokens a row that continue what `state` has read.
 
-    lengths: int64 [batch]; a row's first `lengths` tokens are its own, the rest is padding
+    padding: bool [batch, time], tokens after a row's own; None where there are none
     """
-    window = config.window
-    token = torch.arange(time, device=lengths.device)
-    here = state.position[:, None] + token  # [batch, time]
-    own = token < lengths[:, None]
+    window, device = config.window, state.position.device
+    here = state.position[:, None] + torch.arange(time, device=device)  # [batch, time]
+    own = torch.ones_like(here, dtype=torch.bool) if padding is None else ~padding
     # Of tokens that share a slot only the newest is written: who wins otherwise is up to the kernel.
-    row, kept = (own & (token >= lengths[:, None] - window)).nonzero(as_tuple=True)
+    written = own if time <= window else own & (own.flip(1).cumsum(1).flip(1) <= window)
+    row, kept = written.nonzero(as_tuple=True)
     seen: Literal["call", "both", "window"] = "call" if state.is_blank else "window" if time == 1 else "both"
     last = state.position[:, None] - 1 + (own if seen == "window" else 0)  # [batch, 1]
     # Slot s holds the newest position that is s modulo the window; a negative one means that it is empty.
-    held = last - (last - torch.arange(window, device=lengths.device)) % window  # [batch, slot]
+    held = last - (last - torch.arange(window, device=device)) % window  # [batch, slot]
     keys = {"call": here, "window": held, "both": torch.cat((held, here), dim=1)}[seen]
     behind = here[:, :, None] - keys[:, None, :]  # [batch, query, key]
     mask = (behind >= 0) & (behind < window) & (keys >= 0)[:, None]
-    mask[..., 0] |= ~mask.any(-1)  # a padding token must see something, lest it be NaN
+    if padding is not None:
+        mask[..., 0] |= ~mask.any(-1)  # a padding token must see something, lest it be NaN
     cosine, sine = turns(here, config.d_model // config.n_heads, config.rope_base, dtype)
     return Sight(cosine, sine, additive(mask, dtype), places=Places(row, kept, here[row, kept] % window, seen))

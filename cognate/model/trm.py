@@ -77,10 +77,13 @@ class Recursion(Compilable):
         for number in range(1, limit + 1):
             thought = self.advance(going.thought, going.x, going.kept, going.sight)
             halted = going.live if number == limit else going.live & halts(thought.latent, number)
+            if not halted.any():
+                going = replace(going, thought=thought)
+                continue
             answers.flatten(0, 1)[going.token[halted]] = thought.answer[halted]
             depths.flatten()[going.token[halted]] = number
             live = going.live & ~halted
-            if not live.any():
+            if number == limit or not live.any():
                 break
             going = replace(going, thought=thought, live=live).narrowed()
         return answers, depths

@@ -236,8 +236,8 @@ def test_padding_in_a_row_that_has_read_nothing_sees_something() -> None:
     """Some kernels answer NaN where nothing is seen, and a NaN times the 0 that keeps padding out of a memory is NaN."""
     state = State.empty(SMALL, 2, torch.float32, torch.device("cpu"))
     state.position, state.is_blank = torch.tensor([0, 5]), False
-    sight = look_back(state, torch.tensor([0, 1]), 1, SMALL, torch.float32)
-    assert sight.mask.isfinite().any(-1).all()
+    sight = look_back(state, torch.tensor([[True], [False]]), 1, SMALL, torch.float32)
+    assert sight.dense.isfinite().any(-1).all()
 
 
 def test_draws_have_the_probabilities_of_the_tempered_softmax() -> None:

@@ -64,7 +64,7 @@ def test_a_watched_memory_is_seen_before_the_padding() -> None:
     for row, first, last in ((0, 5, 9), (1, 0, 12)):
         state = torch.zeros(1, 2, 4, 4)
         for t in range(first, last + 1):
-            state, _ = step(state, Signals(*(tensor[row : row + 1, :, t] for tensor in signals)))
+            state, _ = step(state, Signals(*(tensor[row : row + 1, :, t : t + 1] for tensor in signals)))
         torch.testing.assert_close(reading.recollection.memory[row], state[0])
 
 

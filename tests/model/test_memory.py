@@ -25,12 +25,12 @@ def recur(signals: Signals, segments: Tensor, state: Tensor) -> tuple[Tensor, Te
     for t in range(segments.size(1)):
         if t:
             state = state * (segments[:, t] == segments[:, t - 1])[:, None, None, None]
-        now = Signals(*(tensor[:, :, t] for tensor in signals))
-        foretold = torch.einsum("bhkv,bhk->bhv", state, now.key)
+        now = Signals(*(tensor[:, :, t : t + 1] for tensor in signals))
+        foretold = torch.einsum("bhkv,bhtk->bhtv", state, now.key)
         surprise.append((now.value - foretold).flatten(1).norm(dim=1) / now.value.flatten(1).norm(dim=1))
         state, value = step(state, now)
         read.append(value)
-    return torch.stack(read, 2), state, torch.stack(surprise, 1)
+    return torch.cat(read, 2), state, torch.stack(surprise, 1)
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)

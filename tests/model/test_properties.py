@@ -161,8 +161,8 @@ def test_scan_is_step_for_every_token(history: History) -> None:
     for t in range(segments.size(1)):
         if t:
             state = state * (segments[:, t] == segments[:, t - 1])[:, None, None, None]
-        state, now = step(state, Signals(*(tensor[:, :, t] for tensor in signals)))
-        torch.testing.assert_close(read[:, :, t], now, **TIGHT)
+        state, now = step(state, Signals(*(tensor[:, :, t : t + 1] for tensor in signals)))
+        torch.testing.assert_close(read[:, :, t : t + 1], now, **TIGHT)
     torch.testing.assert_close(last, state, **TIGHT)
 
 
