@@ -158,7 +158,8 @@ class LongTermMemory(nn.Module):
 
     def _unit(self, x: Tensor) -> Tensor:
         heads = split_heads(functional.silu(x).float(), self.n_heads).transpose(1, 2)
-        return heads / torch.linalg.vector_norm(heads, dim=-1, keepdim=True).clamp(min=1e-12)
+        out: Tensor = heads / torch.linalg.vector_norm(heads, dim=-1, keepdim=True).clamp(min=1e-12)
+        return out
 
 
 def hold(signals: Signals, still: Tensor) -> Signals:

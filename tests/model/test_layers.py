@@ -8,22 +8,26 @@ from cognate.model.layers import MLP, Linear, rms_norm, ternary
 
 
 @pytest.mark.parametrize("shape", [(3, 5), (2, 3, 4, 8)])
-def test_rms_norm_and_its_gradient_are_torchs(shape: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("is_weighted", [False, True])
+def test_rms_norm_and_its_gradients_are_torchs(shape: tuple[int, ...], is_weighted: bool) -> None:
     x = (3 * torch.randn(shape)).requires_grad_()
-    weights = torch.randn(shape)
-    expected = functional.rms_norm(x, shape[-1:], eps=1e-6)
-    torch.testing.assert_close(rms_norm(x), expected)
-    torch.testing.assert_close(
-        torch.autograd.grad((rms_norm(x) * weights).sum(), x), torch.autograd.grad((expected * weights).sum(), x), rtol=1e-4, atol=1e-6
-    )
+    weight = torch.randn(shape[-1], requires_grad=True) if is_weighted else None
+    factors, inputs = torch.randn(shape), [x] if weight is None else [x, weight]
+    expected, found = functional.rms_norm(x, shape[-1:], weight, eps=1e-6), rms_norm(x, weight)
+    torch.testing.assert_close(found, expected)
+    gradients = [torch.autograd.grad((out * factors).sum(), inputs) for out in (found, expected)]
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-4, atol=1e-5)
 
 
 def test_rms_norm_of_narrow_numbers_is_computed_wide() -> None:
     x = (1000 * torch.randn(4, 64)).bfloat16().requires_grad_()
-    out = rms_norm(x)
+    weight = torch.randn(64, requires_grad=True)
+    out = rms_norm(x, weight)
     out.sum().backward()
     assert out.dtype == x.grad.dtype == torch.bfloat16
-    torch.testing.assert_close(out.float(), rms_norm(x.detach().float()), rtol=2**-8, atol=1e-6)
+    wide = rms_norm(x.detach().float())
+    torch.testing.assert_close(out.float(), wide * weight, rtol=2**-6, atol=1e-6)
+    torch.testing.assert_close(weight.grad, wide.sum(0), rtol=1e-5, atol=1e-5)
 
 
 def test_the_mlp_squares_what_is_positive() -> None:
