@@ -6,6 +6,7 @@
     rivals      benchmarks/train.py on the card, compiled
     steady      the full model on packed real data as the worker trains it: tokens/s, share of the ceiling, peak memory
     budget      the same within 6 GB
+    ways        its step uncompiled, compiled with masked SDPA, with FlexAttention, and with each in CUDA graphs, in turns
     profile     which kernels bound it, and how long the card waits
     curriculum  ten epochs of the six-dataset plan through the worker: seconds of training
 
@@ -19,6 +20,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -95,12 +97,44 @@ def train_steadily(setting: Setting, batch_size: int, limit_gb: float | None) ->
         "data": config.data.source,
         "tokens_per_s": tokens / seconds,
         "step_ms": 1e3 * seconds,
-        "flops_per_token": session.flops_per_token(),
+        "flops_per_token": session.flops_per_token,
     }
     result["tflops"] = result["tokens_per_s"] * result["flops_per_token"] / 1e12
     if setting.device.type == "cuda":
         result["peak_gib"] = torch.cuda.max_memory_allocated(setting.device) / GIB
     return {**result, "said": session.said}
+
+
+def ways(setting: Setting) -> dict[str, Any]:
+    """Milliseconds of a step, the median over rounds of several steps, in turns; what a way fails with stands in its place.
+
+    CUDA graphs (mode="reduce-overhead") are not what the worker uses: they pay only where the card waits for launches, and hold
+    on to the memory of everything in them.
+    """
+    repeats, rounds = (1, 1) if setting.is_small else (10, 7)
+    compiled: dict[str, dict[str, Any]] = {
+        "sdpa": {"flex": False},
+        "flex": {"flex": True},
+        "sdpa, graphs": {"flex": False, "mode": "reduce-overhead"},
+        "flex, graphs": {"flex": True, "mode": "reduce-overhead"},
+    }
+    found: dict[str, Any] = {}
+    for size in [2] if setting.is_small else [16, 64]:
+        config = setting.config(batch_size=size, micro_batch_size=size, compile="off")
+        sessions, times = {name: Session(setting, config) for name in ("uncompiled", *compiled)}, {}
+        for name, options in compiled.items():
+            sessions[name].compile(**options)
+        result: dict[str, Any] = {}
+        for number in range(rounds + 1):
+            for name, session in sessions.items():
+                try:
+                    seconds = timed(session.step, setting.device, 0 if number else 3, repeats)
+                except Exception as error:
+                    result[name] = f"{type(error).__name__}: {str(error)[:300]}"
+                    continue
+                times.setdefault(name, []).append(1e3 * seconds)
+        found[str(size)] = result | {name: statistics.median(each[1:]) for name, each in times.items() if name not in result}
+    return found
 
 
 def profiled(setting: Setting) -> dict[str, Any]:
@@ -159,6 +193,7 @@ class Session:
         self._model.compute_dtype = activation_dtype(config, setting.device)
         self._model.train()
         self._optimizer = build_optimizer(self._model, config)
+        self.flops_per_token = self._flops_per_token()  # before it is compiled, which hides them
         self.execution = prepare(self._model, lambda: self._batches.batch(1, 0), config.training, self._device, 10**6, {}, self.said.append)
         self._rows = self._each()
 
@@ -168,9 +203,11 @@ class Session:
             torch.autograd.backward(self._model.loss(part.tokens, part.targets, part.documents).loss * share)
         self._optimizer.step()
 
-    def flops_per_token(self) -> float:
-        rows = next(self._rows)
-        part, _ = next(iter(parts(rows, self.execution.rows_at_once, self._device)))
+    def compile(self, **options: Any) -> None:
+        self._model.compile(**options)
+
+    def _flops_per_token(self) -> float:
+        part, _ = next(iter(parts(self._batches.batch(1, 0), 1, self._device)))
         contestant = Contestant(
             "ours", self._model, self._optimizer, lambda batch, _: self._model.loss(batch.tokens, batch.targets, batch.documents).loss
         )
@@ -220,6 +257,7 @@ PARTS: dict[str, Callable[[Setting], dict[str, Any]]] = {
     "rivals": other("benchmarks.train", "--compile", "--batch", "32", "--precision", "bf16"),
     "steady": steady,
     "budget": lambda setting: steady(setting, limit_gb=6.0),
+    "ways": ways,
     "profile": profiled,
     "curriculum": curriculum,
 }
