@@ -104,7 +104,8 @@ def stream(
     fed = pad_sequence([torch.tensor(prompt) for prompt in prompt_tokens], batch_first=True)
     draws = _draws(seed, len(prompt_tokens))
     for left in reversed(range(max_new_tokens)):
-        read = model.extend(fed.to(device), current, lengths.to(device), adaptive=adaptive, recursions=recursions)
+        own = lengths.to(device) if fed.size(1) > 1 else None  # a single token is never padding
+        read = model.extend(fed.to(device), current, own, adaptive=adaptive, recursions=recursions)
         last = torch.arange(len(going), device=device), lengths.to(device) - 1
         draw = draws()[going]  # one for every row there ever was: rows do not share
         new = choose(model.logits(read.answers[last])[:, :vocab_size], draw.to(device), temperature, top_k).cpu()
