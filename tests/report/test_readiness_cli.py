@@ -28,7 +28,7 @@ def test_not_ready_is_exit_code_1(here: Path) -> None:  # noqa: F811
     done = cognate("report", "readiness")
     assert done.exit_code == 1
     assert "Not ready" in done.output
-    assert "no data folder is given" in done.output
+    assert "COGNATE_DATA_DIR" in done.output
 
 
 def test_a_setting_that_does_not_exist_is_refused(here: Path) -> None:  # noqa: F811
