@@ -221,7 +221,11 @@ def spread(ends: list[float] | None) -> str:
 
 
 def told(found: dict[str, Any]) -> list[str]:
-    return [f"{name.replace('_', ' ')}: {json.dumps(value)}" for name, value in found.items() if not isinstance(value, list | dict)]
+    """The diversity report on a few lines."""
+    spreads = [f"{name}: {value:.4g}" for name, value in found["metrics"].items() if value is not None]
+    order = found["required_order"]
+    texts = f"{found['texts']['count']} texts: {found['texts']['source']}"
+    return [texts, *spreads, f"{order['rule']}: {json.dumps(order['holds'])}"]
 
 
 def best(run: dict[str, Any]) -> dict[str, Any]:
