@@ -37,7 +37,7 @@ export class Stream {
     this.#closed = true;
     clearTimeout(this.#retry);
     clearTimeout(this.#watchdog);
-    this.#socket?.close();
+    if (this.#socket) hangUp(this.#socket);
   }
 
   /** Try at once instead of waiting for the next turn. */
@@ -123,4 +123,10 @@ export class Stream {
     this.#handlers.onStatus("waiting");
     this.#retry = setTimeout(() => this.#connect(), wait * (0.75 + Math.random() / 2));
   }
+}
+
+/** One that is still being opened is closed once it is: browsers log it as an error when that is cut short. */
+function hangUp(socket) {
+  if (socket.readyState === WebSocket.CONNECTING) socket.addEventListener("open", () => socket.close());
+  else socket.close();
 }

@@ -30,7 +30,7 @@ STAGES = [
 def main(attempt: AttemptDir) -> int:
     run, journal = attempt.run, Journal(attempt)
     config = run.config()
-    total = config.training.max_steps or 300
+    total = config.training.max_steps or 3000
     saved = run.complete_checkpoints()
     step = saved[-1][0] if saved else 0
 

@@ -120,7 +120,7 @@ def test_a_run_launched_from_the_form_appears_in_the_list_and_goes_on_there(page
     page.goto("/#/launch")
     page.get_by_label("preset").select_option("quickstart")
     page.get_by_label("name", exact=True).fill("from the form")
-    page.locator("summary", has_text="training").click()
+    page.locator("[data-section=training] > summary").click()
     page.get_by_label("max_steps").fill("50")
     page.get_by_role("button", name="Launch").click()
     expect(page.get_by_role("heading", name="from the form")).to_be_visible()
@@ -153,10 +153,10 @@ def test_only_what_was_changed_is_sent(page: Page) -> None:
 
 def test_errors_stand_at_the_fields_they_are_about(page: Page) -> None:
     page.goto("/#/launch")
-    page.locator("summary", has_text="training").click()
+    page.locator("[data-section=training] > summary").click()
     page.get_by_label("batch_size", exact=True).fill("0")
     page.get_by_label("epochs").fill("many")
-    page.locator("summary", has_text="training").click()
+    page.locator("[data-section=training] > summary").click()
     page.get_by_role("button", name="Launch").click()
     expect(page.locator("[data-field='training.batch_size'] .error")).to_have_text("Input should be greater than or equal to 1")
     expect(page.locator("[data-field='training.epochs'] .error")).to_have_text("Input should be a valid integer")
@@ -177,7 +177,7 @@ def test_a_suggestion_stands_at_the_field_as_well(page: Page) -> None:
 def test_check_only_says_what_differs_and_launches_nothing(page: Page, server: Server) -> None:
     before = server.get("/v1/info")["runs"]
     page.goto("/#/launch")
-    page.locator("summary", has_text="training").click()
+    page.locator("[data-section=training] > summary").click()
     page.get_by_label("batch_size", exact=True).fill("4")
     page.get_by_role("button", name="Check only").click()
     expect(page.locator(".outcome")).to_contain_text("This can be launched.")
