@@ -36,7 +36,17 @@ EVALUATION = {
     "warnings": [],
 }
 DIVERSITY = {
-    "members": [],
+    "members": [
+        {
+            "preset": preset,
+            "halting_steps": steps,
+            "ltm_usage": None,
+            "surprise_rate": 0.5,
+            "ms_per_token": {"median": 1.5},
+            "cross_entropy": 3.25,
+        }
+        for preset, steps in (("reasoning", 3.0), ("memory", 2.5), ("speed", 1.5))
+    ],
     "metrics": {"diversity_avg_halting_steps": 1.5, "diversity_ltm_usage": None, "diversity_inference_time_ms": 0.25},
     "required_order": {"rule": "reasoning >= memory > speed", "holds": True},
 }

@@ -5,6 +5,7 @@ import { post } from "./api.js";
 import { confirm, tell, untell } from "./dialogs.js";
 import { element, refill, setText, template } from "./dom.js";
 import { words } from "./format.js";
+import { Outcome } from "./outcome.js";
 import { nameColumn, Row } from "./runlist.js";
 import { command } from "./words.js";
 
@@ -70,10 +71,12 @@ class Card {
   element = template("group");
   #rows = new Map();
   #give;
+  #outcome;
 
   constructor(group, give) {
     this.#give = give;
     this.element.dataset.group = group.id;
+    this.#outcome = new Outcome(this.element.querySelector(".results"), group.id);
     setText(this.element.querySelector("h2"), group.name);
     nameColumn(this.#metric).then(() => this.#rows.forEach(({ row, run }) => row.update(run)));
   }
@@ -99,6 +102,7 @@ class Card {
         row.element.remove();
         this.#rows.delete(id);
       }
+    this.#outcome.update(group.runs);
     const names = COMMANDS.filter((name) => group.runs.some((run) => run.allowed_commands.includes(name)));
     refill(this.element.querySelector(".buttons"), names, () => names.map((name) => this.#button(group, name)));
   }

@@ -76,11 +76,14 @@ class Server:
     def get(self, path: str) -> Any:
         return httpx.get(self.url + path, headers=self._headers).raise_for_status().json()
 
+    def post(self, path: str, body: Any) -> Any:
+        return httpx.post(self.url + path, json=body, headers=self._headers).raise_for_status().json()
+
     def launch(self, *, max_steps: int = 40, seed: int = 1, **request: Any) -> str:
         """A new run; its id."""
         config = {"seed": seed, "training": {"max_steps": max_steps, "checkpoint_every_steps": 20}}
         body = {"preset": "quickstart", "config": config, **request}
-        return str(httpx.post(f"{self.url}/v1/runs", json=body, headers=self._headers).raise_for_status().json()["id"])
+        return str(self.post("/v1/runs", body)["id"])
 
     def group(self, name: str) -> None:
         """A group of one run that is soon over."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
@@ -376,6 +377,20 @@ def test_the_specialists_are_launched_and_commanded_as_one(page: Page, server: S
     page.locator("dialog").get_by_role("button", name="Stop").click()
     expect(card.locator(".state-stopped")).to_have_count(3)
     expect(card.locator(".buttons button")).to_have_count(0)
+
+
+def test_a_completed_group_shows_what_came_of_it(page: Page, server: Server) -> None:
+    config = {"training": {"max_steps": 10}, "evaluation": {"at_end": "off"}}
+    server.post("/v1/groups", {"name": "short", "config": config})
+    page.goto("/#/groups")
+    card = page.locator("[data-group]", has=page.get_by_role("heading", name="short"))
+    row = card.get_by_role("table", name="How the models differ").locator("tbody tr").first
+    expect(row.locator("td")).to_have_text(["reasoning", "3", "–", "0.5", "1.5", "3.25"])
+    expect(card.locator(".results")).to_contain_text("reasoning >= memory > speed: holds.")
+    for label, path in (("Training report", "report"), ("Hand-off archive", "handoff")):
+        card.get_by_role("button", name=label).click()
+        expect(card.get_by_role("link", name=label)).to_have_attribute("href", re.compile(rf"^/v1/groups/group_[0-9a-f-]+/{path}$"))
+    assert page.evaluate("window.violations") == []
 
 
 @pytest.mark.usefixtures("_held")
