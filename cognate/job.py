@@ -17,6 +17,7 @@ from typing import Final
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 from cognate.jobdir import JobContext, JobDir, JobFailed, Perform
+from cognate.priority import give_way
 from cognate.rundir import Places
 
 # Imported when they are asked for: some need torch, some do not.
@@ -31,13 +32,12 @@ KINDS: Final[dict[str, str]] = {
 }
 
 EXIT_FAILED = 1
-NICE = 10  # a run beside it goes first
 SAY_EVERY_S = 0.5
 
 
 def main(arguments: list[str] | None = None) -> int:
     (path,) = arguments if arguments is not None else sys.argv[1:]
-    os.nice(NICE)
+    give_way()
     job = JobDir(Path(path))
     try:
         kind, spec = job.asked()

@@ -32,10 +32,10 @@ from typing import Any, Literal
 from cognate import wandbfile
 from cognate.events import ENDINGS, Event, Kind, MalformedLine
 from cognate.metrics import KEYS
+from cognate.priority import give_way
 from cognate.rundir import AttemptDir, RunDir, read_journal, read_json, sync_directory, write_json
 
 Mode = Literal["offline", "online"]
-NICENESS = 10
 POLL_S = 1.0
 INIT_TIMEOUT_S = 60.0
 FINISH_TIMEOUT_S = 600.0
@@ -80,7 +80,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--remark", help="why this is not done online")
     arguments = sys.argv[1:] if arguments is None else arguments
     options = parser.parse_args(arguments)
-    os.nice(NICENESS)
+    give_way()
     run = RunDir(options.run.resolve())
     about = None if options.name is None else About(options.name, tuple(options.tag), options.group)
     try:
