@@ -9,6 +9,7 @@ import os
 import secrets
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from pathlib import Path
 
 from fastapi import FastAPI
@@ -124,7 +125,7 @@ def assemble(settings: Settings, executor: Executor | None, hub: Hub, gate: Gate
     """The parts of the service, none of them at work yet."""
     store = Store(settings.database, hub.publish)
     executor = executor or LocalExecutor(settings.data_dir, settings.cache, settings.cpu_slots, spare=settings.spare_worker)
-    work = JobService(store, executor, settings, {"evaluation": note_evaluation, DIVERSITY: note_diversity})
+    work = JobService(store, executor, settings, {"evaluation": note_evaluation, DIVERSITY: partial(note_diversity, settings.runs)})
     evaluating, reporting = EvaluationService(store, work, settings), ReportService(store, work, settings)
     supervisor = Supervisor(store, executor, settings, work, (evaluating.evaluate_completed, reporting.group_completed))
     mirrors = Mirrors(store, settings)

@@ -33,7 +33,7 @@ from cognate import wandbfile
 from cognate.events import ENDINGS, Event, Kind, MalformedLine
 from cognate.metrics import KEYS
 from cognate.priority import give_way
-from cognate.rundir import AttemptDir, RunDir, read_journal, read_json, sync_directory, write_json
+from cognate.rundir import RunDir, read_journal, read_json, sync_directory, write_json
 
 Mode = Literal["offline", "online"]
 POLL_S = 1.0
@@ -61,8 +61,12 @@ class About:
 
 @dataclass(frozen=True)
 class Row:
-    """What was measured at one step; `values` by metric key, only what was. at: seconds since the epoch; tokens: read so far."""
+    """What was measured at one step; `values` by metric key, only what was. at: seconds since the epoch; tokens: read so far.
 
+    number: its place in W&B's history: the step, or one more for what was measured when all was over
+    """
+
+    number: int
     step: int
     at: float
     epoch: float
@@ -144,9 +148,9 @@ def _mirror_offline(run: RunDir, noted: _Noted, about: About, workshop: Path, re
     wandb_run = _begin(run, about, "offline", workshop, suffix=f"{number:04d}")
     steps: list[int] = []
     for row in story.rows():
-        if row.step > sent:
+        if row.number > sent:
             _log(wandb_run, row, story.began)
-            steps.append(row.step)
+            steps.append(row.number)
     _end(wandb_run, run, story)
     (made,) = (workshop / "wandb").glob("offline-run-*")
     recorded = wandbfile.summarize(_file_of(made))
@@ -169,9 +173,9 @@ def _mirror_online(run: RunDir, about: About, workshop: Path, closes: Callable[[
     while not is_last:
         is_last = closes(POLL_S)
         for row in story.rows():
-            if row.step > sent:
+            if row.number > sent:
                 _log(wandb_run, row, story.began)
-                sent = row.step
+                sent = row.number
     _end(wandb_run, run, story)
     _note(run, "online", about, story.journal_sizes)
 
@@ -223,7 +227,7 @@ def _log(wandb_run: Any, row: Row, began: float) -> None:
     axes = {STEP_AXIS: row.step, "train/epoch": row.epoch, "train/wall_time_s": row.at - began, "_timestamp": row.at}
     if row.tokens is not None:
         axes["train/tokens"] = row.tokens
-    wandb_run.log({**row.values, **axes}, step=row.step)
+    wandb_run.log({**row.values, **axes}, step=row.number)
 
 
 def _end(wandb_run: Any, run: RunDir, story: Story) -> None:
@@ -258,7 +262,7 @@ class Story:
 
     def __init__(self, run: RunDir) -> None:
         self._run = run
-        self._chapters: dict[AttemptDir, _Chapter] = {}
+        self._chapters: dict[Path, _Chapter] = {}
         self._best: tuple[float, int] | None = None  # held-out loss, step
         self.journal_sizes: list[int] = []
         self.began = math.nan  # when the first row was told, seconds since the epoch
@@ -266,10 +270,10 @@ class Story:
     def rows(self) -> Iterator[Row]:
         """What is new, by rising step. Of a step that several attempts told, the newest telling counts, as in the service."""
         self.journal_sizes = self._run.journal_sizes()  # before reading: a torn last line is not waited for for ever
-        for attempt in self._run.attempts():
-            self._chapters.setdefault(attempt, _Chapter(attempt))
-        told = merge(*(chapter.rows() for chapter in self._chapters.values()), key=attrgetter("step"))
-        for _, same in groupby(told, key=attrgetter("step")):
+        for chapter in _chapters(self._run):
+            self._chapters.setdefault(chapter.journal, chapter)
+        told = merge(*(chapter.rows() for chapter in self._chapters.values()), key=attrgetter("number"))
+        for _, same in groupby(told, key=attrgetter("number")):
             *_, row = same
             self._take(row)
             yield row
@@ -289,7 +293,8 @@ class Story:
 
     @property
     def _last_word(self) -> Event | None:
-        return next(reversed(self._chapters.values())).ending if self._chapters else None
+        endings = [chapter.ending for chapter in self._chapters.values() if not chapter.is_afterwards]
+        return endings[-1] if endings else None
 
     def summary(self) -> dict[str, Any]:
         """What stands beside the curves."""
@@ -307,11 +312,18 @@ class Story:
         return found
 
 
-class _Chapter:
-    """The journal of one attempt."""
+def _chapters(run: RunDir) -> Iterator[_Chapter]:
+    for attempt in run.attempts():
+        yield _Chapter(attempt.journal)
+    yield _Chapter(run.afterwards, is_afterwards=True)
 
-    def __init__(self, attempt: AttemptDir) -> None:
-        self._attempt = attempt
+
+class _Chapter:
+    """The journal of one attempt, or what was measured afterwards."""
+
+    def __init__(self, journal: Path, *, is_afterwards: bool = False) -> None:
+        self.journal = journal
+        self.is_afterwards = is_afterwards
         self._offset = 0
         self.plan: dict[str, Any] | None = None
         self.warnings: list[str] = []
@@ -321,7 +333,7 @@ class _Chapter:
         before = -1
         while before != self._offset:
             before = self._offset
-            for entry, offset in read_journal(self._attempt.journal, self._offset):
+            for entry, offset in read_journal(self.journal, self._offset):
                 self._offset = offset
                 if (row := self._take(entry)) is not None:
                     yield row
@@ -344,7 +356,7 @@ class _Chapter:
     def _row(self, event: Event) -> Row:
         data = event.data
         values = {key: value for key, value in data["values"].items() if key in _KEYS}
-        return Row(data["step"], event.at, data["epoch"], data["progress"].get("tokens"), values)
+        return Row(data["step"] + self.is_afterwards, data["step"], event.at, data["epoch"], data["progress"].get("tokens"), values)
 
 
 _KEYS = frozenset(KEYS)
@@ -375,9 +387,9 @@ def compare(run: RunDir) -> Comparison:
     if not folders:
         raise MirrorFailed(f"{run.path} has no offline file; `cognate mirror {run.path}` makes one")
     told: dict[int, list[str]] = {}
-    for attempt in run.attempts():
-        for row in _Chapter(attempt).rows():
-            told.setdefault(row.step, []).append(_spelled(row.values))
+    for chapter in _chapters(run):
+        for row in chapter.rows():
+            told.setdefault(row.number, []).append(_spelled(row.values))
     found: dict[int, list[str]] = {}
     keys = dict.fromkeys(KEYS, 0)
     unfinished = []

@@ -8,6 +8,7 @@
         started.json, exit.json     who the process was, how it ended
         lease                       locked for as long as any process of the attempt lives
         worker.log                  what it printed
+    afterwards.jsonl                what was measured of it once it was over, as a journal's lines
     checkpoints/step_000500/        complete once it has this name
     checkpoints/pinned.json         steps of those that are never deleted
     checkpoints/best.json           step and held-out loss of the best one
@@ -180,9 +181,14 @@ class RunDir:
     def mirror(self) -> Path:
         return self.path / "wandb" / "mirror.json"
 
+    @property
+    def afterwards(self) -> Path:
+        return self.path / "afterwards.jsonl"
+
     def journal_sizes(self) -> list[int]:
-        """Bytes of each attempt's journal, oldest first."""
-        return [attempt.journal.stat().st_size if attempt.journal.exists() else 0 for attempt in self.attempts()]
+        """Bytes of each attempt's journal, oldest first, and of what came afterwards, if anything did."""
+        journals = [*(attempt.journal for attempt in self.attempts()), *[self.afterwards] * self.afterwards.exists()]
+        return [journal.stat().st_size if journal.exists() else 0 for journal in journals]
 
     def is_mirrored(self) -> bool:
         """Whether the mirror has taken up all that the journals say now."""
@@ -266,10 +272,11 @@ def read_limits(attempt: AttemptDir) -> Limits:
 
 
 class Journal:
-    """Appends events to an attempt's journal. One writer, one attempt; a line is written whole or taken back."""
+    """Appends events to an attempt's journal, or to a file like one. One writer; a line is written whole or taken back."""
 
-    def __init__(self, attempt: AttemptDir) -> None:
-        self._file = os.open(attempt.journal, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+    def __init__(self, attempt: AttemptDir | Path) -> None:
+        path = attempt.journal if isinstance(attempt, AttemptDir) else attempt
+        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
         self._end = os.lseek(self._file, 0, os.SEEK_END)
         self._seq = 0
 

@@ -350,3 +350,22 @@ def test_the_command_brings_the_files_up_to_now_and_says_what_is_in_them(tmp_pat
     assert done.exit_code == 1
     assert "missing: 3 steps, the first is 11" in done.output
     assert CliRunner().invoke(app, ["mirror", str(tmp_path)]).exit_code == 2
+
+
+def test_what_is_measured_afterwards_comes_behind_the_last_row(tmp_path: Path) -> None:
+    run = new_run(tmp_path)
+    attempt(run, range(11), Kind.FINISHED)
+    mirrored(run)
+    measured = {key: 0.5 for key in KEYS if key.startswith("diversity_")}
+    journal = Journal(run.afterwards)
+    journal.append(Kind.METRICS, step=10, epoch=0.2, values=measured, progress={})
+    journal.close()
+    assert not run.is_mirrored()
+    found = mirrored(run)
+    assert run.is_mirrored()
+    assert found.is_complete
+    assert [steps[-1] for steps in steps_in(run)] == [10, 11]
+    assert {key: value for key, value in rows(run)[11].items() if key in KEYS} == measured
+    assert rows(run)[11]["train/step"] == 10
+    assert mirrored(run).folders == found.folders
+    assert records(run)["summary"]

@@ -80,7 +80,7 @@ class Mirrors:
         """One pass over everything; safe to repeat at any time."""
         with self._looking:
             with self._store.read() as session:
-                for seq, run_id in runs.changes_of_state(session, self._seen):
+                for seq, run_id in runs.changes_at_rest(session, self._seen):
                     self._seen = seq
                     self._watched.add(run_id)
                 watched = {run.id: run for run in runs.some(session, self._watched | self._at_work.keys())}

@@ -7,7 +7,7 @@ A report that was made is kept in its job's folder; where that is tidied away, o
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -18,7 +18,8 @@ from app.settings import Settings
 from app.store import jobs, metrics, runs
 from app.store.engine import Store, Write
 from app.store.tables import Job, Run
-from cognate.rundir import RunDir
+from cognate.events import Kind
+from cognate.rundir import Journal, RunDir
 
 DIVERSITY: Final = "diversity"
 HANDOFF: Final = "handoff"
@@ -177,7 +178,7 @@ class ReportService:
         return RunDir(self._settings.runs / run.id)
 
 
-def note_diversity(write: Write, job: Job) -> None:
+def note_diversity(runs_dir: Path, write: Write, job: Job) -> None:
     """Once all runs of a group are completed: write its three metrics to the last row of the one that finished last, and say so there."""
     members = runs.some(write.session, job.spec["run_ids"])
     if job.result is None or not members or any(run.state != State.COMPLETED for run in members):
@@ -186,8 +187,21 @@ def note_diversity(write: Write, job: Job) -> None:
     measured = {key: value for key, value in job.result["metrics"].items() if isinstance(value, int | float)}
     metrics.amend(write, last.id, measured)
     last.latest = {**(last.latest or {}), **measured}
+    _note_in_directory(RunDir(runs_dir / last.id), last, measured)
     data = {"group_id": job.subject, "job_id": job.id, "metrics": job.result["metrics"], "required_order": job.result["required_order"]}
     runs.add_event(write, last.id, last.attempt, DIVERSITY, time.time(), None, data)
+
+
+def _note_in_directory(run: RunDir, row: Run, measured: Mapping[str, float]) -> None:
+    """For those who know a run by its directory: the mirror at Weights & Biases."""
+    reached = row.progress or {}
+    if run.path.is_dir() and measured:
+        journal = Journal(run.afterwards)
+        try:
+            journal.append(Kind.METRICS, step=reached.get("step", 0), epoch=reached.get("epoch", 0.0), values=dict(measured), progress={})
+            journal.sync()
+        finally:
+            journal.close()
 
 
 def _evaluations(write: Write, run_id: str) -> Sequence[Job]:

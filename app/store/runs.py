@@ -76,9 +76,10 @@ def in_states(session: Session, states: Collection[str]) -> Sequence[Run]:
     return session.execute(query).scalars().all()
 
 
-def changes_of_state(session: Session, after: int) -> Sequence[tuple[int, str]]:
-    """(seq, run) of each change of a run's state with a seq above `after`, oldest first."""
-    query = select(col(Event.seq), col(Event.run_id)).where(col(Event.seq) > after, col(Event.kind) == "state").order_by(col(Event.seq))
+def changes_at_rest(session: Session, after: int) -> Sequence[tuple[int, str]]:
+    """(seq, run) of what may leave a run at rest with more to tell, above `after`, oldest first: its states, and what was measured then."""
+    matters = (col(Event.seq) > after) & col(Event.kind).in_(("state", "diversity"))
+    query = select(col(Event.seq), col(Event.run_id)).where(matters).order_by(col(Event.seq))
     return [(seq, run_id) for seq, run_id in session.execute(query)]
 
 

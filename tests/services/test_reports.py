@@ -10,8 +10,9 @@ import pytest
 from starlette.testclient import TestClient
 
 from cognate.config import SPECIALISTS
+from cognate.events import Event
 from cognate.job import KINDS, perform_of
-from cognate.rundir import RunDir, write_json
+from cognate.rundir import RunDir, read_journal, write_json
 from tests.service import connect, launch, serving, steps_of, until, wait_for
 
 DIVERSITY = {"diversity_avg_halting_steps": 1.5, "diversity_ltm_usage": None, "diversity_inference_time_ms": 0.25}
@@ -64,6 +65,10 @@ def test_diversity_is_measured_when_the_last_run_of_a_group_completes(tmp_path: 
             "metrics": DIVERSITY,
             "required_order": found["result"]["required_order"],
         }
+        ((told, _),) = read_journal(tmp_path / "runs" / last["id"] / "afterwards.jsonl")
+        assert isinstance(told, Event)
+        measured = {key: value for key, value in DIVERSITY.items() if value is not None}
+        assert (told.data["step"], told.data["values"]) == (last["progress"]["step"], measured)
 
 
 def test_the_final_row_has_the_three_metrics_and_reaches_who_follows(tmp_path: Path) -> None:
