@@ -59,7 +59,7 @@ def test_it_joins_the_curriculum_from_its_stage(folder: Path, write: Any) -> Non
     assert held_out > 0
     assert part == {
         "dataset": "extra/mine", "category": "extra", "stage": 2, "samples": 100, "held_out": held_out, "duplicates": 0,
-        "validation": held_out, "malformed": 0, "trained": 100 - held_out,
+        "validation": held_out, "malformed": 0, "augmented": 0, "trained": 100 - held_out,
     }  # fmt: skip
     assert len(corpus.validation["extra/mine"]) == held_out
     assert "Say 1. 1!" in trained(corpus, "extra/mine")

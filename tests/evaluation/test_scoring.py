@@ -128,6 +128,8 @@ def test_the_order_and_the_company_of_prompts_change_nothing(model: Model) -> No
 class Scripted:
     """A model that writes and weighs as it is told."""
 
+    calculator, votes = False, 0
+
     def __init__(self, written: list[str], nats: list[list[float]] | None = None) -> None:
         self.written, self.nats, self.asked = written, nats, list[str]()
 
