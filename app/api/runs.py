@@ -6,6 +6,7 @@ import codecs
 import hashlib
 import re
 from collections.abc import Callable, Coroutine
+from types import SimpleNamespace
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Header, Query, Response
@@ -119,7 +120,7 @@ class _Direct(APIRoute):
 
 
 async def get_run(run_id: RunId, service: Service, if_none_match: Annotated[str | None, Header(max_length=SEEN_LENGTH)] = None) -> Response:
-    shown = _shown(service, run_id)
+    shown = _shown(plain.run(service.store, run_id))
     tag = shown.headers["ETag"]
     if if_none_match is not None and tag in (seen.strip().removeprefix("W/") for seen in if_none_match.split(",")):
         return Response(status_code=304, headers={"ETag": tag})
@@ -148,8 +149,9 @@ def edit_run(run_id: RunId, body: EditIn, service: Service, version: ExpectedVer
         raise ConfigError(
             [{"field": key, "message": "cannot be empty"} for key, value in changes.items() if value is None and key != "notes"]
         )
-    service.runs.edit(run_id, changes, version)
-    return _shown(service, run_id)
+    run = service.runs.edit(run_id, changes, version)
+    with service.store.read() as session:
+        return _shown(plain.of(run, runs.queue(session)))
 
 
 @router.delete(
@@ -239,9 +241,8 @@ def _created(service: Parts, response: Response, run: Run, is_new: bool) -> RunD
         return run_detail_out(run, runs.queue(session))
 
 
-def _shown(service: Parts, run_id: str) -> Response:
+def _shown(run: SimpleNamespace) -> Response:
     """A RunDetailOut; its ETag is the version, by which If-Match goes, and a digest of all there is to see."""
-    run = plain.run(service.store, run_id)
     body = run_json(run)
     tag = f'"{run.version}.{hashlib.sha256(body).hexdigest()[:16]}"'
     return Response(body, media_type="application/json", headers={"ETag": tag})  # as it is: the digest is of these bytes

@@ -329,9 +329,9 @@ class Supervisor:
 
     def _launch(self, run_id: str, device: str) -> None:
         with self._store.write() as write:
-            run = runs.get(write.session, run_id)
-            if run.state != State.QUEUED:
-                return  # paused or stopped since we looked
+            run = write.session.get(Run, run_id)
+            if run is None or run.state != State.QUEUED:
+                return  # deleted, paused or stopped since we looked
             number = run.attempt + 1
             write.session.add(Attempt(run_id=run.id, number=number, device=device, launched_at=time.time()))
             runs.set_state(

@@ -5,6 +5,8 @@ The row's attributes are named as those of tables.Run; app/api/schemas.py makes 
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from types import SimpleNamespace
 
 import orjson
@@ -31,6 +33,18 @@ def run(store: Store, run_id: str) -> SimpleNamespace:
     for name in ("tags", "forked_from", "progress", "latest", "alerts"):
         if (text := getattr(row, name)) is not None:
             setattr(row, name, orjson.loads(text))
+    return _as_fragments(row)
+
+
+def of(run: Run, queue: Sequence[str]) -> SimpleNamespace:
+    """The same of a run that is at hand, as it was then: another read might show what others did to it since."""
+    row = SimpleNamespace(**{name: getattr(run, name) for name in Run.model_fields})
+    row.queue_position = queue.index(run.id) + 1 if run.id in queue else None
+    row.config, row.plan = json.dumps(run.config), None if run.plan is None else json.dumps(run.plan)  # as the column has them
+    return _as_fragments(row)
+
+
+def _as_fragments(row: SimpleNamespace) -> SimpleNamespace:
     row.config = orjson.Fragment(row.config)
     if row.plan is not None:  # before there is progress, the plan says how far it will go; of a specialist, what is expected
         is_read = row.progress is None or row.preset in SPECIALISTS

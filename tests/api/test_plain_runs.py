@@ -147,6 +147,23 @@ def test_an_edit_answers_what_a_read_would(client: TestClient) -> None:
     assert (edited.content, edited.headers["ETag"]) == (read.content, read.headers["ETag"])
 
 
+def test_an_edit_answers_what_it_made_whatever_comes_after(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = f"/v1/runs/{launch(client)}"
+    service = client.app.state.parts.runs  # type: ignore[attr-defined]
+    edit = service.edit
+
+    def overtaken(run_id: str, *arguments: Any) -> Run:
+        made: Run = edit(run_id, *arguments)
+        edit(run_id, {"priority": 7})
+        return made
+
+    monkeypatch.setattr(service, "edit", overtaken)
+    before = client.get(path).json()["version"]
+    edited = client.patch(path, json={"priority": 3}).json()
+    assert (edited["priority"], edited["version"]) == (3, before + 1)
+    assert client.get(path).json()["version"] == before + 2
+
+
 def test_a_database_that_is_locked_asks_to_come_again(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
     """sqlite3's own error, not the one of SQLAlchemy."""
 

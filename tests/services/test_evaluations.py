@@ -83,7 +83,7 @@ def test_a_completed_run_is_not_evaluated_where_it_should_not(tmp_path: Path, da
 
 def best_at_the_start(client: TestClient, home: Path, config: dict[str, Any]) -> str:
     """A run whose best checkpoint is not its newest."""
-    run_id: str = client.post("/v1/runs", json={"preset": "quickstart", "config": {**config, "training": {"max_steps": 40}}}).json()["id"]
+    run_id: str = client.post("/v1/runs", json={"preset": "quickstart", "config": {**config, "training": {"max_steps": 200}}}).json()["id"]
     wait_for(client, run_id, "running")
     assert client.post(f"/v1/runs/{run_id}/checkpoint").status_code == 202
     saved = until(lambda: client.get(f"/v1/runs/{run_id}/checkpoints").json()["data"])
