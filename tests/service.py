@@ -41,7 +41,8 @@ def serving(home: Path, *worker_options: str, **settings: Any) -> Iterator[TestC
     worker = [sys.executable, str(FAKE_WORKER), *worker_options]
     job = [sys.executable, str(FAKE_JOB)]
     executor = LocalExecutor(None, home / "cache", settings.pop("cpu_slots", 1), worker, job=job, spare=settings.pop("spare", False))
-    settings = {"auto_resume": 0, **settings}  # what a fault does is seen as it is, unless a test asks for more
+    # What a fault does is seen as it is, and no data folder of the environment is taken, unless a test asks for it.
+    settings = {"auto_resume": 0, "data_dir": None, **settings}
     with TestClient(create_app(Settings(home=home, **settings), executor), base_url=URL) as client:
         yield client
 
