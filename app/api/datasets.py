@@ -6,8 +6,9 @@ from fastapi import APIRouter, Response
 
 from app.api.deps import Service
 from app.api.errors import refusals
+from app.api.jobs import started
 from app.api.runs import LOCATION, Answers
-from app.api.schemas import DatasetsOut, JobOut, datasets_out, job_out
+from app.api.schemas import DatasetsOut, JobOut, datasets_out
 from cognate.config import DatasetName
 
 router = APIRouter(prefix="/v1/datasets", tags=["datasets"])
@@ -30,10 +31,4 @@ def list_datasets(service: Service) -> DatasetsOut:
 
 @router.post("/{name}/fetch", status_code=202, summary="Download a dataset from the Hugging Face hub, as a job", responses=_STARTED)
 def fetch_dataset(name: DatasetName, service: Service, response: Response) -> JobOut:
-    job, is_new = service.datasets.fetch(name)
-    response.headers["Location"] = f"/v1/jobs/{job.id}"
-    if is_new:
-        service.supervisor.wake()
-    else:
-        response.status_code = 200
-    return job_out(job)
+    return started(service, response, *service.datasets.fetch(name))

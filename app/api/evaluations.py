@@ -8,7 +8,7 @@ from fastapi import APIRouter, Body, Query, Response
 
 from app.api.deps import Service
 from app.api.errors import refusals
-from app.api.jobs import JOB_ID
+from app.api.jobs import JOB_ID, started
 from app.api.runs import LOCATION, Answers, Limit, RunId
 from app.api.schemas import EvaluateIn, JobOut, Page, job_out
 from app.services.evaluations import KIND, Wanted
@@ -26,13 +26,8 @@ _STARTED: Answers = {
 @router.post("", status_code=202, summary="Measure a checkpoint on held-out items, as a job", responses=_STARTED)
 def start_evaluation(run_id: RunId, service: Service, response: Response, body: Annotated[EvaluateIn | None, Body()] = None) -> JobOut:
     body = body or EvaluateIn()
-    job, is_new = service.evaluations.start(run_id, body.checkpoint_id, Wanted(body.datasets, body.limit, body.overlap))
-    response.headers["Location"] = f"/v1/jobs/{job.id}"
-    if is_new:
-        service.supervisor.wake()
-    else:
-        response.status_code = 200
-    return job_out(job)
+    wanted = Wanted(body.datasets, body.limit, body.overlap)
+    return started(service, response, *service.evaluations.start(run_id, body.checkpoint_id, wanted))
 
 
 @router.get("", summary="Evaluations of a run, newest first")

@@ -7,10 +7,11 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Response
 from fastapi import Path as PathParameter
 
-from app.api.deps import Service
+from app.api.deps import Parts, Service
 from app.api.runs import Limit
 from app.api.schemas import JobOut, JobState, Page, job_out
 from app.store import jobs
+from app.store.tables import Job
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
@@ -49,6 +50,16 @@ def get_job(job_id: JobId, service: Service) -> JobOut:
 def cancel_job(job_id: JobId, service: Service, response: Response) -> JobOut:
     job, changed = service.jobs.cancel(job_id)
     if changed:
+        service.supervisor.wake()
+    else:
+        response.status_code = 200
+    return job_out(job)
+
+
+def started(service: Parts, response: Response, job: Job, is_new: bool) -> JobOut:
+    """The answer of an endpoint that starts a job, or finds it started: 202 or 200, with its address."""
+    response.headers["Location"] = f"/v1/jobs/{job.id}"
+    if is_new:
         service.supervisor.wake()
     else:
         response.status_code = 200

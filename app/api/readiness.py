@@ -11,6 +11,7 @@ from pydantic import BaseModel, Field
 
 from app.api.deps import Service
 from app.api.errors import refusals
+from app.api.jobs import started
 from app.api.runs import LOCATION
 from app.api.schemas import DeviceOut, JobOut, job_out
 from app.api.security import is_foreign
@@ -85,8 +86,4 @@ def get_readiness(request: Request, service: Service, preset: Preset = "reasonin
     },
 )
 def measure_readiness(service: Service, response: Response, preset: Preset = "reasoning") -> JobOut:
-    job, is_new = service.readiness.measure(preset)
-    response.headers["Location"] = f"/v1/jobs/{job.id}"
-    if not is_new:
-        response.status_code = 200
-    return job_out(job)
+    return started(service, response, *service.readiness.measure(preset))

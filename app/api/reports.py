@@ -10,9 +10,9 @@ from fastapi.responses import FileResponse, JSONResponse
 from app.api.deps import Service
 from app.api.errors import refusals
 from app.api.groups import GroupId
+from app.api.jobs import started
 from app.api.runs import LOCATION, Answers, RunId
 from app.api.schemas import DiversityOut, HandoffIn, JobOut, diversity_out, job_out
-from app.store.tables import Job
 
 router = APIRouter(prefix="/v1", tags=["reports"])
 
@@ -52,7 +52,7 @@ def get_diversity(group_id: GroupId, service: Service) -> DiversityOut:
 
 @router.post("/groups/{group_id}/diversity", status_code=202, summary="Measure the group's best checkpoints, as a job", responses=_STARTED)
 def measure_diversity(group_id: GroupId, service: Service, response: Response) -> JobOut:
-    return _started(service, response, *service.reports.measure_diversity(group_id))
+    return started(service, response, *service.reports.measure_diversity(group_id))
 
 
 @router.get(
@@ -70,7 +70,7 @@ def get_handoff(group_id: GroupId, service: Service) -> FileResponse:
 
 @router.post("/groups/{group_id}/handoff", status_code=202, summary="Build the archive for Phase 2, as a job", responses=_STARTED)
 def build_handoff(group_id: GroupId, service: Service, response: Response, body: Annotated[HandoffIn | None, Body()] = None) -> JobOut:
-    return _started(service, response, *service.reports.build_handoff(group_id, (body or HandoffIn()).allow_any_size))
+    return started(service, response, *service.reports.build_handoff(group_id, (body or HandoffIn()).allow_any_size))
 
 
 @router.get("/groups/{group_id}/report", summary="The training report of the group's runs", response_class=Response, responses=_REPORT)
@@ -95,12 +95,3 @@ def _report(service: Service, request: Request, subject: str) -> Response:
 
 def _preferred(accepted: str) -> str:
     return "text/markdown" if "text/markdown" in accepted and "text/html" not in accepted else "text/html"
-
-
-def _started(service: Service, response: Response, job: Job, is_new: bool) -> JobOut:
-    response.headers["Location"] = f"/v1/jobs/{job.id}"
-    if is_new:
-        service.supervisor.wake()
-    else:
-        response.status_code = 200
-    return job_out(job)
