@@ -87,7 +87,7 @@ def main() -> None:
     parser.add_argument("--mlflow-steps", type=int, default=500)
     parser.add_argument("--runs", type=int, default=1_000)
     parser.add_argument("--seconds", type=float, default=5.0, help="of asking for one run again and again")
-    parser.add_argument("--rivals", default=sys.executable, help="interpreter that has mlflow and trackio")
+    parser.add_argument("--rivals", type=os.path.abspath, default=sys.executable, help="interpreter that has mlflow and trackio")
     options = Options(**vars(parser.parse_args()))
     writing = Table("", "points/s, durable", "bytes a point", "ours is faster by")
     asking = Table("", f"{CURVE_STEPS} steps in {CURVE_POINTS} points, ms", f"list of {options.runs} runs, ms", "GET of a run, requests/s")
