@@ -1,6 +1,6 @@
 """What each part is worth: trials on real data (COGNATE_DATA_DIR), at a size two CPU cores can repeat.
 
-    make bench-experiments ARGS="RESULTS.jsonl [optimizers|ablation|late|seeds|ONE_OPTIMIZER ...]"
+    make bench-experiments ARGS="RESULTS.jsonl [optimizers|ablation|late|seeds|wide|wide-OPTIMIZER|ONE_OPTIMIZER ...]"
 
 A trial is a configuration, an optimizer with its learning rates, and a seed; its outcome is held-out loss. Every outcome is
 one line of RESULTS.jsonl and is never computed twice, so an interrupted study goes on where it was.
@@ -9,6 +9,7 @@ one line of RESULTS.jsonl and is never computed twice, so an interrupted study g
     ablation    plain attention, + memory, + recursion, + halting: at equal steps and at equal time
     late        ten epochs over little data, where Grokfast promises most
     seeds       six seeds of the optimizers whose difference is no larger than the noise
+    wide        the optimizers again on a model of four times the parameters for twice the steps
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -50,6 +51,8 @@ SMALL: dict[str, Any] = {
 LITTLE_DATA = ("svamp", "mbpp", "arc_challenge")
 ONE_LOOK = (("recursions", 1), ("micro_steps", 1))  # the optimizer studies: two applications of the recursion's net instead of nine
 STEPS = 800
+WIDE = (("d_model", 256), ("n_layers", 4), ("d_ff", 768), ("trm_d_ff", 768))  # 4.0 million parameters
+WIDE_STEPS = 1600
 SEEDS = (1, 2, 3)
 MORE_SEEDS = (1, 2, 3, 4, 5, 6)
 VECTOR_LR = 3e-3
@@ -60,7 +63,10 @@ Optimizers = list[torch.optim.Optimizer]
 
 @dataclass(frozen=True)
 class Trial:
-    """One training run. `steps` None: the whole curriculum, ten epochs."""
+    """One training run.
+
+    steps: None is the whole curriculum, ten epochs; precision: of activations, and what is bf16 is compiled besides, as a run is
+    """
 
     optimizer: str
     matrix_lr: float
@@ -70,6 +76,7 @@ class Trial:
     model: tuple[tuple[str, Any], ...] = ()
     datasets: tuple[str, ...] | None = None
     optimizer_options: tuple[tuple[str, float], ...] = ()
+    precision: str = "fp32"
 
     @property
     def key(self) -> str:
@@ -134,6 +141,9 @@ def run(trial: Trial) -> Outcome:
     torch.manual_seed(trial.seed)
     model = Cognate(config.model)
     model.train()
+    if trial.precision == "bf16":
+        model.compute_dtype = torch.bfloat16
+        model.compile_regions()
     optimizers = OPTIMIZERS[trial.optimizer](model, trial)
     peaks = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
     cpu = torch.device("cpu")
@@ -240,20 +250,34 @@ def tune(book: Book, start: Trial) -> Trial:
 
 
 STARTS = {"adamw": (2e-3, 2e-2), "muon": (5e-3, 1e-2), "mugrokfast-0": (5e-3, 1e-2), "mugrokfast-0.3": (5e-3, 1e-2)}
+WIDE_STARTS = {"adamw": (1e-3, 1e-2), "muon": (5e-3, 1e-2), "mugrokfast-0": (5e-3, 1e-2)}
 
 
-def tuned(name: str) -> Callable[[Book], None]:
+Study = Callable[[Book], None]
+
+
+def tuned(start: Trial) -> Study:
     def study(book: Book) -> None:
-        best = tune(book, Trial(name, *STARTS[name], model=ONE_LOOK))
+        best = tune(book, start)
         mean, deviation = book.mean(best)
-        print(f"{name}: {mean:.4f} +- {deviation:.4f} at {best.matrix_lr:g}, {best.embedding_lr:g}", flush=True)
+        print(f"{best.optimizer}: {mean:.4f} +- {deviation:.4f} at {best.matrix_lr:g}, {best.embedding_lr:g}", flush=True)
 
     return study
 
 
-def optimizers(book: Book) -> None:
-    for name in STARTS:
-        tuned(name)(book)
+ONE_OPTIMIZER = {name: tuned(Trial(name, *rates, model=ONE_LOOK)) for name, rates in STARTS.items()}
+WIDE_OPTIMIZER = {
+    f"wide-{name}": tuned(Trial(name, *rates, steps=WIDE_STEPS, model=ONE_LOOK + WIDE, precision="bf16"))
+    for name, rates in WIDE_STARTS.items()
+}
+
+
+def each(parts: Mapping[str, Study]) -> Study:
+    def study(book: Book) -> None:
+        for part in parts.values():
+            part(book)
+
+    return study
 
 
 PARTS = {
@@ -310,7 +334,15 @@ def seeds(book: Book) -> None:
         print(name, book.mean(trial, MORE_SEEDS), flush=True)
 
 
-STUDIES = {"optimizers": optimizers, "ablation": ablation, "late": late, "seeds": seeds, **{name: tuned(name) for name in STARTS}}
+STUDIES: dict[str, Study] = {
+    "optimizers": each(ONE_OPTIMIZER),
+    "ablation": ablation,
+    "late": late,
+    "seeds": seeds,
+    "wide": each(WIDE_OPTIMIZER),
+    **ONE_OPTIMIZER,
+    **WIDE_OPTIMIZER,
+}
 
 
 def main() -> None:

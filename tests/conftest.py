@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 os.environ.setdefault("COGNATE_WANDB", "off")  # but where it is what is tested
 os.environ.setdefault("GOMP_SPINCOUNT", "0")  # before torch: see docs/decisions/0004; tests share the cores with workers
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test needs the network
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored under a shell that starts us in the background, and inherited
 
 
 @pytest.fixture(autouse=True)
@@ -33,3 +35,13 @@ def data_dir() -> Path:
     if not named or not Path(named).is_dir():
         pytest.skip("COGNATE_DATA_DIR does not name a folder of datasets")
     return Path(named)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What the fault rows counted, for the table of docs/reliability.md."""
+    reports = [report for group in terminalreporter.stats.values() for report in group if isinstance(report, pytest.TestReport)]
+    counted = sorted(line for report in reports for name, line in report.user_properties if name == "counted")
+    if counted:
+        terminalreporter.section("faults")
+        for line in counted:
+            terminalreporter.write_line(line)

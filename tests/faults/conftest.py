@@ -1,5 +1,6 @@
-"""What the rows share; and what they counted is printed at the end, for the table of docs/reliability.md."""
+"""What the rows share; and what they counted is in their reports (printed by tests/conftest.py)."""
 
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
@@ -23,8 +24,9 @@ def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return run
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    if COUNTED:
-        terminalreporter.section("faults")
-        for line in COUNTED:
-            terminalreporter.write_line(line)
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    report.user_properties += [("counted", line) for line in COUNTED]
+    COUNTED.clear()
+    return report

@@ -360,7 +360,7 @@ def test_a_fork_goes_on_from_the_checkpoint_with_what_was_changed(page: Page, se
 
 def test_the_specialists_are_launched_and_commanded_as_one(page: Page, server: Server) -> None:
     page.goto("/#/groups")
-    page.get_by_label("Name").fill("night")
+    page.get_by_label("Name", exact=True).fill("night")
     page.get_by_role("button", name="Launch the three specialists").click()
     card = page.locator("[data-group]").first
     expect(card.get_by_role("heading", name="night")).to_be_visible()
