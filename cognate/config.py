@@ -248,6 +248,9 @@ class RunConfig(_Section):
 
     schema_version: Literal[1] = SCHEMA_VERSION
     preset: str = Field("reasoning", description="The preset this configuration started from.")
+    recipe: Literal["report", "measured"] = Field(
+        "report", description="A specialist's optimizer: the numbers of the Phase 1 report, or those that were measured to be better."
+    )
     seed: int = Field(42, ge=0, lt=2**31, description="Seed of weights, data order and sampling.")
     model: ModelConfig = ModelConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -291,16 +294,24 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 SPECIALISTS: tuple[str, ...] = ("reasoning", "memory", "speed")
+# What was better than the report's numbers, and by how much: docs/experiments.md.
+MEASURED: dict[str, Any] = {"optimizer": {"muon_lr": 5e-3, "embedding_lr": 1e-2, "adamw_lr": 3e-3, "grokfast_lambda": 0.0}}
 
 
 def resolve(preset: str, overrides: Mapping[str, Any] | None = None) -> RunConfig:
-    """The configuration of `preset` with `overrides` laid over it, section by section.
+    """The configuration of `preset`, by the recipe that `overrides` name, with `overrides` laid over it, section by section.
 
     Raises UnknownPreset, or ConfigError naming every field that is unknown, of the wrong type or out of range.
     """
     if preset not in PRESETS:
         raise UnknownPreset(preset)
-    return overlaid({"preset": preset, **PRESETS[preset]}, overrides or {})
+    wanted = overrides or {}
+    base = {"preset": preset, "recipe": wanted.get("recipe", "report"), **PRESETS[preset]}
+    if base["recipe"] == "measured":
+        if preset not in SPECIALISTS:
+            raise ConfigError([{"field": "recipe", "message": f"only {', '.join(SPECIALISTS)} have a measured one"}])
+        base = _merge(base, MEASURED)
+    return overlaid(base, wanted)
 
 
 def overlaid(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> RunConfig:
@@ -309,8 +320,9 @@ def overlaid(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> RunConfig
         merged = _merge(base, overrides)
     except RecursionError:
         raise ConfigError([{"field": "config", "message": "nested deeper than any configuration is"}]) from None
-    if merged["preset"] != base["preset"]:
-        raise ConfigError([{"field": "preset", "message": f"the preset is {base['preset']!r}; it cannot be overridden"}])
+    for field in ("preset", "recipe"):
+        if field in base and merged[field] != base[field]:
+            raise ConfigError([{"field": field, "message": f"the {field} is {base[field]!r}; it cannot be overridden"}])
     return parse(merged)
 
 

@@ -4,7 +4,19 @@ from typing import Any
 
 import pytest
 
-from cognate.config import PRESETS, SIX_DATASETS, ConfigError, RunConfig, UnknownPreset, json_schema, parse, resolve, set_path
+from cognate.config import (
+    MEASURED,
+    PRESETS,
+    SIX_DATASETS,
+    ConfigError,
+    RunConfig,
+    UnknownPreset,
+    json_schema,
+    overlaid,
+    parse,
+    resolve,
+    set_path,
+)
 
 
 def problems(overrides: dict[str, Any], preset: str = "reasoning") -> dict[str, str]:
@@ -55,6 +67,22 @@ def test_overrides_lie_over_the_preset_and_leave_the_rest() -> None:
     assert config.model == resolve("memory").model
 
 
+def test_a_recipe_changes_what_it_names_and_gives_way_to_a_persons_own_numbers() -> None:
+    report, measured = (resolve("memory", {"recipe": recipe, "optimizer": {"muon_lr": 2e-3}}) for recipe in ("report", "measured"))
+    assert report == resolve("memory", {"optimizer": {"muon_lr": 2e-3}})
+    assert measured.optimizer == report.optimizer.model_copy(update=MEASURED["optimizer"] | {"muon_lr": 2e-3})
+    assert measured.model_copy(update={"recipe": "report", "optimizer": report.optimizer}) == report
+
+
+def test_only_a_specialist_has_a_measured_recipe() -> None:
+    assert problems({"recipe": "measured"}, "quickstart") == {"recipe": "only reasoning, memory, speed have a measured one"}
+
+
+def test_a_fork_cannot_change_the_recipe() -> None:
+    with pytest.raises(ConfigError, match="the recipe is 'report'; it cannot be overridden"):
+        overlaid(resolve("memory").model_dump(mode="json"), {"recipe": "measured"})
+
+
 @pytest.mark.parametrize(
     ("overrides", "field", "words"),
     [
@@ -74,6 +102,7 @@ def test_overrides_lie_over_the_preset_and_leave_the_rest() -> None:
         ({"data": {"datasets": ["gsm9k"]}}, "data.datasets.0", "did you mean 'gsm8k'"),
         ({"data": {"datasets": []}}, "data.datasets", "at least 1"),
         ({"preset": "memory"}, "preset", "cannot be overridden"),
+        ({"recipe": "measurd"}, "recipe", "must be 'report' or 'measured'"),
         ({"tracking": {"wandb": "yes"}}, "tracking.wandb", "must be 'auto', 'off', 'offline' or 'online'"),
         ({"tracking": {"project": "../x"}}, "tracking.project", "pattern"),
         ({"schema_version": 2}, "schema_version", "must be 1"),

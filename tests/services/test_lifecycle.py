@@ -54,7 +54,7 @@ def test_no_history_leads_out_of_a_final_state_or_past_a_live_process(history: l
         state = after
 
 
-@pytest.mark.parametrize("state", LIVE)
+@pytest.mark.parametrize("state", sorted(LIVE))
 def test_a_live_run_can_always_be_killed_and_always_survives_the_loss_of_its_worker(state: State) -> None:
     """Stuck in stopping, not to be killed, was a peer's hour-long complaint."""
     assert Command.KILL in TRANSITIONS[state]
