@@ -100,9 +100,9 @@ def main() -> None:
     """The console script."""
     if len(sys.argv) > 1 and sys.argv[1] in HANDED_ON:
         os.execv(sys.executable, [sys.executable, "-m", "cognate", *sys.argv[1:]])  # noqa: S606 - a fixed program
-    from app.client import commands, together  # here: the server has no use for its client
+    from app.client import evaluations, together  # here: the server has no use for its client
 
-    app.add_typer(commands.app, name="runs")
+    app.add_typer(evaluations.runs, name="runs")
     app.add_typer(together.groups, name="groups")
     app.add_typer(together.queue, name="queue")
     app()

@@ -27,7 +27,7 @@ from cognate.config import DatasetName, RunConfig, parse
 from cognate.data.corpus import load_corpus
 from cognate.evaluation.items import load_items
 from cognate.evaluation.scoring import likelihoods
-from cognate.evaluation.suite import Model, measure
+from cognate.evaluation.tasks import Model, measure
 from cognate.events import Kind
 from cognate.rundir import Journal, Places, RunDir
 from cognate.training.checkpoint import load_model

@@ -24,7 +24,7 @@ from cognate.config import SPECIALISTS, ConfigError, DatasetName, RunConfig, ove
 from cognate.data.files import DataMissing, DataUnreadable, has_any
 from cognate.data.hub import fetch
 from cognate.data.report import own_samples_of, samples_of, status
-from cognate.events import Event, Kind
+from cognate.events import Event, Kind, spelled
 from cognate.jobdir import JobFailed
 from cognate.report.cli import app as reports
 from cognate.report.evaluation import DATASETS, evaluate_checkpoint
@@ -218,8 +218,8 @@ def evaluate(
     calculator: Annotated[bool, typer.Option("--calculator", help="Also measure numbers with a calculator behind <<expression=.")] = False,
     vote: Annotated[int | None, typer.Option(min=2, max=100, help="Also measure the majority of so many drawn answers.")] = None,
     overlap: Annotated[
-        bool, typer.Option("--overlap", help="Count the items that share 13 words in a row with the training text.")
-    ] = False,
+        bool, typer.Option("--overlap/--no-overlap", help="Count the items that share 13 words in a row with the training text.")
+    ] = True,
     with_referee: Annotated[bool, typer.Option("--referee", help="Let lm-evaluation-harness measure the same items.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the whole report as one object.")] = False,
     data: DataOption = None,
@@ -245,7 +245,7 @@ def evaluate(
     except CorruptCheckpoint as error:
         raise typer.BadParameter(str(error)) from error
     if as_json:
-        typer.echo(json.dumps(made, ensure_ascii=False))
+        typer.echo(json.dumps(spelled(made), ensure_ascii=False))
     else:
         _show_evaluation(made)
 
@@ -334,10 +334,10 @@ def _show_evaluation(made: dict[str, Any]) -> None:
     console.print(table)
     for name, each in made["datasets"].items():
         notes = [each["rows"], *each["remarks"], *(f"no {figure}: {reason}" for figure, reason in each["absent"].items())]
-        console.print(f"{name}: {'; '.join(notes)}")
+        console.print(f"{name}: {'; '.join(notes)}", markup=False)
     for title in ("absent", "overlap", "referee"):
         for name, found in made.get(title, {}).items():
-            console.print(f"{title}: {name}: {found if isinstance(found, str) else json.dumps(found)}")
+            console.print(f"{title}: {name}: {found if isinstance(found, str) else json.dumps(found)}", markup=False)
     for sentence in made["warnings"]:
         console.print(f"[yellow]warning:[/yellow] {sentence}")
 

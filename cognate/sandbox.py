@@ -181,16 +181,16 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
 # --- the verdict ------------------------------------------------------------------------------------------
 
 
-_UNREADABLE: Final = (ValueError, KeyError, TypeError, RecursionError, MemoryError)
+_UNREADABLE: Final = (ValueError, KeyError, TypeError, OverflowError, RecursionError, MemoryError)
 
 
 @dataclass(frozen=True)
 class _Told:
-    """What came through the pipe. error: of the first call that raised, if any"""
+    """What came through the pipe. error: name and words of what the first call that raised did raise, if any did"""
 
     isolation: tuple[str, ...]
     values: list[Any]
-    error: dict[str, Any] | None
+    error: tuple[str, str] | None
 
     @classmethod
     def of(cls, results: bytes) -> _Told:
@@ -198,7 +198,8 @@ class _Told:
         first, *lines = [json.loads(line) for line in results.splitlines()]
         isolation = tuple(str(layer) for layer in first["isolation"])
         returned = [decode(line["value"]) for line in lines if "value" in line]
-        return cls(isolation, returned, next((line for line in lines if "error" in line), None))
+        raised = [(str(line["error"]), str(line["detail"])) for line in lines if "error" in line]
+        return cls(isolation, returned, next(iter(raised), None))
 
 
 def _judge(ended: _Ended, expected: Sequence[Any], limits: Limits) -> Verdict:
@@ -215,8 +216,9 @@ def _judge(ended: _Ended, expected: Sequence[Any], limits: Limits) -> Verdict:
         if not _equal(value, wanted):
             return Verdict("wrong", f"test {number} of {len(expected)}: {_shown(value)} instead of {_shown(wanted)}", isolation)
     if error is not None:
-        names: dict[str, Reason] = {"MemoryError": "memory", "SystemExit": "ended"}
-        return Verdict(names.get(error["error"], "error"), f"{error['error']}: {error.get('detail', '')}", isolation)
+        name, words = error
+        reasons: dict[str, Reason] = {"MemoryError": "memory", "SystemExit": "ended"}
+        return Verdict(reasons.get(name, "error"), f"{name}: {words}", isolation)
     if len(returned) != len(expected) or ended.returncode != 0:
         return Verdict("ended", f"left with code {ended.returncode} after {len(returned)} of {len(expected)} tests", isolation)
     return Verdict("passed", f"{len(expected)} tests", isolation)

@@ -165,6 +165,27 @@ def test_the_parent_is_not_signalled() -> None:
     assert run("import os\nos.kill(os.getppid(), 0)", TEST, layers=("seccomp",)).reason == "error"
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"value": ["float", "0x1p9999"]}',
+        '{"error": ["a", "list"], "detail": 1}',
+        '{"error": "without a detail"}',
+        '"an error"',
+        '{"value": ["complex", ["0x1p0"]]}',
+        '{"value": ["dict", [[["list", []], ["none", ""]]]]}',
+        "7",
+        "no JSON",
+    ],
+)
+def test_rubbish_on_the_line_back_is_a_failed_program(line: str) -> None:
+    """Code can find the pipe; whatever it writes there, the evaluation goes on."""
+    everywhere = "import os\nfor place in range(3, 64):\n    try: os.write(place, %r)\n    except OSError: pass\n"
+    code = everywhere % f"{line}\n".encode() + "def f(n): return 4"
+    assert not run(code, TEST).passed
+    values(code, ["f(2)"])  # raises nothing either
+
+
 def test_the_rest_of_the_suite_goes_on_after_each_of_them() -> None:
     good = "def f(n): return 4"
     codes = [good, BOMBS["fork"], "x = [0] * 10**9", "import os; os._exit(0)", good]

@@ -26,7 +26,7 @@ _STARTED: Answers = {
 @router.post("", status_code=202, summary="Measure a checkpoint on held-out items, as a job", responses=_STARTED)
 def start_evaluation(run_id: RunId, service: Service, response: Response, body: Annotated[EvaluateIn | None, Body()] = None) -> JobOut:
     body = body or EvaluateIn()
-    wanted = Wanted(body.datasets, body.limit, body.overlap)
+    wanted = Wanted(body.datasets, body.limit, body.overlap, body.calculator, body.vote)
     return started(service, response, *service.evaluations.start(run_id, body.checkpoint_id, wanted))
 
 

@@ -38,7 +38,7 @@ _Unset: Any = Field(None, json_schema_extra=_without_default)  # it stays as it 
 class _In(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
-    @field_validator("seed", "priority", "auto_resume", "limit", mode="before", check_fields=False)
+    @field_validator("seed", "priority", "auto_resume", "limit", "vote", mode="before", check_fields=False)
     @classmethod
     def _whole(cls, value: Any) -> Any:
         """1.0 is an integer to JSON Schema, and to callers whose language has one kind of number."""
@@ -133,6 +133,8 @@ class EvaluateIn(_In):
     datasets: Annotated[list[DatasetName], Field(min_length=1, max_length=14)] | None = Field(None, description="Empty takes all.")
     limit: int | None = Field(None, ge=1, description="A fixed sample of so many items of each; empty takes every item.")
     overlap: bool = Field(True, description="Count the items that share 13 words in a row with the training text.")
+    calculator: bool = Field(False, description="Also measure answers that are numbers with a calculator behind `<<expression=`.")
+    vote: int | None = Field(None, ge=2, le=100, description="Also measure the majority of so many drawn answers that are numbers.")
 
 
 class HandoffIn(_In):

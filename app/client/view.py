@@ -122,6 +122,32 @@ def comparison(runs: Sequence[Json], config: dict[str, list[Any]], metrics: dict
     yield from _titled("newest metrics", measured, nothing="nothing has been measured yet")
 
 
+def evaluation_page(job: Json) -> Iterator[RenderableType]:
+    """What came of an evaluation: a line a figure, then what a table has no room for."""
+    spec, made = job["spec"], job["result"]
+    items = f"at most {spec['limit']:,} items a dataset" if spec["limit"] else "every item"
+    yield Text(f"checkpoint of step {spec['step']}, {items}, {_clock(job['ended_at'])}", "bold")
+    figures = _table("DATASET", "FIGURE", ">ITEMS", ">VALUE", "95 %", ">CHANCE", ">UNTRAINED", "TARGET", "FORECAST", "")
+    for name, each in made["datasets"].items():
+        for figure, found in each["figures"].items():
+            interval = f"{number(found['low'])}-{number(found['high'])}" if "low" in found else "-"
+            chance = number(each["chance"]) if figure in (each["figure"], "acc") else "-"
+            before = number((each["untrained"] or {}).get(figure, {}).get("value"))
+            ranges = ("-".join(map(number, each[kind].get(figure, ()))) or "-" for kind in ("targets", "forecasts"))
+            met = {True: "met", False: "not met", None: ""}[each["met"].get(figure)]
+            figures.add_row(name, figure, f"{found['n']:,}", number(found["value"]), interval, chance, before, *ranges, met)
+    yield figures
+    for name, each in made["datasets"].items():
+        yield Text(
+            f"{name}: {'; '.join([each['rows'], *each['remarks'], *(f'no {figure}: {why}' for figure, why in each['absent'].items())])}"
+        )
+    for name, why in made["absent"].items():
+        yield Text(f"{name} was not measured: {why}")
+    for name, found in made.get("overlap", {}).items():
+        yield Text(f"overlap with the training text: {name}: {found if isinstance(found, str) else evidence(found)}")
+    yield from (Text(f"warning: {sentence}", "yellow") for sentence in made["warnings"])
+
+
 def state(run: Json, *, detail: bool = False) -> Text:
     """The state with its reason; of a queued run its place, of a running one its phase."""
     more = [run["state_reason"]] if run["state_reason"] else []

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Final
+from dataclasses import asdict, dataclass
+from typing import Any, Final, get_args
 
 from app.services.jobs import JobService
 from app.settings import Settings
 from app.store import runs
 from app.store.engine import Store, Write
 from app.store.tables import Checkpoint, Job, Run
+from cognate.config import DatasetName
 from cognate.rundir import RunDir
 
 KIND: Final = "evaluation"
@@ -24,11 +25,16 @@ class NoData(RuntimeError):
 
 @dataclass(frozen=True)
 class Wanted:
-    """datasets: names, None for all that are there; limit: a fixed sample of so many items of each; overlap: with the training text"""
+    """datasets: names, None for all that are there; limit: a fixed sample of so many items of each; overlap: with the training text
+
+    calculator, vote: figures of answers that are numbers, beside the usual ones: with a calculator, of the majority of so many
+    """
 
     datasets: Sequence[str] | None = None
     limit: int | None = None
     overlap: bool = True
+    calculator: bool = False
+    vote: int | None = None
 
 
 class EvaluationService:
@@ -72,12 +78,6 @@ def note_evaluation(write: Write, job: Job) -> None:
 
 
 def _spec(checkpoint: Checkpoint, wanted: Wanted) -> dict[str, Any]:
-    datasets = None if wanted.datasets is None else list(wanted.datasets)
-    return {
-        "run_id": checkpoint.run_id,
-        "checkpoint_id": checkpoint.id,
-        "step": checkpoint.step,
-        "datasets": datasets,
-        "limit": wanted.limit,
-        "overlap": wanted.overlap,
-    }
+    names = None if wanted.datasets is None else [name for name in get_args(DatasetName) if name in wanted.datasets]
+    of = {"run_id": checkpoint.run_id, "checkpoint_id": checkpoint.id, "step": checkpoint.step}
+    return {**of, **asdict(wanted), "datasets": names}

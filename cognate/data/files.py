@@ -7,10 +7,10 @@ is read from the first of them in which it is whole; one dataset is never put to
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -20,6 +20,7 @@ from cognate.data.sources import SOURCES, Source
 from cognate.rundir import Places, file_digest
 
 Origin = Literal["local", "fetched"]
+T = TypeVar("T")
 
 
 class DataMissing(RuntimeError):
@@ -112,25 +113,26 @@ def missing_splits(data_dir: Path, source: Source) -> tuple[str, ...]:
 
 def read_usable(data_dir: Path, source: Source, splits: tuple[str, ...]) -> Iterator[Example]:
     """The rows of the splits that are samples, as text, in the order of the files."""
-    return _examples(data_dir, source, splits, only_usable=True)
+    return read_rows(data_dir, source, splits, lambda row: FORMATS[source.name](row) if is_usable(source.name, row) else None)
 
 
 def read_every(data_dir: Path, source: Source, splits: Sequence[str]) -> Iterator[Example]:
     """All rows of those splits that are there, also the ones without an answer: what must not be trained on."""
     there = [split for split in splits if split_file(data_dir, source, split).is_file()]
-    return _examples(data_dir, source, there, only_usable=False)
+    return read_rows(data_dir, source, there, FORMATS[source.name])
 
 
-def _examples(data_dir: Path, source: Source, splits: Sequence[str], only_usable: bool) -> Iterator[Example]:
-    formatter = FORMATS[source.name]
+def read_rows(data_dir: Path, source: Source, splits: Sequence[str], make: Callable[[Row], T | None]) -> Iterator[T]:
+    """What `make` makes of the rows, but for None. Raises DataUnreadable, also where a row is not one of the dataset."""
     for split in splits:
         for number, row in enumerate(map(_Row, _rows(data_dir, source, split))):
             try:
-                if not only_usable or is_usable(source.name, row):
-                    yield formatter(row)
+                made = make(row)
             except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
                 where = f"row {number} of {source.folder}/{split}.parquet"
                 raise DataUnreadable(f"{where} does not look like {source.hub}: {type(error).__name__} {error}") from error
+            if made is not None:
+                yield made
 
 
 class _Row(dict[str, Any]):

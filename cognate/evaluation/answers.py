@@ -4,7 +4,7 @@ A number is what stands behind the first "####", as in training; text is compare
 tokens. A share comes with its 95 % interval.
 
 Source: openai/grade-school-math, dataset.py; HotpotQA, hotpot_evaluate_v1.py; DROP, drop_eval.py of allenai/allennlp-reading-comprehension;
-CodeXGLUE, Text-Code/text-to-code/evaluator; Wilson, JASA 22 (1927).
+CodeXGLUE, Text-Code/text-to-code/evaluator; Wilson, JASA 22 (1927); Cochran, Sampling Techniques (1977), chapter 6.
 """
 
 from __future__ import annotations
@@ -118,18 +118,18 @@ def _f1(ours: Counter[str], theirs: Counter[str]) -> float:
 
 def _aligned(scores: list[list[float]]) -> float:
     """The mean over the best one-to-one pairing of ours [row] with theirs [column]; whoever is left over counts 0."""
-    if len(scores) > len(scores[0]):
+    if len(scores) < len(scores[0]):
         scores = [list(column) for column in zip(*scores, strict=True)]
-    best = {0: 0.0}  # by the set of columns taken, as bits
+    best = {0: 0.0}  # by the set of columns taken, as bits: a row takes one of those left, or none
     for row in scores:
-        longer: dict[int, float] = {}
+        longer = dict(best)
         for taken, total in best.items():
             for column, score in enumerate(row):
                 if not taken >> column & 1:
                     key = taken | 1 << column
                     longer[key] = max(longer.get(key, 0.0), total + score)
         best = longer
-    return max(best.values()) / len(scores[0])
+    return max(best.values()) / len(scores)
 
 
 def same_code(answer: str, gold: str) -> bool:
@@ -160,10 +160,22 @@ def _lines(texts: Sequence[str]) -> list[str]:
 # --- shares -----------------------------------------------------------------------------------------------
 
 
-def wilson(share: float, n: int, z: float = 1.959964) -> tuple[float, float]:
+Z: Final = 1.959964  # of the normal distribution, 95 % lie within so many standard deviations
+
+
+def wilson(share: float, n: float) -> tuple[float, float]:
     """The 95 % score interval of a share over n items. For a mean of values within 0..1 it is wider than needed, never too narrow."""
     if n == 0:
         return 0.0, 1.0
-    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
-    reach = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    centre = (share + Z * Z / (2 * n)) / (1 + Z * Z / n)
+    reach = Z / (1 + Z * Z / n) * math.sqrt(share * (1 - share) / n + Z * Z / (4 * n * n))
     return max(0.0, centre - reach), min(1.0, centre + reach)
+
+
+def ratio(totals: Sequence[float], sizes: Sequence[int]) -> tuple[float, float | None]:
+    """Sum of totals by sum of sizes, and its standard error where the pairs, not what is inside one, are independent; None for one pair."""
+    mean, n = sum(totals) / sum(sizes), len(sizes)
+    if n == 1:
+        return mean, None
+    squares = sum((total - mean * size) ** 2 for total, size in zip(totals, sizes, strict=True))
+    return mean, math.sqrt(n / (n - 1) * squares) / sum(sizes)

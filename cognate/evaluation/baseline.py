@@ -15,7 +15,7 @@ from cognate.data.cache import Cache, key_of
 from cognate.data.tokenizer import Tokenizer
 from cognate.evaluation.items import Items
 from cognate.evaluation.scoring import Batching
-from cognate.evaluation.suite import Figure, Model, Outcome, measure
+from cognate.evaluation.tasks import Figure, Model, Outcome, measure
 from cognate.model import Cognate
 from cognate.rundir import read_json, write_json
 
@@ -24,7 +24,7 @@ def untrained(
     config: RunConfig, tokenizer: Tokenizer, device: torch.device, cache: Cache, batching: Batching
 ) -> Callable[[Items], Outcome]:
     """Measures the model that a run of `config` begins with. Its figures are kept by what decides them: configuration, seed,
-    tokenizer, items, and the text of this package and the sandbox."""
+    tokenizer, items, and the code of the model, this package and the sandbox."""
     made: list[Model] = []
 
     def of(chosen: Items) -> Outcome:
@@ -56,8 +56,8 @@ def _read(entry: Path) -> Outcome:
 
 
 def _digest_code() -> str:
-    here = Path(__file__).parent
-    texts = [*sorted(here.glob("*.py")), here.with_name("sandbox.py"), here.with_name("jail.py")]
+    package = Path(__file__).parents[1]
+    texts = sorted(file for part in ("model/*.py", "evaluation/*.py", "sandbox.py", "jail.py") for file in package.glob(part))
     return hashlib.sha256(b"\0".join(file.read_bytes() for file in texts)).hexdigest()
 
 

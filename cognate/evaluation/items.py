@@ -9,25 +9,24 @@ So the test rows of GSM8K, SVAMP, MBPP, ARC and WikiText play no part in choosin
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
+from cognate import sandbox
 from cognate.config import DatasetName
 from cognate.data import files
 from cognate.data.curriculum import is_held_out
-from cognate.data.files import DataUnreadable
-from cognate.data.formats import FORMATS, Example, is_usable
+from cognate.data.formats import FORMATS, Example, Row, is_usable
 from cognate.data.sources import SOURCES, Source
+from cognate.evaluation.answers import final_number
 
 Which = Literal["validation", "final"]
 
 # Those whose test rows have answers. DROP's "test" is the rest of its validation file: the first 1,000 rows speak for it.
 _TESTED: Final = frozenset({"gsm8k", "svamp", "mbpp", "arc_easy", "arc_challenge", "wikitext"})
+_NUMBERS: Final = frozenset({"gsm8k", "svamp", "asdiv"})
 
 
 @dataclass(frozen=True)
@@ -90,48 +89,43 @@ def _choose(data_dir: Path, source: Source, which: Which) -> tuple[list[Item], s
         return list(_read(data_dir, source, source.test)), "test rows"
     if source.held_out == "split":
         return list(_read(data_dir, source, source.validation)), "validation rows"
-    items = list(_read(data_dir, source, source.train))
     if source.held_out == "rest":
-        return items[source.limit :], "validation rows that are not trained on"
-    return [item for item in items[: source.limit] if is_held_out(item.key)], "rows kept aside (5 % by hash)"
+        return list(_read(data_dir, source, source.train))[source.limit :], "validation rows that are not trained on"
+    return list(_read(data_dir, source, source.train, is_held_out)), "rows kept aside (5 % by hash)"
 
 
-def _read(data_dir: Path, source: Source, splits: tuple[str, ...]) -> Iterator[Item]:
-    for split in splits:
-        try:
-            table = pq.read_table(files.split_file(data_dir, source, split)).to_pylist()
-        except (pa.ArrowException, OSError) as error:
-            raise DataUnreadable(f"{source.folder}/{split}.parquet cannot be read: {error}") from error
-        for number, row in enumerate(table):
-            try:
-                if is_usable(source.name, row):
-                    yield to_item(source.name, row)
-            except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
-                where = f"row {number} of {source.folder}/{split}.parquet"
-                raise DataUnreadable(f"{where} does not look like {source.hub}: {type(error).__name__} {error}") from error
+def _read(data_dir: Path, source: Source, splits: tuple[str, ...], wants: Callable[[str], bool] = lambda _: True) -> Iterator[Item]:
+    """The rows whose key is wanted; the others need not be fit for evaluation."""
+
+    def make(row: Row) -> Item | None:
+        return to_item(source.name, row) if is_usable(source.name, row) and wants(FORMATS[source.name](row).key) else None
+
+    return files.read_rows(data_dir, source, splits, make)
 
 
 # --- rows to items ----------------------------------------------------------------------------------------
 
 
-def to_item(name: DatasetName, row: Mapping[str, Any]) -> Item:
-    """The row as an item; its prompt and answer are those of its formatter."""
+def to_item(name: DatasetName, row: Row) -> Item:
+    """The row as an item; its prompt and answer are those of its formatter. Raises ValueError where nothing could be measured by it."""
     example = FORMATS[name](row)
     item = Item(example.prompt, example.answer, example.key)
     if twins := _twins(name, row):
         others = [FORMATS[name](twin) for twin in twins]
         assert all(other.prompt == example.prompt for other in others), "what is right shows in the prompt"
         return _choice(example, others)
+    if name in _NUMBERS and final_number(example.answer) is None:
+        raise ValueError("no number stands behind ####")
     if name == "mbpp":
-        return Item(**vars(item) | {"tests": tuple(row["test_list"]), "setup": row.get("test_setup_code") or ""})
+        return replace(item, tests=_tests(row["test_list"]), setup=row.get("test_setup_code") or "")
     if name == "drop":
-        return Item(**vars(item) | {"accepted": accepted_answers(row["answers_spans"])})
+        return replace(item, accepted=accepted_answers(row["answers_spans"]))
     if name == "strategyqa":  # the facts before it are for the model to find
-        return Item(**vars(item) | {"candidates": (" yes", " no"), "correct": 0 if row["answer"] else 1})
+        return replace(item, candidates=(" yes", " no"), correct=0 if row["answer"] else 1)
     return item
 
 
-def _twins(name: DatasetName, row: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _twins(name: DatasetName, row: Row) -> list[dict[str, Any]]:
     """The row once with each answer as the right one: formatted, they are the candidates."""
     if name in ("arc_easy", "arc_challenge"):
         return [{**row, "answerKey": label} for label in row["choices"]["label"]]
@@ -147,6 +141,15 @@ def _twins(name: DatasetName, row: Mapping[str, Any]) -> list[dict[str, Any]]:
 def _choice(example: Example, others: Sequence[Example]) -> Item:
     candidates = tuple(other.answer for other in others)
     return Item(example.prompt, example.answer, example.key, candidates, candidates.index(example.answer))
+
+
+def _tests(lines: Sequence[str]) -> tuple[str, ...]:
+    """Without one, every program would pass."""
+    if not lines:
+        raise ValueError("there are no tests")
+    for line in lines:
+        sandbox.parse_test(line)
+    return tuple(lines)
 
 
 def accepted_answers(spans: Mapping[str, Any]) -> tuple[tuple[str, ...], ...]:

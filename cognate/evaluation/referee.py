@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from cognate.config import DatasetName
 from cognate.evaluation.items import Items
 from cognate.evaluation.scoring import continue_texts, likelihoods, read_on
-from cognate.evaluation.suite import TASKS, Model
+from cognate.evaluation.tasks import TASKS, Model
 
 REFEREED: Final[tuple[DatasetName, ...]] = ("arc_easy", "arc_challenge", "hellaswag", "piqa", "boolq", "gsm8k")
 _OUR_NAMES: Final = {"acc,none": "acc", "acc_bytes,none": "acc_norm", "exact_match,strict-match": "exact_match"}

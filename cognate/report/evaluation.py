@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -10,18 +10,20 @@ import torch
 
 from cognate.config import DatasetName, parse
 from cognate.data.cache import Cache
-from cognate.data.files import has_any
+from cognate.data.files import DataMissing, DataUnreadable, has_any
 from cognate.evaluation import suite
 from cognate.evaluation.baseline import untrained
 from cognate.evaluation.items import Items
 from cognate.evaluation.overlap import check
 from cognate.evaluation.referee import RefereeMissing, referee
 from cognate.evaluation.scoring import USUAL
+from cognate.evaluation.tasks import Model
 from cognate.jobdir import JobContext, JobFailed
 from cognate.rundir import CorruptCheckpoint, Places, file_digest, read_json
 from cognate.training.checkpoint import load_model, weights_file
 
 DATASETS: tuple[DatasetName, ...] = get_args(DatasetName)
+REFEREE_TOLERANCE = 0.005
 
 
 def evaluate_checkpoint(
@@ -34,63 +36,78 @@ def evaluate_checkpoint(
     calculator: bool = False,
     votes: int = 0,
     with_untrained: bool = True,
-    with_overlap: bool = False,
+    with_overlap: bool = True,
     with_referee: bool = False,
     say: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
     """Measure a checkpoint on the final items of `datasets`, or a fixed sample of `limit` of each. Raises CorruptCheckpoint.
 
-    calculator, votes: figures of datasets whose answers are numbers (suite.Model); the headline is without either
+    calculator, votes: figures of datasets whose answers are numbers (tasks.Model); the headline is without either
     with_overlap: count the items that share 13 words in a row with the training text
     with_referee: let lm-evaluation-harness measure the same items
     """
+    # All that is needed of the checkpoint is read now: a run at work may remove it before its figures are there.
     net, tokenizer = load_model(folder)
-    model = suite.Model(net.to(device), tokenizer, calculator=calculator, votes=votes)
-    config = parse(read_json(folder / "config.json"))
+    config, trained_on = parse(read_json(folder / "config.json")), read_json(folder / "state.json")["data"]
+    named = {"name": folder.name, "model_sha256": file_digest(weights_file(folder)), "tokenizer_sha256": tokenizer.digest}
+    model = Model(net.to(device), tokenizer, calculator=calculator, votes=votes)
     warnings: list[str] = []
     fresh = untrained(config, tokenizer, device, Cache(places.cache_dir, warnings.append), USUAL) if with_untrained else None
     report = suite.evaluate(model, places.data_dir, datasets, limit, fresh, say, places.cache_dir)
-    made: dict[str, Any] = {
-        "checkpoint": {
-            "name": folder.name,
-            "model_sha256": file_digest(weights_file(folder)),
-            "tokenizer_sha256": tokenizer.digest,
-        },
-        "limit": limit,
-        **suite.to_json(report),
-    }
+    made: dict[str, Any] = {"checkpoint": named, "limit": limit, **suite.to_json(report)}
     if with_overlap:
         say("overlap with the training text")
-        made["overlap"] = check(report, config, places.data_dir, places.cache_dir, tokenizer, read_json(folder / "state.json")["data"])
+        try:
+            made["overlap"] = check(report, config, places.data_dir, places.cache_dir, tokenizer, trained_on)
+        except (DataMissing, DataUnreadable) as error:
+            made["overlap"] = {"absent": f"the training text is not here: {error}"}
     if with_referee:
         say("lm-evaluation-harness")
         try:
             made["referee"] = referee(model, [Items(each.dataset, each.items, each.rows) for each in report.results])
+            warnings += disagreements(made["datasets"], made["referee"])
         except RefereeMissing as error:
             made["referee"] = {"absent": str(error)}
     made["warnings"] = warnings
     return made
 
 
+def disagreements(ours: Mapping[str, Any], theirs: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """A sentence for each figure that the referee sees otherwise, by more than half a point."""
+    pairs = [
+        (name, figure, ours[name]["figures"][figure]["value"], value) for name, each in theirs.items() for figure, value in each.items()
+    ]
+    return [
+        f"the referee sees {figure} of {name} otherwise: {value:.4f}, here {own:.4f}"
+        for name, figure, own, value in pairs
+        if abs(own - value) > REFEREE_TOLERANCE
+    ]
+
+
 def perform(spec: dict[str, Any], context: JobContext) -> dict[str, Any]:
-    """The job `evaluation`: of checkpoint `step` of run `run_id`; datasets, limit and overlap as evaluate_checkpoint() has them."""
+    """The job `evaluation`: of checkpoint `step` of run `run_id`; the rest of the specification as evaluate_checkpoint() has it."""
     if not has_any(context.places.data_dir, context.places.cache_dir):
         raise JobFailed("data_missing", "evaluation items come from real datasets only: set COGNATE_DATA_DIR, or fetch a dataset")
+    folder = context.run(spec["run_id"]).checkpoint(spec["step"])
+    if not folder.is_dir():
+        raise JobFailed("checkpoint_missing", f"{folder.name} was removed before its turn came; evaluate another, or pin one first")
     datasets = tuple(spec["datasets"] or DATASETS)
-    done = 0
+    said = 0
 
     def say(line: str) -> None:
-        nonlocal done
-        context.say(line, done / len(datasets))
-        done += 1
+        nonlocal said
+        context.say(line, said / (len(datasets) + spec["overlap"]))
+        said += 1
 
     try:
         return evaluate_checkpoint(
-            context.run(spec["run_id"]).checkpoint(spec["step"]),
+            folder,
             context.places,
             torch.device(context.device),
             datasets,
             spec["limit"],
+            calculator=spec["calculator"],
+            votes=spec["vote"] or 0,
             with_overlap=spec["overlap"],
             say=say,
         )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cognate.config import RunConfig
-from cognate.evaluation.suite import TASKS
+from cognate.evaluation.tasks import TASKS
 from cognate.report.facts import Facts, Plan
 from cognate.report.projection import project_time
 

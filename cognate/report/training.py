@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from cognate.config import PRESETS, RunConfig, resolve
 from cognate.data.sources import SOURCES
-from cognate.evaluation.suite import TASKS
+from cognate.evaluation.tasks import TASKS
 from cognate.events import Kind
 from cognate.jobdir import JobContext
 from cognate.metrics import EXPECTED_LOSS, METRICS

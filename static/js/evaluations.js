@@ -10,7 +10,9 @@ const SAMPLE = 100;
 const COLUMNS = ["Dataset", "Figure", "Items", "Value", "95 %", "Chance", "Untrained", "Target", "Forecast", ""];
 
 export class Evaluations {
-  #place;
+  #now = element("div");
+  #made = element("div");
+  #next = element("div");
   #url;
   #seen = null;
   #timer = null;
@@ -18,7 +20,7 @@ export class Evaluations {
   #canBegin = false;
 
   constructor(place, id) {
-    this.#place = place;
+    place.replaceChildren(this.#now, this.#made, this.#next);
     this.#url = `/v1/runs/${id}/evaluations`;
   }
 
@@ -39,39 +41,49 @@ export class Evaluations {
   async #look() {
     clearTimeout(this.#timer);
     if (this.#isClosed) return;
-    try {
-      const { data } = await get(this.#url, { limit: 10 });
-      this.#show(data);
-      if (data.some(isUnfinished) && !this.#isClosed) this.#timer = setTimeout(() => this.#look(), EVERY_MS);
-    } catch {
-      this.#timer = setTimeout(() => this.#look(), 5 * EVERY_MS); // the stream says that the service is away
-    }
+    // Without an answer it is tried again; the stream says that the service is away.
+    const jobs = await get(this.#url, { limit: 10 }).then(({ data }) => data, () => null);
+    if (this.#isClosed) return;
+    if (jobs) this.#show(jobs);
+    if (!jobs || jobs.some(isUnfinished)) this.#timer = setTimeout(() => this.#look(), jobs ? EVERY_MS : 5 * EVERY_MS);
   }
 
+  /** In three places, so that what is read is not made anew while something goes on. */
   #show(jobs) {
-    refill(this.#place, [jobs, this.#canBegin], () => {
-      const done = jobs.filter(({ state }) => state === "completed");
-      return [
-        ...jobs.filter(isUnfinished).map(progress),
-        ...jobs.slice(0, 1).filter(({ state }) => state === "failed").map(failure),
-        ...done.slice(0, 1).map(report),
-        ...done.slice(1).map(older),
-        jobs.length === 0 && element("p", { class: "hint" }, "None yet."),
-        this.#canBegin && !jobs.some(isUnfinished) && this.#buttons(),
-      ];
-    });
+    const underway = jobs.filter(isUnfinished);
+    const failed = jobs.slice(0, 1).filter(({ state }) => state === "failed");
+    const [newest, ...others] = jobs.filter(({ state }) => state === "completed");
+    refill(this.#now, [underway, failed], () => [...underway.map((job) => this.#progress(job)), ...failed.map(failure)]);
+    refill(this.#made, [newest, others, jobs.length === 0], () => [
+      newest && report(newest),
+      ...others.map(older),
+      jobs.length === 0 && element("p", { class: "hint" }, "None yet."),
+    ]);
+    refill(this.#next, [this.#canBegin, underway.length], () => [this.#canBegin && underway.length === 0 && this.#buttons()]);
+  }
+
+  #progress({ id, state, progress }) {
+    return element(
+      "div",
+      { role: "status" },
+      element("p", {}, state === "queued" ? "An evaluation waits for its turn." : `Evaluating: ${progress?.message ?? "starting"}`),
+      element("progress", { max: 1, value: progress?.fraction ?? null, "aria-label": "Progress of the evaluation" }),
+      element("button", { type: "button", onclick: () => this.#ask(`/v1/jobs/${id}/cancel`) }, "Cancel the evaluation"),
+    );
+  }
+
+  async #ask(url, body = {}) {
+    untell();
+    try {
+      await post(url, body);
+    } catch (error) {
+      tell(`The request was refused: ${error.message}`);
+    }
+    this.#look();
   }
 
   #buttons() {
-    const begin = (limit) => async () => {
-      untell();
-      try {
-        await post(this.#url, limit ? { limit } : {});
-      } catch (error) {
-        tell(`The evaluation was refused: ${error.message}`);
-      }
-      this.#look();
-    };
+    const begin = (limit) => () => this.#ask(this.#url, limit ? { limit } : {});
     return element(
       "div",
       { class: "buttons" },
@@ -83,15 +95,6 @@ export class Evaluations {
 
 function isUnfinished({ state }) {
   return state === "queued" || state === "running";
-}
-
-function progress({ state, progress: said }) {
-  return element(
-    "div",
-    { role: "status" },
-    element("p", {}, state === "queued" ? "An evaluation waits for its turn." : `Evaluating: ${said?.message ?? "starting"}`),
-    element("progress", { max: 1, value: said?.fraction ?? null, "aria-label": "Progress of the evaluation" }),
-  );
 }
 
 function failure({ detail, reason }) {
@@ -115,11 +118,7 @@ function report(job) {
   const notes = [
     ...Object.entries(datasets).map(([name, one]) => note(name, [one.rows, ...one.remarks, ...missing(one.absent)])),
     ...Object.entries(absent).map(([name, why]) => note(name, [`not measured: ${why}`])),
-    ...Object.entries(overlap ?? {})
-      .filter(([, found]) => found.touched)
-      .map(([name, found]) =>
-        note(name, [`${integer(found.touched)} of ${integer(found.items)} items share 13 words in a row with the training text`]),
-      ),
+    ...Object.entries(overlap ?? {}).flatMap(shared),
     ...warnings.map((sentence) => element("li", {}, sentence)),
   ];
   return element(
@@ -131,19 +130,28 @@ function report(job) {
   );
 }
 
+/** What a dataset's items share with the training text; nothing where they share nothing. */
+function shared([name, found]) {
+  if (typeof found === "string") return [note("overlap", [`${words(name)}: ${found}`])];
+  if (!found.touched) return [];
+  const without = found.score_without === null ? "" : `; the score without them is ${share(found.score_without)}`;
+  const touched = `${integer(found.touched)} of ${integer(found.items)} items share 13 words in a row with the training text`;
+  return [note(name, [touched + without])];
+}
+
 function row(name, one, figure, found) {
   const isHeadline = figure === one.figure;
-  const isShare = found.low !== undefined;
-  const value = isShare ? share(found.value) : number(found.value);
+  const shown = found.high <= 1 ? share : number;
+  const value = shown(found.value);
   const before = one.untrained?.[figure]?.value;
   return [
     name,
     words(figure),
     integer(found.n),
     isHeadline ? element("strong", {}, value) : value,
-    isShare ? `${share(found.low)}–${share(found.high)}` : NOTHING,
+    found.low === undefined ? NOTHING : `${shown(found.low)}–${shown(found.high)}`,
     isHeadline || figure === "acc" ? share(one.chance) : NOTHING,
-    isShare && before !== undefined ? share(before) : number(before),
+    before === undefined ? NOTHING : shown(before),
     range(one.targets[figure]),
     range(one.forecasts[figure]),
     one.met[figure] === undefined ? "" : one.met[figure] ? "met" : "not met",

@@ -6,6 +6,7 @@ import builtins
 import math
 import sys
 from decimal import Decimal
+from statistics import fmean, stdev
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cognate.evaluation import answers
-from cognate.evaluation.answers import drop_scores, final_number, hotpot_scores, last_number, same_code, wilson
+from cognate.evaluation.answers import drop_scores, final_number, hotpot_scores, last_number, ratio, same_code, wilson
 
 
 @pytest.mark.parametrize(
@@ -123,6 +124,13 @@ def test_drop_compares_numbers_by_value_and_lists_by_their_best_pairing(
     assert drop_scores(answer, accepted) == pytest.approx(scores)
 
 
+def test_a_long_list_is_paired_at_once() -> None:
+    """By sets of the shorter list: by those of the longer one, 26 names take minutes."""
+    many = [chr(ord("a") + number) * 3 for number in range(26)]
+    few = [*many[9:19], "other", "names"]
+    assert drop_scores(", ".join(many), [few]) == drop_scores(", ".join(few), [many]) == (0, pytest.approx(10 / 26, abs=0.005))
+
+
 def test_code_is_compared_by_its_tokens() -> None:
     assert same_code("\nint  f ( )", "int f ( )")
     assert not same_code("int f()", "int f ( )")
@@ -162,3 +170,16 @@ def test_the_interval_holds_the_value(n: int, share: float) -> None:
     assert 0 <= low <= share + 1e-12
     assert share - 1e-12 <= high <= 1
     assert not math.isnan(low + high)
+
+
+def test_the_error_of_a_mean_is_the_textbooks() -> None:
+    values = [0.0, 1.0, 1.0, 0.5, 0.25]
+    assert ratio(values, [1] * 5) == pytest.approx((fmean(values), stdev(values) / math.sqrt(5)))
+    assert ratio([3.0], [5]) == (0.6, None)
+
+
+@given(st.lists(st.tuples(st.integers(0, 20), st.integers(1, 20)), min_size=2, max_size=30))
+def test_a_line_that_says_everything_twice_tells_no_more(lines: list[tuple[int, int]]) -> None:
+    """What is inside a line does not count as independent."""
+    totals, sizes = zip(*lines, strict=True)
+    assert ratio([2 * total for total in totals], [2 * size for size in sizes]) == pytest.approx(ratio(totals, sizes))

@@ -15,7 +15,7 @@ from cognate.evaluation.answers import majority
 from cognate.evaluation.calculator import Calculator, worked_out
 from cognate.evaluation.items import Item, Items
 from cognate.evaluation.scoring import Batching, continue_texts
-from cognate.evaluation.suite import Model, measure
+from cognate.evaluation.tasks import Model, measure
 from cognate.model import Cognate
 
 TEXT = "Question: 48 clips? Answer: 48/2 = <<48/2=24>>24 and 1.5*3 = <<1.5*3=4.5>>4.5\n#### 24"
@@ -121,7 +121,7 @@ def test_the_figure_is_that_of_the_helped_answers(model: Model, monkeypatch: pyt
             return ["#### 0", "#### 1", "#### 7"]
         return ["#### 0" if seeds else "#### 9"] * len(prompts)
 
-    monkeypatch.setattr("cognate.evaluation.suite.continue_texts", write)
+    monkeypatch.setattr("cognate.evaluation.tasks.continue_texts", write)
     figures = measure(replace(model, calculator=True, votes=2), numbers()).figures
     values = [figures[name].value for name in ("exact_match", "exact_match_calculator", "maj@2")]
     assert values == [0, pytest.approx(2 / 3), pytest.approx(1 / 3)]

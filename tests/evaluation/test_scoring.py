@@ -1,4 +1,4 @@
-"""scoring.py and suite.py: the likelihoods are the model's own, and neither batches nor company change a result."""
+"""scoring.py, tasks.py and suite.py: the likelihoods are the model's own, and neither batches nor company change a result."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import torch
 from cognate.config import DatasetName, RunConfig, resolve
 from cognate.data.cache import Cache
 from cognate.data.corpus import load_corpus
+from cognate.data.files import DataUnreadable
 from cognate.data.rows import plan
 from cognate.data.sources import SOURCES
 from cognate.data.tokenizer import Tokenizer
@@ -22,8 +23,9 @@ from cognate.evaluation.baseline import fresh, untrained
 from cognate.evaluation.items import Items, load_items, sample
 from cognate.evaluation.overlap import check, overlaps, texts
 from cognate.evaluation.referee import REFEREED, Answering, RefereeMissing, referee
-from cognate.evaluation.scoring import Batching, continue_texts, likelihoods, read_on
-from cognate.evaluation.suite import TASKS, Model, measure, sample_accuracies, sample_items
+from cognate.evaluation.scoring import Batching, Likelihood, continue_texts, likelihoods, read_on
+from cognate.evaluation.suite import sample_accuracies, sample_items
+from cognate.evaluation.tasks import TASKS, Model, Outcome, measure
 from cognate.metrics import KEYS
 from cognate.model import Cognate
 
@@ -45,6 +47,7 @@ PROMPTS = [
 ]
 CANDIDATES = [[" A. iron", " B. water"], ["b", " yes, it is", "c"], [" 5"], [" nine", " ten and eleven"]]
 SMALLEST = Batching(rows=1, tokens=1)
+ONE_OF_EACH_KIND: tuple[DatasetName, ...] = ("svamp", "codexglue", "arc_easy", "strategyqa", "drop", "wikitext")
 
 
 @pytest.fixture(scope="module")
@@ -97,12 +100,10 @@ def test_reading_on_scores_all_but_the_first_token(model: Model) -> None:
 
 @pytest.mark.parametrize("batching", [SMALLEST, Batching(rows=2), Batching(rows=100, tokens=70)], ids=["one", "two", "few tokens"])
 def test_the_batch_size_changes_nothing(model: Model, folder: Path, batching: Batching) -> None:
-    """Every figure of every dataset, bit for bit where it is a count."""
+    """Every figure, bit for bit where it is a count: of one dataset of each kind, but for programs, which are not run here."""
     other = replace(model, batching=batching)
-    for name in SOURCES:
-        chosen = load_items(folder, name, "validation", 3)
-        if name == "mbpp" or not chosen.items:
-            continue  # its programs are not run here
+    for name in ONE_OF_EACH_KIND:
+        chosen = load_items(folder, name, "final", 3)
         one, two = measure(model, chosen), measure(other, chosen)
         assert one.right == two.right, name
         for key, figure in one.figures.items():
@@ -136,13 +137,13 @@ class Scripted:
     def write(self, prompts: list[str], _: int) -> list[str]:
         return self.written
 
-    def weigh(self, prompts: list[str], candidates: list[tuple[str, ...]]) -> list[list[suite.Likelihood]]:
+    def weigh(self, prompts: list[str], candidates: list[tuple[str, ...]]) -> list[list[Likelihood]]:
         self.asked = prompts
         assert self.nats is not None
-        return [[suite.Likelihood(nats, 1, 0) for nats in each] for each in self.nats]
+        return [[Likelihood(nats, 1, 0) for nats in each] for each in self.nats]
 
 
-def scripted(name: DatasetName, folder: Path, written: list[str], nats: list[list[float]] | None = None) -> suite.Outcome:
+def scripted(name: DatasetName, folder: Path, written: list[str], nats: list[list[float]] | None = None) -> Outcome:
     items = [item for which in ("final", "validation") for item in load_items(folder, name, which).items][: len(written)]
     return TASKS[name].measure(Scripted(written, nats), items)  # type: ignore[arg-type]
 
@@ -186,6 +187,14 @@ def test_perplexity_of_an_even_model_is_the_size_of_its_vocabulary(folder: Path,
     outcome = measure(Model(net, tokenizer), load_items(folder, "wikitext", "final"))
     assert outcome.figures["token_perplexity"].value == pytest.approx(CONFIG.model.vocab_size, rel=1e-4)
     assert outcome.figures["word_perplexity"].value > outcome.figures["token_perplexity"].value  # words here are several tokens
+
+
+def test_every_figure_of_lines_has_an_interval(model: Model, folder: Path) -> None:
+    for name, figure in measure(model, load_items(folder, "wikitext", "final")).figures.items():
+        assert figure.low is not None, name
+        assert figure.high is not None, name
+        assert figure.low <= figure.value <= figure.high, name
+        assert figure.low < figure.high, name
 
 
 def test_a_target_is_met_from_its_own_side() -> None:
@@ -281,6 +290,24 @@ def test_a_sample_is_fixed_and_begins_alike(folder: Path) -> None:
     items = load_items(folder, "boolq", "validation").items
     assert sample(items, "boolq", 3) == sample(items[::-1], "boolq", 4)[:3]
     assert load_items(folder, "boolq", "validation", 2).rows == "2 of the 4 validation rows"
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "reason"),
+    [
+        ("gsm8k", {"answer": "There are many."}, "no number"),
+        ("mbpp", {"test_list": []}, "no tests"),
+        ("mbpp", {"test_list": ["f() == 1"]}, "not an assert"),
+        ("strategyqa", {"answer": None}, "answer is null"),
+    ],
+)
+def test_a_row_by_which_nothing_can_be_measured_is_named(tmp_path: Path, name: DatasetName, change: dict[str, object], reason: str) -> None:
+    """Else it would count as right for every model, or as wrong."""
+    write_folder(tmp_path, (name,))
+    split = SOURCES[name].evaluation[-1]
+    write_split(tmp_path, name, split, [row(name, 0, split), row(name, 1, split) | change])
+    with pytest.raises(DataUnreadable, match=f"row 1 of .*{reason}"):
+        load_items(tmp_path, name, "final")
 
 
 @pytest.mark.slow

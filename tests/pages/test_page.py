@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Iterator
@@ -310,6 +311,31 @@ def test_an_evaluation_is_asked_for_and_its_figures_stand_beside_what_they_mean(
     expect(section).to_contain_text("gsm8k not measured: it is not in the data folder")
     page.set_viewport_size({"width": 390, "height": 844})
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+def test_an_evaluation_can_be_cancelled_and_what_is_read_meanwhile_stays(page: Page, server: Server) -> None:
+    """Every look at its progress must leave the figures alone that somebody reads."""
+    run_id = server.launch()
+    open_run(page, run_id)
+    expect_state(page, "completed")
+    page.get_by_role("button", name="Evaluate on 100 items a dataset").click()
+    section = page.locator(".evaluations")
+    section.get_by_text("What was measured, and what was not").click()
+    done = server.get(f"/v1/runs/{run_id}/evaluations")["data"]
+    fractions = itertools.count()
+    underway = {**done[0], "id": "job_00000000-0000-0000-0000-000000000000", "state": "running", "result": None}
+
+    def answer(route: Route) -> None:
+        progress = {"message": f"look {next(fractions)}", "fraction": 0.5}
+        route.fulfill(json={"data": [{**underway, "progress": progress}, *done], "has_more": False, "next_cursor": None})
+
+    page.route("**/evaluations?*", answer)
+    page.route("**/cancel", lambda route: route.fulfill(json=underway))
+    page.get_by_role("button", name="Evaluate on all items").click()
+    expect(section).to_contain_text("Evaluating: look 1")
+    expect(section.get_by_text("gsm8k not measured")).to_be_visible()
+    with page.expect_request(lambda request: request.url.endswith(f"/v1/jobs/{underway['id']}/cancel")):
+        page.get_by_role("button", name="Cancel the evaluation").click()
 
 
 def test_a_deletion_is_asked_back_and_leads_to_the_list(page: Page, server: Server) -> None:

@@ -28,12 +28,15 @@ def test_an_evaluation_is_a_job_of_the_newest_checkpoint_and_an_event_of_the_run
         run_id = launch(client, steps=30)
         wait_for(client, run_id, "completed")
         newest = client.get(f"/v1/runs/{run_id}/checkpoints").json()["data"][-1]
-        answer = client.post(f"/v1/runs/{run_id}/evaluations", json={"datasets": ["svamp"], "limit": 4})
+        answer = client.post(
+            f"/v1/runs/{run_id}/evaluations", json={"datasets": ["svamp", "gsm8k", "svamp"], "limit": 4, "calculator": True, "vote": 5}
+        )
         assert answer.status_code == 202
         job = until(lambda: (job := client.get(answer.headers["Location"]).json())["ended_at"] and job)
         assert (job["state"], job["kind"], job["subject"]) == ("completed", "evaluation", run_id)
         assert (job["spec"]["checkpoint_id"], job["spec"]["step"]) == (newest["id"], newest["step"])
-        assert (job["spec"]["datasets"], job["spec"]["limit"]) == (["svamp"], 4)
+        asked = {"datasets": ["gsm8k", "svamp"], "limit": 4, "overlap": True, "calculator": True, "vote": 5}
+        assert asked.items() <= job["spec"].items()
         assert [found["id"] for found in evaluations(client, run_id)] == [job["id"]]
         (event,) = client.get(f"/v1/runs/{run_id}/events", params={"kind": "evaluation"}).json()["data"]
         assert (event["step"], event["data"]["job_id"]) == (newest["step"], job["id"])
@@ -50,6 +53,7 @@ def test_what_cannot_be_evaluated_is_refused(tmp_path: Path, data_dir: Path) -> 
         wait_for(client, run_id, "completed")
         url = f"/v1/runs/{run_id}/evaluations"
         assert client.post(url, json={"datasets": ["gsm9k"]}).status_code == 422
+        assert client.post(url, json={"vote": 1}).status_code == 422
         assert client.post(url, json={"checkpoint_id": "ckpt_00000000-0000-0000-0000-000000000000"}).status_code == 404
         assert client.post("/v1/runs/run_00000000-0000-0000-0000-000000000000/evaluations").status_code == 404
         assert evaluations(client, run_id) == []
