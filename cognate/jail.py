@@ -82,7 +82,8 @@ _WRITTEN: dict[type, Callable[[Any], Any]] = {
 def confine(limits: dict[str, int], layers: list[str], folder: str) -> list[str]:
     """Put on the limits, and each layer that this machine permits; the names of those in force."""
     for name, most in limits.items():
-        resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (most, most))
+        if name != "NPROC":
+            resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (most, most))
     _LIBC.prctl(_SET_NO_NEW_PRIVILEGES, 1, 0, 0, 0)
     put_on: dict[str, Callable[[], bool]] = {
         "namespaces": _namespaces,
@@ -90,7 +91,10 @@ def confine(limits: dict[str, int], layers: list[str], folder: str) -> list[str]
         "seccomp": _seccomp,
         "hook": lambda: _hook(folder),
     }
-    return [name for name, put in put_on.items() if name in layers and put()]
+    in_force = [name for name, put in put_on.items() if name in layers and put()]
+    if "seccomp" not in in_force:  # else threads would be refused as well: it counts all that the user runs
+        resource.setrlimit(resource.RLIMIT_NPROC, (limits["NPROC"], limits["NPROC"]))
+    return in_force
 
 
 def _namespaces() -> bool:

@@ -25,6 +25,7 @@ DIVERSITY: Final = "diversity"
 HANDOFF: Final = "handoff"
 REPORT: Final = "training_report"
 IN_A_HANDOFF: Final = 3
+EVALUATIONS_LOOKED_AT: Final = 50  # of a run, for the newest one that counts
 FAILED_FOR_S: Final = 60.0  # before a report that could not be made is tried again
 
 
@@ -100,9 +101,7 @@ class ReportService:
             members = self._three(runs.of_group(write.session, group_id))
             steps = self._best(members)
             known = jobs.latest(write.session, DIVERSITY, group_id, "completed")
-            evaluations = [
-                job.result for run in members for job in _evaluations(write, run.id) if job.result and job.spec["step"] == steps[run.id]
-            ]
+            evaluations = [job.result for run in members for job in _evaluations(write, run.id, steps[run.id])]
             spec = {
                 "run_ids": [run.id for run in members],
                 "steps": steps,
@@ -157,7 +156,7 @@ class ReportService:
         as_of = {
             run.id: [run.state, run.attempt, *(step for step, _ in self._directory(run).complete_checkpoints()[-1:])] for run in members
         }
-        evaluations = [job.result for run in members for job in _evaluations(write, run.id) if job.result]
+        evaluations = [job.result for run in members for job in _evaluations(write, run.id)]
         return {"names": names, "as_of": as_of, "evaluations": evaluations}
 
     # --- runs -----------------------------------------------------------------------------------------------
@@ -204,7 +203,7 @@ def _note_in_directory(run: RunDir, row: Run, measured: Mapping[str, float]) -> 
             journal.close()
 
 
-def _evaluations(write: Write, run_id: str) -> Sequence[Job]:
-    """The newest evaluation of a run's checkpoints that is complete, if there is one."""
-    known = jobs.latest(write.session, "evaluation", run_id, "completed")
-    return [known] if known else []
+def _evaluations(write: Write, run_id: str, step: int | None = None) -> Sequence[Job]:
+    """The newest evaluation of a run's checkpoints, or of that of `step`, that is complete, if there is one."""
+    known = jobs.page(write.session, EVALUATIONS_LOOKED_AT, kind="evaluation", subject=run_id, state="completed")
+    return [job for job in known if step in (None, job.spec["step"])][:1]

@@ -9,6 +9,7 @@ CodeXGLUE, Text-Code/text-to-code/evaluator; Wilson, JASA 22 (1927); Cochran, Sa
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import string
@@ -18,6 +19,7 @@ from decimal import Decimal
 from typing import Final
 
 MARK: Final = "####"
+_RESAMPLED: Final = 1000  # as sacrebleu does by default
 _SIGNED = r"[-+\u2212]?\s?[$£€]?\s?"
 _DIGITS = r"(?:\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)"
 # What would make another number of it: 3/4, 10:30, 12,5, 1e5, 3 + 4. A unit, a per cent sign or a full stop do not.
@@ -137,18 +139,25 @@ def same_code(answer: str, gold: str) -> bool:
     return answer.split() == gold.split()
 
 
-def bleu() -> Callable[[Sequence[str], Sequence[str]], float] | None:
-    """Corpus BLEU of answers against gold, 0..1, tokens divided at spaces; None where sacrebleu is not installed.
+def bleu() -> Callable[[Sequence[str], Sequence[str]], tuple[float, float | None, float | None]] | None:
+    """Corpus BLEU of answers against gold, 0..1, and its 95 % interval by resampling the pairs, unless no resample has a match.
 
-    Where we differ from CodeXGLUE's script: sacrebleu smooths only orders without a match, the script adds one to all counts.
+    None where sacrebleu is not installed. Tokens are divided at spaces. Where we differ from CodeXGLUE's script: sacrebleu smooths only orders without a match, the script
+    adds one to all counts.
     """
     try:
         import sacrebleu
     except ImportError:
         return None
 
-    def score(answers: Sequence[str], gold: Sequence[str]) -> float:
-        return float(sacrebleu.corpus_bleu(_lines(answers), [_lines(gold)], tokenize="none").score) / 100
+    def score(answers: Sequence[str], gold: Sequence[str]) -> tuple[float, float | None, float | None]:
+        metric = sacrebleu.BLEU(tokenize="none")
+        found = metric.corpus_score(_lines(answers), [_lines(gold)], n_bootstrap=_RESAMPLED)
+        told = json.loads(found.format(width=6, is_json=True, signature=metric.get_signature().format()))
+        if "confidence_mean" not in told:
+            return found.score / 100, None, None
+        low, high = (told["confidence_mean"] + side * told["confidence_var"] for side in (-1, 1))
+        return found.score / 100, max(0.0, low / 100), min(1.0, high / 100)
 
     return score
 

@@ -197,7 +197,8 @@ def java(max_new_tokens: int) -> Callable[[Model, Sequence[Item]], Outcome]:
         exact = tuple(float(answers.same_code(text, wanted)) for text, wanted in zip(written, gold, strict=True))
         figures, absent = {"exact_match": share(exact)}, {}
         if (bleu := answers.bleu()) is not None:
-            figures["bleu"] = Figure(bleu(written, gold), len(items))
+            value, low, high = bleu(written, gold)
+            figures["bleu"] = Figure(value, len(items), low, high)
         else:
             absent["bleu"] = "sacrebleu is not installed; it comes with the extra 'eval'"
         return Outcome(figures, exact, absent=absent)

@@ -153,8 +153,13 @@ def test_bleu_is_the_librarys() -> None:
     pytest.importorskip("sacrebleu")
     score = answers.bleu()
     assert score is not None
-    assert score(["int f ( ) { return a ; }"], ["\nint f ( ) { return a ; }"]) == pytest.approx(1)
-    assert 0 < score(["int f ( ) { return b ; }"], ["int f ( ) { return a ; }"]) < 1
+    right, almost = "int f ( ) { return a ; }", "int f ( ) { return b ; }"
+    assert score([right], [f"\n{right}"])[0] == pytest.approx(1)
+    value, low, high = score([right, almost, almost, "x"], [right] * 4)
+    assert low is not None
+    assert high is not None
+    assert 0 < low < value < high <= 1
+    assert score(["x"], [right]) == (0, None, None)
 
 
 def test_wilson_is_the_textbooks() -> None:

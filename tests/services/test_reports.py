@@ -178,6 +178,22 @@ def test_a_handoff_is_built_and_given_out_while_it_holds(tmp_path: Path) -> None
         assert client.get(url).status_code == 409
 
 
+def test_a_handoff_has_the_evaluation_of_its_model_whatever_was_evaluated_since(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    with serving(tmp_path, "--step-seconds", "0.02", data_dir=tmp_path / "data") as client:
+        group = launch_group(client, steps=40)
+        run_id = group["runs"][0]["id"]
+        wait_for(client, run_id, "running")
+        assert client.post(f"/v1/runs/{run_id}/checkpoint").status_code == 202
+        completed(client, group)
+        early, best = client.get(f"/v1/runs/{run_id}/checkpoints").json()["data"]
+        assert early["step"] < best["step"] == 40
+        for checkpoint in (best, early):
+            ended(client, client.post(f"/v1/runs/{run_id}/evaluations", json={"checkpoint_id": checkpoint["id"]}).json()["id"])
+        spec = client.post(f"/v1/groups/{group['id']}/handoff").json()["spec"]
+        assert (spec["steps"][run_id], len(spec["evaluations"])) == (40, 1)
+
+
 def test_a_handoff_names_what_is_missing(tmp_path: Path) -> None:
     with serving(tmp_path, "--step-seconds", "1") as client:
         pair, trio = launch_group(client, ("reasoning", "speed")), launch_group(client)
