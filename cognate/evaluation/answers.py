@@ -142,8 +142,8 @@ def same_code(answer: str, gold: str) -> bool:
 def bleu() -> Callable[[Sequence[str], Sequence[str]], tuple[float, float | None, float | None]] | None:
     """Corpus BLEU of answers against gold, 0..1, and its 95 % interval by resampling the pairs, unless no resample has a match.
 
-    None where sacrebleu is not installed. Tokens are divided at spaces. Where we differ from CodeXGLUE's script: sacrebleu smooths only orders without a match, the script
-    adds one to all counts.
+    None where sacrebleu is not installed. Tokens are divided at spaces. Where we differ from CodeXGLUE's script: sacrebleu smooths only
+    orders without a match, the script adds one to all counts.
     """
     try:
         import sacrebleu
