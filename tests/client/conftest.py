@@ -15,7 +15,7 @@ import pytest
 import typer
 from typer.testing import CliRunner, Result
 
-from app.client import commands
+from app.client import commands, evaluations
 from app.client.api import Api
 
 SERVE = Path(__file__).parents[1] / "pages" / "serve.py"
@@ -81,14 +81,15 @@ def service(monkeypatch: pytest.MonkeyPatch) -> FakeService:
     return fake
 
 
-def cognate(*arguments: str, app: typer.Typer = commands.app, **environment: str) -> Result:
+def cognate(*arguments: str, app: typer.Typer = evaluations.runs, **environment: str) -> Result:
     return CliRunner().invoke(app, list(arguments), env={"NO_COLOR": "1", "COLUMNS": "200", **environment})
 
 
 @pytest.fixture(scope="package")
 def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a service at work."""
-    environment = {**os.environ, "COGNATE_HOME": str(tmp_path_factory.mktemp("client") / "home"), "COGNATE_TOKEN": ""}
+    places = {"COGNATE_HOME": str(tmp_path_factory.mktemp("home")), "COGNATE_DATA_DIR": str(tmp_path_factory.mktemp("data"))}
+    environment = {**os.environ, **places, "COGNATE_TOKEN": ""}
     with subprocess.Popen([sys.executable, str(SERVE), "0"], env=environment, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         yield f"http://127.0.0.1:{int(process.stdout.readline())}"

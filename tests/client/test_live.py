@@ -47,6 +47,16 @@ def test_a_watch_without_a_terminal_is_a_line_a_row(live: str) -> None:
     assert "completed" in cognate("watch", lines[0].split()[0], COGNATE_URL=live).stdout
 
 
+def test_an_evaluation_is_asked_for_waited_for_and_shown_again(live: str) -> None:
+    cognate("launch", "quickstart", "--set=training.max_steps=20", "--name=measured", "--watch", COGNATE_URL=live)
+    told = cognate("evaluate", "measured", "--limit=4", "--vote=3", "--wait", COGNATE_URL=live)
+    assert told.exit_code == ExitCode.OK, told.output
+    assert "exact_match" in told.stdout
+    assert cognate("evaluations", "measured", COGNATE_URL=live).stdout == told.stdout
+    (job,) = json.loads(cognate("evaluations", "measured", "--json", COGNATE_URL=live).stdout)["data"]
+    assert (job["spec"]["limit"], job["spec"]["vote"]) == (4, 3)
+
+
 def test_a_run_that_is_stopped_ends_its_watch_with_1(live: str) -> None:
     cognate("launch", "quickstart", "--set=training.max_steps=5000", "--name=long", COGNATE_URL=live)
     with subprocess.Popen([*COMMAND, "watch", "long", "--url", live], stdout=subprocess.PIPE, text=True) as watching:
