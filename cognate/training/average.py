@@ -6,6 +6,7 @@ arXiv:2203.05482, for the second.
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -79,13 +80,19 @@ def soup(folders: Sequence[Path], output: Path) -> list[str]:
     if parameters := [name for name in unlike if not name.startswith("halting.")]:
         raise NotAlike(f"the checkpoints have other shapes of {', '.join(parameters)}")
     mean = {name: tensor if name in unlike else torch.stack([each[name] for each in states]).mean(0) for name, tensor in first.items()}
-    output.mkdir(parents=True)
-    for name in ("tokenizer.json", "config.json"):
-        shutil.copyfile(folders[0] / name, output / name)
-    write_json(
-        output / "state.json", {"averaged": [str(folder) for folder in folders], "data": read_json(folders[0] / "state.json")["data"]}
-    )
-    checkpoint.write_weights(mean, output)
+    if output.exists():
+        raise FileExistsError(output)
+    beside = output.with_name(f".{output.name}.{os.getpid()}")  # whole or not at all
+    beside.mkdir(parents=True)
+    try:
+        for name in ("tokenizer.json", "config.json"):
+            shutil.copyfile(folders[0] / name, beside / name)
+        state = {"averaged": [str(folder) for folder in folders], "data": read_json(folders[0] / "state.json")["data"]}
+        write_json(beside / "state.json", state)
+        checkpoint.write_weights(mean, beside)
+        beside.rename(output)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
     return [*_remarks(folders), *(f"{name} is the first one's: the others have another shape" for name in unlike)]
 
 

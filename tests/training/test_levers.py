@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from pathlib import Path
 from typing import Any
@@ -265,6 +266,18 @@ def test_a_soup_is_the_mean_of_its_checkpoints(averaging: RunDir, tmp_path: Path
     for name, tensor in mixed.state_dict().items():
         torch.testing.assert_close(tensor, (models[0][name] + models[1][name]) / 2)
     assert tokenizer.digest == load_model(late)[1].digest
+
+
+def test_a_soup_is_whole_or_not_there(averaging: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a disk that was full for a moment leaves a folder that is no checkpoint and is in the way of the next try."""
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched, pytest.raises(OSError, match="No space"):
+        patched.setattr("cognate.training.checkpoint.write_weights", full)
+        soup([averaging.checkpoint(8), averaging.checkpoint(12)], tmp_path / "soup")
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_cannot_be_averaged_is_refused(averaging: RunDir, cache: Path, tmp_path: Path) -> None:
