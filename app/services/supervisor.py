@@ -17,10 +17,11 @@ from functools import partial
 from typing import Any
 
 from app.executors.base import Executor, Exit, LaunchError
-from app.services import journal
+from app.services import journal, memory
 from app.services.ailments import Ailment
 from app.services.alerts import Alerts
-from app.services.health import GPU_LOOK_EVERY_S, Finding, fewer_rows
+from app.services.detectors import GPU_LOOK_EVERY_S
+from app.services.health import Finding
 from app.services.jobs import JobService
 from app.services.lifecycle import LIVE, TRANSITIONS, Command, Fact, Reason, State, advance
 from app.settings import Settings
@@ -224,32 +225,19 @@ class Supervisor:
             self._answer_lack_of_memory(write, run, phase, goes_on=before in (State.STARTING, State.RUNNING))
 
     def _answer_lack_of_memory(self, write: Write, run: Run, phase: str | None, *, goes_on: bool) -> None:
-        """Let a run that ran out of memory go on with fewer rows at once (decision 10).
+        """Let a run that ran out of memory go on with fewer rows at once.
 
         phase: what it was at; goes_on: whether nobody asked it to pause or stop
         """
-        config = parse(run.config)
-        planned = (run.plan or {}).get("rows_at_once") or config.training.micro_batch_size or config.training.batch_size
-        rows = min(planned, run.rows_at_most or planned)
-        fewer = fewer_rows(config.training.batch_size, rows)
-        if phase in (None, "loading_data"):
-            fewer, message = None, "it happened before there was a batch, so fewer rows at once are no remedy"
-        elif fewer is None:
-            message = "a batch went through the model row by row already"
-        elif config.health.on_out_of_memory == "fail":
-            fewer, message = None, f"with {rows} rows of a batch at once; health.on_out_of_memory leaves it at that"
-        else:
-            message = f"{rows} rows of a batch at once were too many; from now on {fewer}"
         step = (run.progress or {}).get("step", 0)
-        evidence = {"reason": run.state_reason, "phase": phase, "step": step, "rows_at_once": rows, "rows_from_now_on": fewer}
-        evidence["over_after_step"] = step + config.training.log_every_steps
-        self._alerts.set(write, run, Finding(Ailment.OUT_OF_MEMORY, True, message, evidence, step))
+        fewer, alert = memory.answer(parse(run.config), run.plan or {}, run.rows_at_most, run.state_reason, phase, step)
+        self._alerts.set(write, run, alert)
         if fewer is None:
             return
         run.rows_at_most = fewer
         if goes_on:
             queued = advance(State.FAILED, Command.RESUME)
-            runs.set_state(write, run, queued, reason=Reason.AUTO_RESUME, detail=message, ended_at=None)
+            runs.set_state(write, run, queued, reason=Reason.AUTO_RESUME, detail=alert.message, ended_at=None)
 
     def _fact(self, run_id: str, attempt: Attempt, ended: Exit) -> Fact:
         fact = _ENDING_FACTS[Kind(attempt.ending)] if attempt.ending else Fact.VANISHED
@@ -305,7 +293,8 @@ class Supervisor:
         with self._store.write() as write:
             run = runs.get(write.session, run.id)
             step = (run.progress or {}).get("step")
-            self._alerts.set(write, run, Finding(Ailment.STALLED, True, message, {"silent_s": silent, "step": step}, step))
+            if Ailment.STALLED not in {alert["kind"] for alert in run.alerts}:  # else it is told already: the server was started anew
+                self._alerts.set(write, run, Finding(Ailment.STALLED, True, message, {"silent_s": silent, "step": step}, step))
             if restart:  # the state stays what it is until the worker is gone
                 runs.change(write, run, state_reason=Reason.STALLED, state_detail=message, kill_requested=True)
 

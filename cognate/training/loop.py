@@ -12,7 +12,7 @@ import math
 import time
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from cognate.config import RunConfig, TrainingConfig
 from cognate.data.batches import TrainingBatches, validation_batches
-from cognate.data.choices import ChoiceStream, choice_loss
+from cognate.data.choices import ChoiceStream
 from cognate.data.corpus import Corpus, load_corpus
 from cognate.data.curriculum import stage_for
 from cognate.data.sources import SOURCES
@@ -34,6 +34,7 @@ from cognate.rundir import Control, Places, RunDir
 from cognate.training import checkpoint
 from cognate.training.average import WeightAverage
 from cognate.training.checkpoint import Position
+from cognate.training.choosing import choose
 from cognate.training.execution import Execution, FiniteLosses, activation_dtype, parts, prepare
 from cognate.training.measure import step_values, validate
 from cognate.training.reporter import Reporter
@@ -138,7 +139,8 @@ def train(
 
     if position.step == 0:  # the untrained model's score: what all later ones are compared with
         reporter.phase("evaluating")
-        reporter.metrics(0, 0.0, {"curriculum_stage": float(stage_for(1)), **validate(model, held_out, device)}, {})
+        first = validate(model, held_out, device, execution.rows_at_once)
+        reporter.metrics(0, 0.0, {"curriculum_stage": float(stage_for(1)), **first}, {})
     reporter.phase("training")
     saving = Saving(run, reporter, training.keep_checkpoints, position.step if saved else None)
     skipped_steps = optimizer.skipped_steps
@@ -171,7 +173,7 @@ def train(
         torch.manual_seed(seed_of_step(config.seed, step))
         optimizer.zero_grad(set_to_none=True)
         losses = backward(model, batches, config, position, execution, device, measure=is_logged)
-        chosen = _choose(model, choices, config, position, execution, device) if choices is not None else None
+        chosen = choose(model, choices, training, position, execution.rows_at_once, device) if choices is not None else None
         if chosen is not None:
             losses = [replace(loss, loss=loss.loss + training.choice_weight * chosen.loss) for loss in losses]
         finite_losses.add(step, losses)
@@ -210,7 +212,7 @@ def train(
             if finite and (ends_epoch or is_last):
                 reporter.phase("evaluating")
                 with evaluated():
-                    values |= validate(model, held_out, device)
+                    values |= validate(model, held_out, device, execution.rows_at_once)
                     values |= sample_accuracies(model, corpus.tokenizer, samples)
                 position.val_loss = values.get("val_loss")
                 values["curriculum_stage"] = float(stage_for(position.epoch))
@@ -343,29 +345,6 @@ def _dropout(
         return itertools.repeat(None)
     repeats = batches.times_seen(epoch, index) >= training.dropout_from
     return torch.split((training.dropout * repeats).to(device), execution.rows_at_once)
-
-
-@dataclass(frozen=True)
-class Chosen:
-    """Of a step's multiple-choice problems; scalars. loss: nats, detached and unweighted; accuracy: 0..1"""
-
-    loss: Tensor
-    accuracy: Tensor
-
-
-def _choose(
-    model: Cognate, choices: ChoiceStream, config: RunConfig, position: Position, execution: Execution, device: torch.device
-) -> Chosen | None:
-    """Add the gradient of the candidates' loss, weighted, for the step at `position`; None where its epoch has no such problems."""
-    drawn = choices.draw(position.epoch, position.step + 1)
-    pieces = []
-    for some in choices.batches(drawn, execution.rows_at_once):
-        some = some.to(device)
-        loss, accuracy = choice_loss(model.sequence_nats(some.tokens, some.targets), some)
-        share = len(some.correct) / len(drawn)
-        torch.autograd.backward(loss * (config.training.choice_weight * share))
-        pieces.append(torch.stack([loss.detach(), accuracy]) * share)
-    return Chosen(*torch.stack(pieces).sum(0)) if pieces else None
 
 
 def _tell_checkpoint(reporter: Reporter, run: RunDir, path: Path, files: dict[str, Any], serial: int | None = None) -> None:

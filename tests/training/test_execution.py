@@ -106,6 +106,30 @@ def test_as_many_rows_as_fit(free: int, before: int | None, expected: int, monke
     assert rows_at_once(model, lambda: a_batch(16), TrainingConfig(batch_size=16, micro_batch_size=5), CUDA, before) == 4  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(("rows_at_most", "tried", "expected"), [(8, [1, 2], 8), (4, [], 4), (1, [], 1)])
+def test_what_was_too_much_is_not_tried_again_to_find_out(
+    rows_at_most: int, tried: list[int], expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a GPU on which the four rows that are measured do not fit would never come to try one."""
+    measured: list[int] = []
+
+    def peak(_: object, part: Batch, __: object) -> int:
+        measured.append(len(part.tokens))
+        return 100 * len(part.tokens)
+
+    monkeypatch.setattr(execution, "_peak", peak)
+    monkeypatch.setattr(execution, "available", lambda *_: 10**9)
+    model = torch.nn.Linear(1, 1)
+    assert rows_at_once(model, lambda: a_batch(16), TrainingConfig(batch_size=16), CUDA, None, rows_at_most) == expected  # type: ignore[arg-type]
+    assert measured == tried
+
+
+@pytest.mark.parametrize(("batch_size", "before", "expected"), [(16, 4, 4), (16, None, 16), (6, 4, 3), (4, 16, 4)])
+def test_a_fork_with_another_batch_has_parts_that_divide_it(batch_size: int, before: int | None, expected: int) -> None:
+    training = TrainingConfig(batch_size=batch_size)
+    assert rows_at_once(torch.nn.Linear(1, 1), a_batch, training, CPU, before) == expected  # type: ignore[arg-type]
+
+
 @pytest.fixture(autouse=True)
 def _nothing_compiled() -> Iterator[None]:
     yield
