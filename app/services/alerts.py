@@ -47,13 +47,8 @@ class Alerts:
             for event in events:
                 if findings := self._judge(write.session, run, attempt, event):
                     self._note(write, run, findings, event.at)
-        except (
-            LookupError,
-            TypeError,
-            ValueError,
-            ArithmeticError,
-            AttributeError,
-        ) as error:  # rows were kept; what they mean is not known
+        except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
+            # The rows were kept; what they mean for health is not known.
             self.forget(run.id)
             self._blind.add(run.id)
             message = f"this attempt is not watched over any more, for its journal is odd: {type(error).__name__}: {error}"[:500]

@@ -16,7 +16,7 @@ batches = 0
 def hungry(method: Any) -> Any:
     def within_memory(model: Cognate, tokens: Tensor, *arguments: Tensor, **options: bool) -> Any:
         global batches
-        batches += 1
+        batches += method is loss
         if batches > 2 and len(tokens) > most:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         return method(model, tokens, *arguments, **options)
@@ -24,6 +24,7 @@ def hungry(method: Any) -> Any:
     return within_memory
 
 
-Cognate.loss = hungry(Cognate.loss)  # type: ignore[method-assign]
-Cognate.sequence_nats = hungry(Cognate.sequence_nats)  # type: ignore[method-assign]
+loss = Cognate.loss
+for name in ("loss", "sequence_nats", "validation_loss"):
+    setattr(Cognate, name, hungry(getattr(Cognate, name)))
 sys.exit(worker.main())

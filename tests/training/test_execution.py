@@ -17,6 +17,7 @@ from cognate.model.attention import has_flex
 from cognate.optimizer import MuGrokfast
 from cognate.training import execution
 from cognate.training.execution import FiniteLosses, parts, prepare, rows_at_once
+from cognate.training.measure import validate
 from tests.training.runs import CommandAt, attempt_at, digests, events, new_run, rows, tiny
 
 TRACES = pytest.mark.filterwarnings("ignore")  # what torch has to say of itself while it traces
@@ -62,6 +63,14 @@ def test_parts_of_a_batch_make_its_loss_and_gradient(n_rows: int) -> None:
     assert not summed.loss.requires_grad
     torch.testing.assert_close(summed.measurements.ltm_surprise_rate, whole.measurements.ltm_surprise_rate)
     torch.testing.assert_close(summed.measurements.act_avg_halting_steps, whole.measurements.act_avg_halting_steps)
+
+
+def test_held_out_rows_go_through_in_parts_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, widest, whole = a_model(), [], Cognate.validation_loss
+    expected = validate(model, [a_batch()], CPU)
+    monkeypatch.setattr(Cognate, "validation_loss", lambda self, *parts: (widest.append(len(parts[0])), whole(self, *parts))[1])
+    assert validate(model, [a_batch()], CPU, 2) == pytest.approx(expected, rel=1e-5)
+    assert widest == [2, 2]
 
 
 def test_a_run_in_parts_says_so_and_ends_where_the_whole_one_does(cache: Path, tmp_path: Path) -> None:
