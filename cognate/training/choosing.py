@@ -44,11 +44,11 @@ def _pass(model: Cognate, some: Choices, rows: int, weight: float) -> Tensor:
         return torch.stack([loss.detach(), accuracy])
     # One problem with more candidates than fit. The loss needs all of them, so they are read without a gradient first; then each
     # part is read again, with the loss's slope at its rows. Nothing random is drawn in between, so the sum is the same gradient.
-    parts = list(zip(some.tokens.split(rows), some.targets.split(rows), strict=True))
+    parts = list(zip(torch.split(some.tokens, rows), torch.split(some.targets, rows), strict=True))
     with torch.no_grad():
         nats = torch.cat([model.sequence_nats(*part) for part in parts])  # [candidate]
     loss, accuracy = choice_loss(nats.requires_grad_(), some)
     (slopes,) = torch.autograd.grad(loss * weight, nats)
-    for part, slope in zip(parts, slopes.split(rows), strict=True):
+    for part, slope in zip(parts, torch.split(slopes, rows), strict=True):
         torch.autograd.backward(model.sequence_nats(*part), slope)
     return torch.stack([loss.detach(), accuracy])
