@@ -43,7 +43,7 @@ from app.services.hub import Hub
 from app.services.jobs import JobService
 from app.services.mirrors import Mirrors
 from app.services.readiness import ReadinessService
-from app.services.reports import DIVERSITY, ReportService, note_diversity
+from app.services.reports import DIVERSITY, HANDOFF, REPORT, ReportService, facts_for_report, note_diversity, results_for_handoff
 from app.services.runs import Request, RunService
 from app.services.supervisor import Supervisor
 from app.settings import Settings
@@ -125,7 +125,9 @@ def assemble(settings: Settings, executor: Executor | None, hub: Hub, gate: Gate
     """The parts of the service, none of them at work yet."""
     store = Store(settings.database, hub.publish)
     executor = executor or LocalExecutor(settings.data_dir, settings.cache, settings.cpu_slots, spare=settings.spare_worker)
-    work = JobService(store, executor, settings, {"evaluation": note_evaluation, DIVERSITY: partial(note_diversity, settings.runs)})
+    on_completed = {"evaluation": note_evaluation, DIVERSITY: partial(note_diversity, settings.runs)}
+    at_launch = {HANDOFF: results_for_handoff, REPORT: partial(facts_for_report, settings.runs)}
+    work = JobService(store, executor, settings, on_completed, at_launch)
     evaluating, reporting = EvaluationService(store, work, settings), ReportService(store, work, settings)
     supervisor = Supervisor(store, executor, settings, work, (evaluating.evaluate_completed, reporting.group_completed))
     mirrors = Mirrors(store, settings)

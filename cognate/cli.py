@@ -19,7 +19,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from cognate import mirror, worker
+from cognate import offline, wandbfile, worker
 from cognate.config import SPECIALISTS, ConfigError, DatasetName, RunConfig, overrides, resolve
 from cognate.data.files import DataMissing, DataUnreadable, has_any
 from cognate.data.hub import fetch
@@ -357,8 +357,8 @@ def mirror_run(
             made = subprocess.run([sys.executable, "-m", "cognate.mirror", *["--online"] * online, str(run.path)], stdin=subprocess.DEVNULL)
             if made.returncode or read_json(run.mirror)["mode"] == "online":
                 raise typer.Exit(made.returncode)
-        found = mirror.compare(run)
-    except mirror.MirrorFailed as error:
+        found = offline.compare(run)
+    except (offline.NoFiles, wandbfile.DamagedFile) as error:
         raise typer.BadParameter(str(error)) from error
     table = Table("metric", "steps with a value")
     for key, count in found.keys.items():
@@ -369,6 +369,8 @@ def mirror_run(
             console.print(f"{name}: {len(steps):,} steps, the first is {steps[0]}")
     for folder in found.unfinished:
         console.print(f"without an end: {folder}", soft_wrap=True)
+    if found.removed:
+        console.print(f"removed since they were made: {found.removed} files; what was in them counts as missing")
     console.print(f"steps complete: {'yes' if found.is_complete else 'no'}")
     console.print("send it with: wandb sync", *found.folders, soft_wrap=True)
     raise typer.Exit(0 if found.is_complete else 1)

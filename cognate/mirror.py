@@ -1,9 +1,9 @@
 """The Weights & Biases mirror: `python -m cognate.mirror RUN_DIR`, a process beside the worker that only reads.
 
-It knows the run by its journals alone, so it can be killed at any instant, started late, or left out: nothing is lost.
+It knows the run by its journals alone (story.py), so it can be killed at any instant, started late, or left out: nothing is lost.
 What W&B has already is asked of W&B itself, and it is told what comes after: offline the last file that is whole says, online
 the server. Either way a step is there once, and a resumed run goes on under the same id. A file is made apart, read back, and
-then put into its place; `wandb sync` sends the files of a run one after another, so none may repeat what another has, and a
+then put into its place (offline.py); `wandb sync` sends the files of a run one after another, so none may repeat what another has, and a
 run that was begun one way is not continued the other.
 
 Online it follows the journals until its standard input is closed, which the service does when the run is at rest, and the
@@ -14,26 +14,23 @@ from __future__ import annotations
 
 import argparse
 import fcntl
-import math
 import os
 import select
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from heapq import merge
-from itertools import groupby
-from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal
 
 from cognate import wandbfile
-from cognate.events import ENDINGS, Event, Kind, MalformedLine
-from cognate.metrics import KEYS
+from cognate.events import Kind
+from cognate.offline import file_in, folders_of, number_of
 from cognate.priority import give_way
-from cognate.rundir import RunDir, read_journal, read_json, sync_directory, write_json
+from cognate.rundir import RunDir, read_json, sync_directory, write_json
+from cognate.story import Row, Story
 
 Mode = Literal["offline", "online"]
 POLL_S = 1.0
@@ -59,21 +56,6 @@ class About:
     group: str | None = None
 
 
-@dataclass(frozen=True)
-class Row:
-    """What was measured at one step; `values` by metric key, only what was. at: seconds since the epoch; tokens: read so far.
-
-    number: its place in W&B's history: the step, or one more for what was measured when all was over
-    """
-
-    number: int
-    step: int
-    at: float
-    epoch: float
-    tokens: int | None
-    values: Mapping[str, float]
-
-
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="cognate.mirror")
     parser.add_argument("run", type=Path)
@@ -95,26 +77,25 @@ def main(arguments: list[str] | None = None) -> int:
         code = _write_instead(arguments, str(error)) if _closes(0.0) and _noted(run).mode is None else 1
         sys.stderr.flush()
         os._exit(code)  # W&B's exit hook would wait for the network
-    except (MirrorFailed, OSError) as error:
+    except (MirrorFailed, wandbfile.DamagedFile, OSError) as error:
         print(error, file=sys.stderr)  # the last line of the log is what the service tells
         return 1
     return 0
 
 
 def mirror(run: RunDir, about: About | None = None, closes: Callable[[float], bool] | None = None, remark: str | None = None) -> None:
-    """Bring W&B up to what the journals say; raises NotReached, MirrorFailed, OSError.
+    """Bring W&B up to what the journals say; raises NotReached, MirrorFailed, wandbfile.DamagedFile, OSError.
 
     about:  None: as the mirror before was told
     closes: waits so many seconds; whether the run is to be followed no further. None: offline
     remark: what else there is to know of this
     """
     mode: Mode = "offline" if closes is None else "online"
+    _noted_for(run, mode)  # now: one that follows the run would be waited for until the run rests
     run.mirror.parent.mkdir(exist_ok=True)
     with _only_mirror_of(run), _workshop(run) as workshop:
-        noted = _noted(run)
+        noted = _noted_for(run, mode)
         about = about or noted.about
-        if noted.mode not in (None, mode):
-            raise MirrorFailed(f"W&B has this run {noted.mode} so far, and {mode} would tell it twice; go on {noted.mode}")
         if closes is None:
             _mirror_offline(run, noted, about, workshop, remark)
             return
@@ -141,9 +122,9 @@ def _mirror_offline(run: RunDir, noted: _Noted, about: About, workshop: Path, re
     if run.is_mirrored():
         return
     # A mirror may have been killed before it noted its file; a file that was noted may be gone once it was sent (`wandb clean`).
-    before = _offline_folders(run)
-    sent = max([noted.last_step, *(step for folder in before for step in wandbfile.summarize(_file_of(folder)).steps)])
-    number = 1 + max([noted.files, *map(_number_of, before)])
+    before = folders_of(run)
+    sent = max([noted.last_step, *(step for folder in before for step in wandbfile.summarize(file_in(folder)).steps)])
+    number = 1 + max([noted.files, *map(number_of, before)])
     story = Story(run)
     wandb_run = _begin(run, about, "offline", workshop, suffix=f"{number:04d}")
     steps: list[int] = []
@@ -153,12 +134,12 @@ def _mirror_offline(run: RunDir, noted: _Noted, about: About, workshop: Path, re
             steps.append(row.number)
     _end(wandb_run, run, story)
     (made,) = (workshop / "wandb").glob("offline-run-*")
-    recorded = wandbfile.summarize(_file_of(made))
+    recorded = wandbfile.summarize(file_in(made))
     if not recorded.is_finished or recorded.steps != steps:
         raise MirrorFailed(f"{made.name} holds {len(recorded.steps)} of {len(steps)} steps when read back")
     for name in ("logs", "tmp"):  # of W&B's own, with links into the workshop
         shutil.rmtree(made / name, ignore_errors=True)
-    _sync_file(_file_of(made))
+    _sync_file(file_in(made))
     made.rename(run.mirror.parent / made.name)
     sync_directory(run.mirror.parent)
     _note(run, "offline", about, story.journal_sizes, remark, last_step=max([sent, *steps[-1:]]), files=number)
@@ -254,171 +235,6 @@ def _attach_checkpoint(wandb_run: Any, run: RunDir) -> None:
     wandb_run.log_artifact(artifact, aliases=[wanted, f"step_{step}"])
 
 
-# --- what the journals tell -------------------------------------------------------------------------------
-
-
-class Story:
-    """A run as all its journals tell it, read on as they grow."""
-
-    def __init__(self, run: RunDir) -> None:
-        self._run = run
-        self._chapters: dict[Path, _Chapter] = {}
-        self._best: tuple[float, int] | None = None  # held-out loss, step
-        self.journal_sizes: list[int] = []
-        self.began = math.nan  # when the first row was told, seconds since the epoch
-
-    def rows(self) -> Iterator[Row]:
-        """What is new, by rising step. Of a step that several attempts told, the newest telling counts, as in the service."""
-        self.journal_sizes = self._run.journal_sizes()  # before reading: a torn last line is not waited for for ever
-        for chapter in _chapters(self._run):
-            self._chapters.setdefault(chapter.journal, chapter)
-        told = merge(*(chapter.rows() for chapter in self._chapters.values()), key=attrgetter("number"))
-        for _, same in groupby(told, key=attrgetter("number")):
-            *_, row = same
-            self._take(row)
-            yield row
-
-    def _take(self, row: Row) -> None:
-        if math.isnan(self.began):
-            self.began = row.at
-        loss = row.values.get("val_loss", math.nan)
-        if math.isfinite(loss) and (self._best is None or loss < self._best[0]):
-            self._best = loss, row.step
-
-    @property
-    def ending(self) -> Kind | None:
-        """How the newest attempt said it ended; None: it did not."""
-        last = self._last_word
-        return last.kind if last else None
-
-    @property
-    def _last_word(self) -> Event | None:
-        endings = [chapter.ending for chapter in self._chapters.values() if not chapter.is_afterwards]
-        return endings[-1] if endings else None
-
-    def summary(self) -> dict[str, Any]:
-        """What stands beside the curves."""
-        warnings = [sentence for chapter in self._chapters.values() for sentence in chapter.warnings]
-        plans = [chapter.plan for chapter in self._chapters.values() if chapter.plan]
-        found: dict[str, Any] = {"ending": self.ending.value if self.ending else "no last word", "warnings": len(warnings)}
-        if plans:
-            found["total_params"] = plans[-1].get("total_params")
-        if self._best:
-            found["best_val_loss"], found["best_val_step"] = self._best
-        if warnings:
-            found["last_warning"] = warnings[-1]
-        if self._last_word and self._last_word.kind is Kind.FAILED:
-            found["failure"] = f"{self._last_word.data.get('reason')}: {self._last_word.data.get('detail')}"
-        return found
-
-
-def _chapters(run: RunDir) -> Iterator[_Chapter]:
-    for attempt in run.attempts():
-        yield _Chapter(attempt.journal)
-    yield _Chapter(run.afterwards, is_afterwards=True)
-
-
-class _Chapter:
-    """The journal of one attempt, or what was measured afterwards."""
-
-    def __init__(self, journal: Path, *, is_afterwards: bool = False) -> None:
-        self.journal = journal
-        self.is_afterwards = is_afterwards
-        self._offset = 0
-        self.plan: dict[str, Any] | None = None
-        self.warnings: list[str] = []
-        self.ending: Event | None = None
-
-    def rows(self) -> Iterator[Row]:
-        before = -1
-        while before != self._offset:
-            before = self._offset
-            for entry, offset in read_journal(self.journal, self._offset):
-                self._offset = offset
-                if (row := self._take(entry)) is not None:
-                    yield row
-
-    def _take(self, entry: Event | MalformedLine) -> Row | None:
-        if isinstance(entry, MalformedLine):
-            self.warnings.append(f"a line of the journal was passed over: {entry}")
-            return None
-        match entry.kind:
-            case Kind.METRICS:
-                return self._row(entry)
-            case Kind.PLAN:
-                self.plan = entry.data
-            case Kind.WARNING:
-                self.warnings.append(str(entry.data.get("message")))
-            case kind if kind in ENDINGS:
-                self.ending = entry
-        return None
-
-    def _row(self, event: Event) -> Row:
-        data = event.data
-        values = {key: value for key, value in data["values"].items() if key in _KEYS}
-        return Row(data["step"] + self.is_afterwards, data["step"], event.at, data["epoch"], data["progress"].get("tokens"), values)
-
-
-_KEYS = frozenset(KEYS)
-
-
-# --- reading it back --------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """The offline files beside the journals. differing: steps with values that no attempt told; keys: how many steps have each metric."""
-
-    folders: list[Path]
-    unfinished: list[Path]
-    missing: list[int]
-    doubled: list[int]
-    differing: list[int]
-    keys: dict[str, int]
-
-    @property
-    def is_complete(self) -> bool:
-        return not (self.unfinished or self.missing or self.doubled or self.differing)
-
-
-def compare(run: RunDir) -> Comparison:
-    """Read the run's offline files back; raises MirrorFailed when there is none."""
-    folders = _offline_folders(run)
-    if not folders:
-        raise MirrorFailed(f"{run.path} has no offline file; `cognate mirror {run.path}` makes one")
-    told: dict[int, list[str]] = {}
-    for chapter in _chapters(run):
-        for row in chapter.rows():
-            told.setdefault(row.number, []).append(_spelled(row.values))
-    found: dict[int, list[str]] = {}
-    keys = dict.fromkeys(KEYS, 0)
-    unfinished = []
-    for folder in folders:
-        is_finished = False
-        for record in wandbfile.records(_file_of(folder)):
-            is_finished |= record.WhichOneof("record_type") == "exit"
-            if (written := wandbfile.row(record)) is not None:
-                values = {key: written[1][key] for key in written[1].keys() & _KEYS}
-                found.setdefault(written[0], []).append(_spelled(values))
-                for key in values:
-                    keys[key] += 1
-        if not is_finished:
-            unfinished.append(folder)
-    return Comparison(
-        folders,
-        unfinished,
-        missing=sorted(told.keys() - found.keys()),
-        doubled=sorted(step for step, rows in found.items() if len(rows) > 1),
-        differing=sorted(step for step, rows in found.items() if not set(rows) <= set(told.get(step, []))),
-        keys=keys,
-    )
-
-
-def _spelled(values: Mapping[str, float]) -> str:
-    """Equal where the values are, NaN included."""
-    return repr(sorted((key, float(value)) for key, value in values.items()))
-
-
 # --- files ------------------------------------------------------------------------------------------------
 
 
@@ -462,27 +278,21 @@ def _note(
     write_json(run.mirror, {"mode": mode, "journal_sizes": journal_sizes, "remark": remark, "about": asdict(about), **files_made})
 
 
+def _noted_for(run: RunDir, mode: Mode) -> _Noted:
+    """_noted(), if the run can be mirrored in `mode`; raises MirrorFailed."""
+    noted = _noted(run)
+    if noted.mode not in (None, mode):
+        raise MirrorFailed(f"W&B has this run {noted.mode} so far, and {mode} would tell it twice; go on {noted.mode}")
+    return noted
+
+
 def _noted(run: RunDir) -> _Noted:
     try:
         noted = read_json(run.mirror)
     except FileNotFoundError:
-        return _Noted("offline" if _offline_folders(run) else None)
+        return _Noted("offline" if folders_of(run) else None)
     about = noted["about"]
     return _Noted(noted["mode"], About(about["name"], tuple(about["tags"]), about["group"]), noted["last_step"], noted["files"])
-
-
-def _offline_folders(run: RunDir) -> list[Path]:
-    """In the order they were made."""
-    return sorted(run.mirror.parent.glob("offline-run-*"), key=_number_of)
-
-
-def _number_of(folder: Path) -> int:
-    return int(folder.name.rpartition("-")[2])
-
-
-def _file_of(folder: Path) -> Path:
-    (file,) = folder.glob("*.wandb")
-    return file
 
 
 def _sync_file(path: Path) -> None:

@@ -324,6 +324,15 @@ def read_journal(path: Path, offset: int = 0, limit: int = 1 << 20) -> Iterator[
             yield error, offset
 
 
+def read_to_end(path: Path, offset: int = 0) -> Iterator[tuple[Event | MalformedLine, int]]:
+    """read_journal(), block after block, until there is nothing more."""
+    before = -1
+    while before != offset:
+        before = offset
+        for entry, offset in read_journal(path, before):
+            yield entry, offset
+
+
 # --- the lease --------------------------------------------------------------------------------------------
 
 

@@ -10,20 +10,25 @@ Mode = Literal["off", "offline", "online"]
 API_KEY: Final = "WANDB_API_KEY"
 
 
-def mode_of(limit: str, wanted: str, has_key: bool, begun: Mode | None = None) -> Mode:
+def mode_of(limit: str, wanted: str, key: bool, begun: Mode | None = None) -> Mode:
     """What is done for a run whose configuration says `wanted` (tracking.wandb), where up to `limit` (COGNATE_WANDB) is allowed.
 
-    begun: how the run was mirrored before; files are not continued on the server
+    key: whether there is one; begun: how the run was mirrored before; files are not continued on the server
     """
     if "off" in (limit, wanted):
         return "off"
-    if "offline" in (limit, wanted, begun) or not has_key:
+    if "offline" in (limit, wanted, begun) or not key:
         return "offline"
     return "online"
 
 
+def has_key() -> bool:
+    """An empty one is none: that is how an unset variable is passed on to a container."""
+    return bool(os.environ.get(API_KEY))
+
+
 def seen_here(limit: str, wanted: str) -> dict[str, Any]:
     """What this process would do, and why."""
-    is_installed, has_key = importlib.util.find_spec("wandb") is not None, API_KEY in os.environ
-    mode = mode_of(limit, wanted, has_key) if is_installed else "off"
-    return {"installed": is_installed, "key": has_key, "wanted": wanted, "mode": mode}
+    is_installed, key = importlib.util.find_spec("wandb") is not None, has_key()
+    mode = mode_of(limit, wanted, key) if is_installed else "off"
+    return {"installed": is_installed, "key": key, "wanted": wanted, "mode": mode}

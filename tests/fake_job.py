@@ -38,6 +38,7 @@ EVALUATION = {
 DIVERSITY = {
     "members": [
         {
+            "name": f"run_{preset}",
             "preset": preset,
             "halting_steps": steps,
             "ltm_usage": None,
@@ -47,6 +48,7 @@ DIVERSITY = {
         }
         for preset, steps in (("reasoning", 3.0), ("memory", 2.5), ("speed", 1.5))
     ],
+    "pairs": [{"of": ["run_reasoning", "run_memory"], "agreement": 0.75, "weights": {"relative_l2": 1.25, "cosine": 0.5}}],
     "metrics": {"diversity_avg_halting_steps": 1.5, "diversity_ltm_usage": None, "diversity_inference_time_ms": 0.25},
     "required_order": {"rule": "reasoning >= memory > speed", "holds": True},
 }
@@ -60,7 +62,7 @@ def made_up(job: JobDir, kind: str, spec: dict[str, Any]) -> dict[str, Any]:
     if kind == "training_report":
         for name, text in (("report.html", "<!doctype html>"), ("report.md", "# Report")):
             (job.path / name).write_text(f"{text} {', '.join(spec['names'].values())}")
-        return {"files": ["report.html", "report.md"]}
+        return {"files": ["report.html", "report.md"], "as_of": spec["as_of"]}
     if kind == "readiness":
         return {**json.loads((Path(__file__).parent / "report" / "example.json").read_text()), "preset": spec["config"]["preset"]}
     return {"evaluation": EVALUATION, "diversity": DIVERSITY}.get(kind, {})

@@ -20,8 +20,9 @@ from cognate.cli import app
 from cognate.config import resolve
 from cognate.events import Kind
 from cognate.metrics import KEYS
-from cognate.mirror import Comparison, MirrorFailed, Story, compare
+from cognate.offline import Comparison, NoFiles, compare
 from cognate.rundir import Journal, RunDir, read_json
+from cognate.story import Story
 from tests.service import until
 
 pytestmark = pytest.mark.slow
@@ -223,9 +224,14 @@ def test_files_that_were_sent_and_removed_are_not_made_again(tmp_path: Path) -> 
     attempt(run, range(11), Kind.PAUSED)
     shutil.rmtree(mirrored(run).folders[0])
     attempt(run, range(11, 21), Kind.FINISHED)
-    (folder,) = mirrored(run).folders
+    found = mirrored(run)
+    (folder,) = found.folders
     assert folder.name.endswith("-0002")
+    assert (found.removed, found.missing) == (1, list(range(11)))  # the check cannot know what was in it, and says so
     assert steps_in(run) == [list(range(11, 21))]
+    shutil.rmtree(folder)
+    with pytest.raises(NoFiles, match="any more: there were 2"):
+        compare(run)
 
 
 def test_a_torn_last_line_is_not_waited_for(tmp_path: Path) -> None:
@@ -331,10 +337,16 @@ def test_a_changed_byte_in_the_file_is_noticed_and_a_torn_end_is_an_end(tmp_path
     file.write_bytes(whole[:5000] + bytes([whole[5000] ^ 1]) + whole[5001:])
     with pytest.raises(wandbfile.DamagedFile, match="checksum"):
         compare(run)
+    done = CliRunner().invoke(app, ["mirror", "--check", str(run.path)])
+    assert done.exit_code == 2
+    assert "checksum" in done.output
+    attempt(run, (200,), Kind.FINISHED)
+    refused = subprocess.run([*COMMAND, str(run.path)], capture_output=True, text=True)
+    assert (refused.returncode, refused.stderr.count("\n")) == (1, 1)  # a sentence, for the run's event
 
 
 def test_without_a_file_the_check_says_how_to_make_one(tmp_path: Path) -> None:
-    with pytest.raises(MirrorFailed, match="cognate mirror"):
+    with pytest.raises(NoFiles, match="cognate mirror"):
         compare(new_run(tmp_path))
 
 

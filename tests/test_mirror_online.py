@@ -13,7 +13,7 @@ import pytest
 
 from cognate.events import Kind
 from cognate.metrics import KEYS
-from cognate.mirror import compare
+from cognate.offline import compare
 from cognate.rundir import RunDir, read_json
 from tests.fake_wandb import FakeWandb
 from tests.service import until
@@ -114,6 +114,18 @@ def test_a_run_that_was_begun_one_way_is_not_told_again_the_other(tmp_path: Path
     done = subprocess.run([*COMMAND, str(run.path)], capture_output=True, text=True)
     assert (done.returncode, steps_in(run)) == (1, [])
     assert "go on online" in done.stderr
+
+
+def test_a_run_that_is_followed_online_is_refused_offline_at_once(tmp_path: Path, server: FakeWandb) -> None:
+    """Waiting for the one that follows would be waiting for the run's end."""
+    run = new_run(tmp_path)
+    attempt(run, range(11), None)
+    with start(server, run, subprocess.PIPE) as mirror:
+        until(lambda: len(server.history) >= 10, 60)
+        done = subprocess.run([*COMMAND, str(run.path)], capture_output=True, text=True, timeout=30)
+        assert (done.returncode, mirror.poll()) == (1, None)
+        assert "go on online" in done.stderr
+        mirror.kill()
 
 
 def test_where_the_server_refuses_a_run_at_rest_is_written_offline(tmp_path: Path, server: FakeWandb) -> None:

@@ -87,7 +87,8 @@ def _report(service: Service, request: Request, subject: str) -> Response:
     job, folder = service.reports.report(subject)
     if folder is None:
         service.supervisor.wake()
-        headers = {"Location": f"/v1/jobs/{job.id}", "Retry-After": "2"}
+        # Refresh: a browser that was led here shows the report once it is there.
+        headers = {"Location": f"/v1/jobs/{job.id}", "Retry-After": "2", "Refresh": "2"}
         return JSONResponse(job_out(job).model_dump(mode="json"), 202, headers)
     form = _preferred(request.headers.get("accept", ""))
     return Response((folder / _FORMS[form]).read_bytes(), media_type=f"{form}; charset=utf-8", headers=POLICY)

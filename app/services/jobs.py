@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sqlmodel import Session
 from uuid_utils import uuid7
 
 from app.executors.base import Executor, Exit, LaunchError
@@ -30,15 +31,27 @@ ONLINE = frozenset({"fetch"})  # the kinds that may use the network
 ENDED_WITHIN_S = 10.0
 FOLDERS_KEPT = 20  # of ended jobs: their results are in the database, their files only here
 Completed = Callable[[Write, Job], None]
+Completion = Callable[[Session, Job], dict[str, Any]]
 
 
 class JobService:
-    def __init__(self, store: Store, executor: Executor, settings: Settings, on_completed: Mapping[str, Completed]) -> None:
-        """on_completed: by kind, what a result changes elsewhere, in the transaction that notes it"""
+    def __init__(
+        self,
+        store: Store,
+        executor: Executor,
+        settings: Settings,
+        on_completed: Mapping[str, Completed],
+        at_launch: Mapping[str, Completion],
+    ) -> None:
+        """on_completed: by kind, what a result changes elsewhere, in the transaction that notes it
+
+        at_launch: by kind, what the process is told beside the job's specification: what is known when it begins
+        """
         self._store = store
         self._executor = executor
         self._settings = settings
         self._on_completed = on_completed
+        self._at_launch = at_launch
 
     def start(self, kind: str, subject: str, spec: dict[str, Any]) -> tuple[Job, bool]:
         """Queue a job, or join the unfinished one that does the same; the job, and whether it is new."""
@@ -106,12 +119,19 @@ class JobService:
         directory = JobDir(self.folder(job_id))
         try:
             shutil.rmtree(directory.path, ignore_errors=True)  # of a life that the service's end cut short
-            directory.create(job.kind, job.spec)
+            directory.create(job.kind, {**job.spec, **self._known_now(job)})
             self._executor.launch_job(directory, device, self._settings.runs, online=job.kind in ONLINE)
-        except (LaunchError, OSError) as error:
+        except (LaunchError, OSError, LookupError) as error:
             log.error("job %s: %s", job_id, error)
             with self._store.write() as write:
                 _end(write, jobs.get(write.session, job_id), "failed", reason="launch_failed", detail=str(error))
+
+    def _known_now(self, job: Job) -> dict[str, Any]:
+        completion = self._at_launch.get(job.kind)
+        if completion is None:
+            return {}
+        with self._store.read() as session:
+            return completion(session, job)
 
     def _tend(self, job: Job) -> None:
         directory = JobDir(self.folder(job.id))

@@ -26,7 +26,7 @@ from app.store import runs
 from app.store.engine import Store
 from app.store.tables import Run
 from cognate.rundir import RunDir, read_json
-from cognate.wandb_mode import API_KEY, Mode, mode_of
+from cognate.wandb_mode import API_KEY, Mode, has_key, mode_of
 
 log = logging.getLogger(__name__)
 
@@ -105,7 +105,7 @@ class Mirrors:
     def _tend(self, run: Run) -> None:
         """Start or end the run's mirror, if it is time; a run that needs none before its state changes is watched no more."""
         process = self._at_work.get(run.id)
-        mode = mode_of(self._settings.wandb, _wanted(run), API_KEY in os.environ, self._begun(run.id))
+        mode = mode_of(self._settings.wandb, _wanted(run), has_key(), self._begun(run.id))
         if run.state in LIVE:
             if mode != "online":
                 self._watched.discard(run.id)
@@ -135,7 +135,7 @@ class Mirrors:
             )
         if not follow:
             _close(self._at_work[run.id])
-        if _wanted(run) == "online" and self._settings.wandb == "auto" and API_KEY not in os.environ:
+        if _wanted(run) == "online" and self._settings.wandb == "auto" and not has_key():
             self._say(run, f"the run asks for W&B online, but the service has no {API_KEY}; it is written offline")
 
     def _reap(self, run_id: str, run: Run | None) -> None:
@@ -157,7 +157,7 @@ class Mirrors:
 
     def _failed(self, run: Run, reason: str) -> None:
         failures, _ = self._failures.get(run.id, (0, 0.0))
-        self._failures[run.id] = failures + 1, time.monotonic() + min(RETRY_AFTER_S * 4**failures, RETRY_AFTER_MOST_S)
+        self._failures[run.id] = failures + 1, time.monotonic() + retry_after(failures)
         self._say(run, reason)
 
     def _begun(self, run_id: str) -> Mode | None:
@@ -181,6 +181,11 @@ class Mirrors:
 
     def _log_of(self, run_id: str) -> Path:
         return RunDir(self._settings.runs / run_id).mirror.with_name("mirror.log")
+
+
+def retry_after(failures: int) -> float:
+    """Seconds to the next try, after one more than `failures` in a row. However many: a server may be away for months."""
+    return min(RETRY_AFTER_S * 4.0 ** min(failures, 9), RETRY_AFTER_MOST_S)
 
 
 def environment(mode: Mode) -> dict[str, str]:

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from sqlmodel import Session
+
 from app.services.jobs import JobService
 from app.services.lifecycle import State
 from app.settings import Settings
@@ -22,12 +24,12 @@ from cognate.events import Kind
 from cognate.rundir import Journal, RunDir
 
 DIVERSITY: Final = "diversity"
+EVALUATION: Final = "evaluation"
 HANDOFF: Final = "handoff"
 REPORT: Final = "training_report"
 IN_A_HANDOFF: Final = 3
-EVALUATIONS_LOOKED_AT: Final = 50  # of a run, for the newest one that counts
 FAILED_FOR_S: Final = 60.0  # before a report that could not be made is tried again
-
+MOST_EVALUATIONS: Final = 100  # of a run, the newest
 
 Standing = Literal["absent", "measuring", "measured", "failed"]
 
@@ -95,20 +97,11 @@ class ReportService:
     def build_handoff(self, group_id: str, allow_any_size: bool) -> tuple[Job, bool]:
         """Make the archive of a group's three best models; the job, and whether it is new. Raises NoSuchGroup, NotReady.
 
-        It encloses the newest results there are: an evaluation of each best checkpoint, and the group's diversity.
+        It encloses the results that are there when the job begins (results_for_handoff()).
         """
         with self._store.write() as write:
             members = self._three(runs.of_group(write.session, group_id))
-            steps = self._best(members)
-            known = jobs.latest(write.session, DIVERSITY, group_id, "completed")
-            evaluations = [job.result for run in members for job in _evaluations(write, run.id, steps[run.id])]
-            spec = {
-                "run_ids": [run.id for run in members],
-                "steps": steps,
-                "evaluations": evaluations,
-                "diversity": known.result if known else None,
-                "allow_any_size": allow_any_size,
-            }
+            spec = {"run_ids": [run.id for run in members], "steps": self._best(members), "allow_any_size": allow_any_size}
             return self._jobs.start_within(write, HANDOFF, group_id, spec)
 
     def handoff(self, group_id: str) -> tuple[Job, Path]:
@@ -140,24 +133,15 @@ class ReportService:
             of_group = subject.startswith("group_")
             members = runs.of_group(write.session, subject) if of_group else [runs.get(write.session, subject)]
             newest = jobs.latest(write.session, REPORT, subject)
-            spec = self._report_spec(write, members)
-            if newest is not None and newest.spec == spec:
+            if newest is not None and newest.state == "completed" and newest.result:
                 folder = self._jobs.folder(newest.id)
-                if newest.state == "completed" and newest.result and all((folder / name).is_file() for name in newest.result["files"]):
+                is_there = all((folder / name).is_file() for name in newest.result["files"])
+                if is_there and newest.result.get("as_of") == _as_of(self._settings.runs, write.session, members):
                     return newest, folder
-                if newest.state == "failed" and time.time() - (newest.ended_at or 0) < FAILED_FOR_S:
-                    raise NotReady(f"the report could not be made: {newest.detail}")
-            job, _ = self._jobs.start_within(write, REPORT, subject, spec)
+            if newest is not None and newest.state == "failed" and time.time() - (newest.ended_at or 0) < FAILED_FOR_S:
+                raise NotReady(f"the report could not be made: {newest.detail}")
+            job, _ = self._jobs.start_within(write, REPORT, subject, {"run_ids": [run.id for run in members]})
             return job, None
-
-    def _report_spec(self, write: Write, members: Sequence[Run]) -> dict[str, Any]:
-        """What a report tells, by what it stands on: it is made anew when a run has changed its state or saved a checkpoint."""
-        names = {run.id: f"{run.name} ({run.id[-6:]})" for run in members}
-        as_of = {
-            run.id: [run.state, run.attempt, *(step for step, _ in self._directory(run).complete_checkpoints()[-1:])] for run in members
-        }
-        evaluations = [job.result for run in members for job in _evaluations(write, run.id)]
-        return {"names": names, "as_of": as_of, "evaluations": evaluations}
 
     # --- runs -----------------------------------------------------------------------------------------------
 
@@ -175,6 +159,39 @@ class ReportService:
 
     def _directory(self, run: Run) -> RunDir:
         return RunDir(self._settings.runs / run.id)
+
+
+def results_for_handoff(session: Session, job: Job) -> dict[str, Any]:
+    """What an archive encloses beside the models, as far as it is of their weights: evaluations, and the group's diversity."""
+    diversity = jobs.latest(session, DIVERSITY, job.subject, "completed")
+    return {"evaluations": _evaluations(session, job.spec["run_ids"]), "diversity": diversity.result if diversity else None}
+
+
+def facts_for_report(runs_dir: Path, session: Session, job: Job) -> dict[str, Any]:
+    """What a training report tells that is not in the run directories, and what it stands on."""
+    members, run_ids = runs.some(session, job.spec["run_ids"]), job.spec["run_ids"]
+    names = {run.id: f"{run.name} ({run.id[-6:]})" for run in members}
+    return {
+        "names": {run_id: names.get(run_id, run_id) for run_id in run_ids},
+        "as_of": _as_of(runs_dir, session, members),
+        "evaluations": _evaluations(session, run_ids),
+    }
+
+
+def _as_of(runs_dir: Path, session: Session, members: Sequence[Run]) -> dict[str, Any]:
+    """What makes a report of these runs one of yesterday when it changes; rows alone do not."""
+    standing = {}
+    for run in members:
+        saved = [step for step, _ in RunDir(runs_dir / run.id).complete_checkpoints()]
+        evaluation = jobs.latest(session, EVALUATION, run.id, "completed")
+        standing[run.id] = [run.name, run.state, run.attempt, *saved[-1:], *([evaluation.id] if evaluation else [])]
+    return standing
+
+
+def _evaluations(session: Session, run_ids: Sequence[str]) -> list[dict[str, Any]]:
+    """Results of the evaluations of the runs' checkpoints, of each run oldest first."""
+    found = (jobs.page(session, MOST_EVALUATIONS, kind=EVALUATION, subject=run_id, state="completed") for run_id in run_ids)
+    return [job.result for newest_first in found for job in reversed(newest_first) if job.result is not None]
 
 
 def note_diversity(runs_dir: Path, write: Write, job: Job) -> None:
@@ -201,9 +218,3 @@ def _note_in_directory(run: RunDir, row: Run, measured: Mapping[str, float]) -> 
             journal.sync()
         finally:
             journal.close()
-
-
-def _evaluations(write: Write, run_id: str, step: int | None = None) -> Sequence[Job]:
-    """The newest evaluation of a run's checkpoints, or of that of `step`, that is complete, if there is one."""
-    known = jobs.page(write.session, EVALUATIONS_LOOKED_AT, kind="evaluation", subject=run_id, state="completed")
-    return [job for job in known if step in (None, job.spec["step"])][:1]

@@ -57,10 +57,15 @@ class Tokenizer:
     @classmethod
     def load(cls, path: Path) -> Tokenizer:
         """The tokenizer that save() wrote."""
+        return cls.read(path.read_bytes(), path.name)
+
+    @classmethod
+    def read(cls, content: bytes, name: str) -> Tokenizer:
+        """load(), of a file's content."""
         try:
-            inner = tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
+            inner = tokenizers.Tokenizer.from_buffer(content)
         except Exception as error:  # the library raises nothing narrower
-            raise TokenizerUnreadable(f"{path.name} is not a tokenizer: {error}") from error
+            raise TokenizerUnreadable(f"{name} is not a tokenizer: {error}") from error
         return cls(inner)
 
     def save(self, path: Path) -> None:

@@ -40,7 +40,9 @@ def training(
 ) -> None:
     """What was expected of training and what was measured, epoch by epoch."""
     found = _run_directories(runs)
-    blocks = of_training.training_report({run.path.name: run for run in found}, [_result(path) for path in evaluation])
+    blocks = of_training.training_report(
+        {run.path.name: run for run in found}, [_result(path, "checkpoint", "datasets") for path in evaluation]
+    )
     if html is not None:
         html.write_text(to_html(of_training.TITLE, blocks), encoding="utf-8")
     if markdown is not None:
@@ -62,7 +64,7 @@ def diversity(
     places = Places(data, Path(os.environ.get("COGNATE_CACHE_DIR") or "var/cache"))
     try:
         made = measure_runs(found, places, worker.choose_device("auto"), lambda sentence, _: typer.echo(sentence, err=True))
-    except (NothingSaved, CorruptCheckpoint, DataUnreadable) as error:
+    except (NothingSaved, CorruptCheckpoint, DataUnreadable, FileNotFoundError) as error:
         _refuse(str(error))
     if as_json:
         typer.echo(json.dumps(spelled(made), ensure_ascii=False))
@@ -87,12 +89,12 @@ def handoff(
         manifest = handing_off.build(
             found,
             output,
-            evaluations=[_result(path) for path in evaluation],
-            diversity=None if diversity is None else _result(diversity),
+            evaluations=[_result(path, "checkpoint", "datasets") for path in evaluation],
+            diversity=None if diversity is None else _result(diversity, "members", "metrics"),
             allow_any_size=allow_any_size,
             say=lambda sentence, _: typer.echo(sentence, err=True),
         )
-    except (handing_off.NotFit, NothingSaved, CorruptCheckpoint, verifying.BadArchive) as error:
+    except (handing_off.NotFit, NothingSaved, CorruptCheckpoint, verifying.BadArchive, OSError) as error:
         _refuse(str(error))
     for model in manifest["models"]:
         console.print(
@@ -122,11 +124,14 @@ def _run_directories(paths: list[Path]) -> list[RunDir]:
     return [RunDir(path.resolve()) for path in paths]
 
 
-def _result(path: Path) -> dict[str, Any]:
+def _result(path: Path, *keys: str) -> dict[str, Any]:
+    """What a command printed with --json; refuses what has not these keys."""
     try:
         found: dict[str, Any] = read_json(path)
     except (OSError, ValueError) as error:
         _refuse(f"{path} cannot be read: {error}")
+    if not isinstance(found, dict) or not found.keys() >= set(keys):
+        _refuse(f"{path} is something else: it has no {' and '.join(keys)}")
     return found
 
 

@@ -86,7 +86,11 @@ def _markdown(block: Block) -> str:
             return "\n".join(f"- {_plain(item)}" for item in items)
         case Table(columns, rows, numbers):
             rule = ["---:" if column in numbers else "---" for column in columns]
-            lines = [[_plain(column) for column in columns], rule, *([_plain(cell or NOT_MEASURED) for cell in row] for row in rows)]
+            lines = [
+                [_plain(column) for column in columns],
+                rule,
+                *([_plain(NOT_MEASURED if cell is None else cell) for cell in row] for row in rows),
+            ]
             return "\n".join(f"| {' | '.join(line)} |" for line in lines)
         case Charts():
             return ""

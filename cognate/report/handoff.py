@@ -230,12 +230,18 @@ def _problems(models: Sequence[Model]) -> list[str]:
 
 
 def _attach(model: Model, evaluations: Sequence[Mapping[str, Any]]) -> None:
+    """Enclose the most thorough evaluation of these weights, of equals the newest."""
     of_best = [each for each in evaluations if each["checkpoint"]["model_sha256"] == _digest(model)]
     name = f"{model.name}_evaluation.json"
     if of_best:
-        model.files[name] = Entry.of(_json(of_best[-1]))
+        model.files[name] = Entry.of(_json(max(reversed(of_best), key=_items)))
     else:
         model.absent[name] = "no evaluation of these weights was given"
+
+
+def _items(evaluation: Mapping[str, Any]) -> int:
+    """How much it stands on: items, over all datasets."""
+    return sum(figures["figures"][figures["figure"]]["n"] for figures in evaluation["datasets"].values())
 
 
 def _why_no_diversity(diversity: Mapping[str, Any] | None) -> str:
@@ -325,8 +331,14 @@ def load(name, folder=Path()):
 
 
 models = {{name: load(name) for name in ({names})}}
+
+
+def write(name, prompt, max_new_tokens=64):
+    model, tokenizer = models[name]
+    made = model.generate([tokenizer.encode(prompt)], max_new_tokens, stop={{tokenizer.end_id}}, vocab_size=tokenizer.vocab_size)
+    return tokenizer.decode(made.tokens[0])
 ```
 
-A model continues text with `model.generate([tokenizer.encode(text)], 64, stop={{tokenizer.end_id}})`; `model(tokens).logits` are those
-of the next token at every position, [batch, time, vocabulary].
+`write` continues a prompt, in the form of manifest.json's `probe`. `model(tokens).logits` are those of the next token at every position,
+[batch, time, vocabulary]; a tokenizer may have fewer tokens than its model has places.
 """

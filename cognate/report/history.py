@@ -9,8 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
@@ -19,7 +18,7 @@ from typing import Any
 from cognate.config import RunConfig
 from cognate.events import ENDINGS, Event, Kind, MalformedLine, spell
 from cognate.metrics import KEYS
-from cognate.rundir import AttemptDir, RunDir, read_journal, read_json
+from cognate.rundir import RunDir, read_json, read_to_end
 
 _AXES = ("step", "epoch", "attempt", "at")
 
@@ -106,7 +105,7 @@ def read_history(run: RunDir) -> History:
     warnings: list[tuple[int, str]] = []
     for attempt in run.attempts():
         began, environment, last_step, ending, resumed_from = None, {}, None, None, None
-        for entry in _entries(attempt):
+        for entry, _ in read_to_end(attempt.journal):
             if isinstance(entry, MalformedLine):
                 warnings.append((attempt.number, f"a line of the journal cannot be read: {entry}"))
             elif entry.kind is Kind.METRICS:
@@ -125,15 +124,16 @@ def read_history(run: RunDir) -> History:
                 ending = entry
         exit = read_json(attempt.exit) if attempt.exit.is_file() else None
         attempts.append(Attempt(attempt.number, environment, began, resumed_from, last_step, ending, exit))
-    in_order = tuple(rows[step] for step in sorted(rows))
-    return History(run, run.config(), in_order, tuple(attempts), plan, checkpoints, tuple(warnings))
+    in_order = _with_what_came_afterwards(run, [rows[step] for step in sorted(rows)])
+    return History(run, run.config(), tuple(in_order), tuple(attempts), plan, checkpoints, tuple(warnings))
 
 
-def _entries(attempt: AttemptDir) -> Iterator[Event | MalformedLine]:
-    offset = 0
-    while block := list(read_journal(attempt.journal, offset)):
-        yield from (entry for entry, _ in block)
-        offset = block[-1][1]
+def _with_what_came_afterwards(run: RunDir, rows: list[Row]) -> list[Row]:
+    """What was measured once all was over belongs to the last row, as in the service's database; of two measurements the newer."""
+    for entry, _ in read_to_end(run.afterwards):
+        if rows and isinstance(entry, Event) and entry.kind is Kind.METRICS:
+            rows[-1] = replace(rows[-1], values={**rows[-1].values, **entry.data["values"]})
+    return rows
 
 
 def epochs(history: History) -> list[Epoch]:

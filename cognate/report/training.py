@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from cognate.config import PRESETS, RunConfig, resolve
+from cognate import events
+from cognate.config import PRESETS, DatasetName, RunConfig, resolve
 from cognate.data.sources import SOURCES
+from cognate.evaluation.suite import is_met
 from cognate.evaluation.tasks import TASKS
 from cognate.events import Kind
 from cognate.jobdir import JobContext
@@ -25,7 +27,6 @@ from cognate.report.history import Attempt, Epoch, History, epochs, falling_back
 from cognate.rundir import RunDir, lease_is_free
 from cognate.training.checkpoint import weights_digest
 
-# What the report that Cognate was planned by expected of the loss at the end of an epoch, nats/token.
 TITLE: Final = "Training report"
 _CURVES: Final = ("perplexity", "learning_rate", "grad_norm", "act_avg_halting_steps", "ltm_memory_usage", "ltm_surprise_rate")
 _LOGARITHMIC: Final = frozenset({"perplexity", "grad_norm"})
@@ -69,11 +70,14 @@ def training_report(runs: Mapping[str, RunDir], evaluations: Sequence[Mapping[st
 
 
 def perform(spec: dict[str, Any], context: JobContext) -> dict[str, Any]:
-    """The job `training_report`: of the runs in `names`, their names by id, with `evaluations`; makes report.html and report.md."""
+    """The job `training_report`: of the runs in `names`, their names by id, with `evaluations`; makes report.html and report.md.
+
+    as_of: what the service will know the report's age by; handed back
+    """
     blocks = training_report({name: context.run(run_id) for run_id, name in spec["names"].items()}, spec["evaluations"])
     (context.folder / "report.html").write_text(to_html(TITLE, blocks), encoding="utf-8")
     (context.folder / "report.md").write_text(to_markdown(blocks), encoding="utf-8")
-    return {"files": ["report.html", "report.md"]}
+    return {"files": ["report.html", "report.md"], "as_of": spec["as_of"]}
 
 
 def _tell(name: str, run: RunDir, evaluations: Sequence[Mapping[str, Any]]) -> Told:
@@ -138,26 +142,27 @@ def _expected_accuracies(told: Sequence[Told]) -> Table:
     rows: list[list[Cell]] = []
     for dataset in SOURCES:
         task = TASKS[dataset]
-        target, forecast = task.targets.get(task.figure), task.forecasts.get(task.figure)
-        measured = [(each.name, *_accuracy(each, dataset)) for each in told]
-        for name, value, source in measured:
-            if target or forecast or value is not None:
-                met = None if value is None or target is None else "reached" if value >= target[0] else "not reached"
-                rows.append([dataset, task.figure, name, _range(target), _range(forecast), _number(value, 3), source, met])
+        for figure in dict.fromkeys((task.figure, *task.targets)):
+            target, forecast = task.targets.get(figure), task.forecasts.get(figure)
+            for each in told:
+                value, source = _measured(each, dataset, figure)
+                if target or forecast or value is not None:
+                    met = None if value is None or target is None else "reached" if is_met(figure, value, target) else "not reached"
+                    rows.append([dataset, figure, each.name, _range(target), _range(forecast), _number(value, 3), source, met])
     columns = ("dataset", "figure", "run", "target", "forecast", "measured", "on", "target is")
     return Table(columns, rows, frozenset({"target", "forecast", "measured"}))
 
 
-def _accuracy(told: Told, dataset: str) -> tuple[float | None, str]:
-    """The newest accuracy, 0..1, and where it is from, or why there is none."""
+def _measured(told: Told, dataset: DatasetName, figure: str) -> tuple[float | None, str]:
+    """The newest value of a figure and where it is from, or None and why there is none."""
     for evaluation in reversed(told.evaluations):
         found = evaluation["datasets"].get(dataset)
-        if found is not None:
-            figure = found["figures"][found["figure"]]
-            interval = f", 95 % {figure['low']:.3f}-{figure['high']:.3f}" if "low" in figure else ""
-            return figure["value"], f"{found['rows']} ({figure['n']:,}{interval}), {evaluation['checkpoint']['name']}"
+        if found is not None and (measured := found["figures"].get(figure)) is not None:
+            interval = f", 95 % {measured['low']:.3f}-{measured['high']:.3f}" if "low" in measured else ""
+            return events.number(measured["value"]), f"{found['rows']} ({measured['n']:,}{interval}), {evaluation['checkpoint']['name']}"
     key = f"accuracy_{dataset}"
-    if (value := told.history.newest(key)) is not None and math.isfinite(value):
+    value = told.history.newest(key) if figure == TASKS[dataset].figure else None
+    if value is not None and math.isfinite(value):
         row = next(row for row in reversed(told.history.rows) if key in row.values)
         return value, f"the sample of validation items at step {row.step:,}"
     curriculum = (told.history.plan or {}).get("curriculum", {}).get("datasets", [])

@@ -1,8 +1,11 @@
 """`python -m cognate.report.verify ARCHIVE` checks a hand-off archive, or the folder it was unpacked to, with nothing but what is in it.
 
-Every file has the digest in the manifest and there is no other; every model loads into the shape that its configuration gives, has as
-many parameters as promised, and says of the probe what it said when the archive was made. On another machine the last bits of the
-logits may differ, so they are compared to within TOLERANCE; the result says whether they were bit-equal.
+Every file has the digest in the manifest and there is no other. All weights load into the shape that their model's configuration gives;
+every model has as many parameters as promised, reads the probe as the tokens that it was, and says of it what it said when the archive
+was made. Whether the models are what Phase 2 was promised is found out here, whatever the manifest says.
+
+On another machine the last bits of the logits may differ, so they are compared to within TOLERANCE; the result says whether they were
+bit-equal.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ import json
 import subprocess
 import sys
 import tarfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -23,7 +26,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
-from cognate.config import ConfigError, parse
+from cognate.config import SPECIALISTS, ConfigError, parse
+from cognate.data.tokenizer import Tokenizer
 from cognate.model import Cognate
 from cognate.rundir import MANIFEST, digest_of_manifest
 
@@ -52,9 +56,19 @@ def verify(path: Path) -> dict[str, Any]:
             if len(manifest["models"]) != 3:
                 raise BadArchive(f"there are {len(manifest['models'])} models, not three")
             found = {model["name"]: _check(model, files, manifest) for model in manifest["models"]}
-            return {"files": len(files), "fit_for_phase_2": manifest["fit_for_phase_2"], "models": found}
+            is_fit = _is_fit(found.values())
+            if manifest["fit_for_phase_2"] != is_fit:
+                is_not = "not " if is_fit else ""
+                raise BadArchive(f"{MANIFEST} says that the models are {is_not}fit for Phase 2, and that is not so")
+            return {"files": len(files), "fit_for_phase_2": is_fit, "models": found}
     except (tarfile.TarError, OSError, EOFError) as error:
         raise BadArchive(f"{path.name} cannot be read: {error}") from error
+
+
+def _is_fit(models: Iterable[Mapping[str, Any]]) -> bool:
+    least, most = PARAMETERS
+    of_preset = {model["preset"]: model["parameters"] for model in models}
+    return of_preset.keys() == set(SPECIALISTS) and all(least <= parameters <= most for parameters in of_preset.values())
 
 
 def verify_in_new_process(path: Path) -> dict[str, Any]:
@@ -116,12 +130,18 @@ def _check(described: Mapping[str, Any], files: Files, manifest: Mapping[str, An
     """Load a model and let it speak."""
     name = described["name"]
     try:
-        model = Cognate(parse(json.loads(files[f"{name}_config.json"]())).model)
+        config = parse(json.loads(files[f"{name}_config.json"]()))
+        tokenizer = Tokenizer.read(files[f"{name}_tokenizer.json"](), f"{name}_tokenizer.json")
+        model = Cognate(config.model)
+        for weights in (file for file in files if file.startswith(f"{name}_epoch_")):
+            model.load_state_dict(load(files[weights]()))
         model.load_state_dict(load(files[f"{name}_best.safetensors"]()))
         expected = load(files[EXPECTED]())
         tokens, logits = expected[f"{name}.tokens"].tolist(), expected[f"{name}.logits"]
     except (KeyError, ValueError, RuntimeError, ConfigError, SafetensorError) as error:
         raise BadArchive(f"{name} cannot be loaded: {str(error).splitlines()[0]}") from error
+    if tokenizer.encode(manifest["probe"]) != tokens:
+        raise BadArchive(f"{name}_tokenizer.json does not read the probe as it was read")
     parameters = sum(parameter.numel() for parameter in model.parameters())
     least, most = PARAMETERS
     if parameters != described["parameters"] or not (manifest["allow_any_size"] or least <= parameters <= most):
@@ -130,13 +150,15 @@ def _check(described: Mapping[str, Any], files: Files, manifest: Mapping[str, An
     difference = float((found - logits).abs().max()) / max(1.0, float(logits.abs().max()))
     if not difference <= TOLERANCE:
         raise BadArchive(f"{name} does not say of the probe what it said: its logits are off by {difference:.2g} of their size")
-    return {"parameters": parameters, "logits_are_bit_equal": torch.equal(found, logits), "logits_difference": difference}
+    is_equal = torch.equal(found, logits)
+    return {"preset": config.preset, "parameters": parameters, "logits_are_bit_equal": is_equal, "logits_difference": difference}
 
 
-def main(arguments: list[str] | None = None) -> None:
-    (path,) = arguments if arguments is not None else sys.argv[1:]
+def main() -> None:
+    if len(sys.argv) != 2:
+        sys.exit(f"usage: python -m cognate.report.verify ARCHIVE; there are {len(sys.argv) - 1} arguments")
     try:
-        print(json.dumps(verify(Path(path))))
+        print(json.dumps(verify(Path(sys.argv[1]))))
     except BadArchive as error:
         sys.exit(str(error))
 

@@ -2,7 +2,7 @@
 
 import { authorization, get, hasToken, post } from "./api.js";
 import { tell, untell } from "./dialogs.js";
-import { element, refill, table } from "./dom.js";
+import { element, refill, setText, table } from "./dom.js";
 import { number } from "./format.js";
 
 const EVERY_MS = 2000;
@@ -28,14 +28,15 @@ export class Outcome {
       maker("Training report", "report.html", () => this.#report()),
       maker("Hand-off archive", "handoff.tar", () => this.#handoff()),
     );
-    this.#place.replaceChildren(element("h3", {}, "Outcome"), diversity, links);
-    this.#followDiversity(diversity);
+    this.#place.replaceChildren(element("h3", {}, "Outcome"), ...(runs.length > 1 ? [diversity] : []), links);
+    if (runs.length > 1) this.#followDiversity(diversity);
   }
 
   async #followDiversity(place) {
     for (; this.#place.isConnected; await pause()) {
       const found = await get(`${this.#url}/diversity`).catch(() => null);
       if (found?.result) refill(place, found.result, () => differences(found.result));
+      else if (found?.state === "failed") setText(place.firstChild, `How the models differ was not measured: ${found.job.detail ?? found.job.state}.`);
       if (found && found.state !== "measuring" && found.state !== "absent") return;
     }
   }
@@ -87,10 +88,11 @@ function maker(label, file, make) {
 async function reachable(url) {
   if (!hasToken()) return url;
   const answer = await fetch(url, { headers: { ...authorization(), Accept: "text/html" } });
+  if (!answer.ok) throw new Error((await answer.json()).detail);
   return URL.createObjectURL(await answer.blob());
 }
 
-function differences({ members, metrics, required_order: order }) {
+function differences({ members, pairs, metrics, required_order: order }) {
   const rows = members.map((one) => [
     one.preset,
     number(one.halting_steps),
@@ -100,10 +102,17 @@ function differences({ members, metrics, required_order: order }) {
     number(one.cross_entropy),
   ]);
   const labels = ["Model", "Halting steps", "Memory used", "Surprise rate", "ms a token", "Cross-entropy"];
+  const preset = Object.fromEntries(members.map((one) => [one.name, one.preset]));
+  const alike = pairs.map(({ of: [one, other], agreement, weights }) => [
+    `${preset[one]}, ${preset[other]}`,
+    number(agreement),
+    number(weights.relative_l2),
+  ]);
   const holds = order.holds === null ? "not asked of these presets" : order.holds ? "holds" : "does not hold";
   const spreads = Object.entries(metrics).map(([key, value]) => `${key} ${number(value)}`);
   return [
     table("How the models differ", labels, rows),
+    table("How alike two of them are", ["Models", "Same next token, 0..1", "Weights apart, unrelated 1.41"], alike),
     element("p", { class: "hint" }, `Spread: ${spreads.join(", ")}. ${order.rule}: ${holds}.`),
   ];
 }

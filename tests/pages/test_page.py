@@ -412,6 +412,8 @@ def test_a_completed_group_shows_what_came_of_it(page: Page, server: Server) -> 
     card = page.locator("[data-group]", has=page.get_by_role("heading", name="short"))
     row = card.get_by_role("table", name="How the models differ").locator("tbody tr").first
     expect(row.locator("td")).to_have_text(["reasoning", "3", "–", "0.5", "1.5", "3.25"])
+    pair = card.get_by_role("table", name="How alike two of them are").locator("tbody tr").first
+    expect(pair.locator("td")).to_have_text(["reasoning, memory", "0.75", "1.25"])
     expect(card.locator(".results")).to_contain_text("reasoning >= memory > speed: holds.")
     for label, path in (("Training report", "report"), ("Hand-off archive", "handoff")):
         card.get_by_role("button", name=label).click()

@@ -15,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from cognate.data.tokenizer import Tokenizer
 from cognate.jobdir import JobContext, JobFailed
 from cognate.metrics import KEYS
 from cognate.report import handoff, verify
@@ -142,6 +143,20 @@ def test_only_results_of_these_weights_are_enclosed(trio: list[RunDir], tmp_path
     assert manifest["absent"]["diversity"] == {"diversity.json": "the diversity report that was given is of other weights"}
 
 
+def test_the_most_thorough_evaluation_is_enclosed(trio: list[RunDir], tmp_path: Path) -> None:
+    """A glance at four items does not take the place of all of them; of two alike the newer one counts."""
+    sha256 = build(trio, tmp_path / "a.tar", allow_any_size=True)["files"]["speed_best.safetensors"]["sha256"]
+
+    def evaluation(name: str, items: int) -> dict[str, Any]:
+        datasets = {"gsm8k": {"figure": "exact_match", "figures": {"exact_match": {"value": 0.5, "n": items}}}}
+        return {"checkpoint": {"model_sha256": sha256, "name": name}, "datasets": datasets}
+
+    given = [evaluation("all, once", 1319), evaluation("all, again", 1319), evaluation("a glance", 4)]
+    build(trio, tmp_path / "b.tar", evaluations=given, allow_any_size=True)
+    enclosed = read_json(unpacked(tmp_path / "b.tar", tmp_path) / "speed_evaluation.json")
+    assert enclosed["checkpoint"]["name"] == "all, again"
+
+
 # --- loading it elsewhere ---------------------------------------------------------------------------------
 
 
@@ -166,7 +181,7 @@ def test_the_readme_tells_how_to_load_it(trio: list[RunDir], tmp_path: Path) -> 
         "import torch; expected = load_file('expected_logits.safetensors')\n"
         "for name, (model, tokenizer) in models.items():\n"
         "    logits = model(expected[name + '.tokens'][None]).logits[0, -1]\n"
-        "    assert torch.allclose(logits, expected[name + '.logits'], atol=1e-4); print(name, tokenizer.vocab_size)\n"
+        "    assert torch.allclose(logits, expected[name + '.logits'], atol=1e-4); print(name, len(write(name, 'Question:')))\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", code + check], cwd=folder, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False
@@ -244,6 +259,33 @@ def test_digests_are_not_all_that_is_checked(trio: list[RunDir], tmp_path: Path)
         verify.verify(folder)
     (folder / "notes.txt").write_text("x")
     with pytest.raises(BadArchive, match=r"notes\.txt"):
+        verify.verify(folder)
+
+
+def test_a_tokenizer_that_reads_otherwise_is_refused(trio: list[RunDir], tmp_path: Path) -> None:
+    build(trio, tmp_path / "a.tar", allow_any_size=True)
+    folder = unpacked(tmp_path / "a.tar", tmp_path)
+    tokenizer = folder / "memory_tokenizer.json"
+    Tokenizer.train(["of something else"], 280).save(tokenizer)
+    forged(folder, lambda _: None, tokenizer=tokenizer)
+    with pytest.raises(BadArchive, match=r"memory_tokenizer\.json does not read the probe as it was read"):
+        verify.verify(folder)
+
+
+def test_the_weights_of_an_epoch_are_loaded_too(trio: list[RunDir], tmp_path: Path) -> None:
+    build(trio, tmp_path / "a.tar", allow_any_size=True)
+    folder = unpacked(tmp_path / "a.tar", tmp_path)
+    save_file({}, weights := folder / "memory_epoch_2.safetensors")
+    forged(folder, lambda _: None, weights=weights)
+    with pytest.raises(BadArchive, match="memory cannot be loaded"):
+        verify.verify(folder)
+
+
+def test_who_is_fit_is_found_out_not_believed(trio: list[RunDir], tmp_path: Path) -> None:
+    build(trio, tmp_path / "a.tar", allow_any_size=True)
+    folder = unpacked(tmp_path / "a.tar", tmp_path)
+    forged(folder, lambda manifest: manifest.update(fit_for_phase_2=True))
+    with pytest.raises(BadArchive, match=r"manifest.json says that the models are fit for Phase 2"):
         verify.verify(folder)
 
 

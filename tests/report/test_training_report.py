@@ -96,6 +96,17 @@ def test_the_csv_has_every_metric_and_names_what_is_not_finite(interrupted: RunD
     assert (last["loss"], last["val_loss"], last["perplexity"], last["attempt"]) == ("NaN", "0.5", "", "2")
 
 
+def test_what_was_measured_afterwards_is_in_the_last_row(interrupted: RunDir) -> None:
+    """The three diversity metrics, as in the service's own CSV; of two measurements the newer counts."""
+    for value in (0.5, 1.5):
+        journal = Journal(interrupted.afterwards)
+        journal.append(Kind.METRICS, step=8, epoch=2.0, values={"diversity_avg_halting_steps": value}, progress={})
+        journal.close()
+    header, *lines = metrics_csv(read_history(interrupted)).splitlines()
+    place = header.split(",").index("diversity_avg_halting_steps")
+    assert [line.split(",")[place] for line in lines] == [*[""] * 8, "1.5"]
+
+
 def test_a_damaged_line_becomes_a_warning(interrupted: RunDir) -> None:
     with interrupted.attempt(2).journal.open("ab") as journal:
         journal.write(b"{not json\n")
@@ -126,6 +137,27 @@ def test_an_evaluation_counts_before_the_epochs_sample(interrupted: RunDir) -> N
     report = to_markdown(training_report({"run": interrupted}, [ours]))
     assert "| 0.310 | test rows (1,319, 95 % 0.280-0.340), step\\_000004 | reached |" in report
     assert to_markdown(training_report({"run": interrupted}, [theirs])) == to_markdown(training_report({"run": interrupted}))
+
+
+def test_of_several_evaluations_the_newest_that_has_a_figure_counts(interrupted: RunDir) -> None:
+    def evaluation(dataset: str, figure: str, value: float | str) -> dict[str, Any]:
+        datasets = {dataset: {"figure": figure, "figures": {figure: {"value": value, "n": 10}}, "rows": "test rows"}}
+        return {"checkpoint": {"model_sha256": "ab" * 32, "name": "step_000004"}, "datasets": datasets}
+
+    given = [evaluation("gsm8k", "exact_match", 0.1), evaluation("gsm8k", "exact_match", 0.2), evaluation("svamp", "exact_match", 0.3)]
+    report = to_markdown(training_report({"run": interrupted}, given))
+    assert "| 0.200 | test rows (10), step\\_000004 | not reached |" in report
+    assert "| 0.300 | test rows (10), step\\_000004 | – |" in report
+
+
+@pytest.mark.parametrize(
+    ("value", "shown", "met"), [(8.5, "8.500", "reached"), (12.0, "12.000", "not reached"), ("Infinity", "inf", "not reached")]
+)
+def test_a_perplexity_has_its_target_too_and_reaches_it_from_above(interrupted: RunDir, value: float | str, shown: str, met: str) -> None:
+    figures = {"token_accuracy": {"value": 0.4, "n": 10}, "token_perplexity": {"value": value, "n": 10}}
+    made = {"datasets": {"wikitext": {"figure": "token_accuracy", "figures": figures, "rows": "test rows"}}}
+    report = to_markdown(training_report({"run": interrupted}, [{"checkpoint": {"model_sha256": "ab" * 32, "name": "step"}, **made}]))
+    assert f"| wikitext | token\\_perplexity | run | 7-10 | – | {shown} | test rows (10), step | {met} |" in report
 
 
 def test_the_figures_follow_the_journal(tmp_path: Path) -> None:
@@ -244,6 +276,10 @@ def test_the_command_prints_or_writes(interrupted: RunDir, tmp_path: Path) -> No
     assert (tmp_path / "r.md").read_text() == printed.output
     assert (tmp_path / "r.html").read_text().startswith("<!doctype html>")
     assert "is no run directory" in cognate("training", str(tmp_path)).output
+    (tmp_path / "other.json").write_text("[]")
+    refused = cognate("training", str(interrupted.path), "--evaluation", str(tmp_path / "other.json"))
+    assert refused.exit_code == 2
+    assert "it has no checkpoint and datasets" in " ".join(refused.output.split())
 
 
 def test_three_runs_are_compared_and_handed_off(trio: list[RunDir], tmp_path: Path) -> None:
@@ -259,6 +295,8 @@ def test_three_runs_are_compared_and_handed_off(trio: list[RunDir], tmp_path: Pa
     refused = cognate("handoff", *paths, "--output", output)
     assert refused.exit_code == 2
     assert "not 22,500,000 to 27,500,000" in " ".join(refused.output.replace("│", " ").split())
+    nowhere = cognate("handoff", *paths, "--output", str(tmp_path / "none" / "a.tar"), "--allow-any-size")
+    assert (nowhere.exit_code, "No such file" in nowhere.output) == (2, True)
     done = cognate("handoff", *paths, "--output", output, "--allow-any-size", "--diversity", str(tmp_path / "d.json"))
     assert done.exit_code == 0, done.output
     assert "not fit for Phase 2" in done.output
@@ -272,7 +310,7 @@ def test_three_runs_are_compared_and_handed_off(trio: list[RunDir], tmp_path: Pa
 
 def test_the_job_writes_both(interrupted: RunDir, tmp_path: Path) -> None:
     context = JobContext(tmp_path, interrupted.path.parent, Places(None, None), "cpu", lambda sentence, fraction: None)
-    made = perform({"names": {"run_1": "the run"}, "evaluations": []}, context)
+    made = perform({"names": {"run_1": "the run"}, "evaluations": [], "as_of": {}}, context)
     assert [(tmp_path / name).read_text()[:15] for name in made["files"]] == ["<!doctype html>", "# Training repo"]
     with pytest.raises(JobFailed, match="there is no run"):
-        perform({"names": {"../run_1": "the run"}, "evaluations": []}, context)
+        perform({"names": {"../run_1": "the run"}, "evaluations": [], "as_of": {}}, context)

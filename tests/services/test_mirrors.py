@@ -15,8 +15,8 @@ import pytest
 from starlette.testclient import TestClient
 
 from app.services import mirrors
-from app.services.mirrors import environment
-from cognate.mirror import compare
+from app.services.mirrors import environment, retry_after
+from cognate.offline import compare
 from cognate.rundir import RunDir, read_json
 from cognate.wandb_mode import Mode, mode_of, seen_here
 from tests.service import launch, serving, until, wait_for
@@ -60,6 +60,16 @@ def test_the_key_is_for_mirrors_that_go_online(monkeypatch: pytest.MonkeyPatch) 
     assert environment("online")["WANDB_API_KEY"] == KEY
     assert "WANDB_API_KEY" not in environment("offline")
     assert "COGNATE_TOKEN" not in environment("online")
+
+
+def test_an_empty_key_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As compose passes on a variable that is not set."""
+    monkeypatch.setenv("WANDB_API_KEY", "")
+    assert seen_here("auto", "online") == {"installed": True, "key": False, "wanted": "online", "mode": "offline"}
+
+
+def test_a_mirror_that_fails_for_weeks_is_tried_once_an_hour() -> None:
+    assert [retry_after(failures) for failures in (0, 1, 2, 4, 1000)] == [30, 120, 480, 3600, 3600]
 
 
 def fake_mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> Path:

@@ -12,7 +12,7 @@ from starlette.testclient import TestClient
 from cognate.config import SPECIALISTS
 from cognate.events import Event
 from cognate.job import KINDS, perform_of
-from cognate.rundir import RunDir, read_journal, write_json
+from cognate.rundir import RunDir, read_journal, read_json, write_json
 from tests.service import connect, launch, serving, steps_of, until, wait_for
 
 DIVERSITY = {"diversity_avg_halting_steps": 1.5, "diversity_ltm_usage": None, "diversity_inference_time_ms": 0.25}
@@ -162,7 +162,7 @@ def test_a_handoff_is_built_and_given_out_while_it_holds(tmp_path: Path) -> None
         answer = client.post(url, json={"allow_any_size": True})
         assert answer.status_code == 202
         job = ended(client, answer.json()["id"])
-        assert job["spec"]["diversity"]["metrics"] == DIVERSITY
+        assert spec_of(tmp_path, job)["diversity"]["metrics"] == DIVERSITY
         assert (job["spec"]["allow_any_size"], job["spec"]["steps"]) == (True, {run["id"]: 20 for run in group["runs"]})
         archive = client.get(url)
         assert (archive.status_code, archive.content, archive.headers["content-type"]) == (200, b"an archive", "application/x-tar")
@@ -178,20 +178,26 @@ def test_a_handoff_is_built_and_given_out_while_it_holds(tmp_path: Path) -> None
         assert client.get(url).status_code == 409
 
 
-def test_a_handoff_has_the_evaluation_of_its_model_whatever_was_evaluated_since(tmp_path: Path) -> None:
-    (tmp_path / "data").mkdir()
-    with serving(tmp_path, "--step-seconds", "0.02", data_dir=tmp_path / "data") as client:
-        group = launch_group(client, steps=40)
-        run_id = group["runs"][0]["id"]
-        wait_for(client, run_id, "running")
-        assert client.post(f"/v1/runs/{run_id}/checkpoint").status_code == 202
+def spec_of(home: Path, job: dict[str, Any]) -> dict[str, Any]:
+    """What a job's process was told."""
+    spec: dict[str, Any] = read_json(home / "jobs" / job["id"] / "spec.json")["spec"]
+    return spec
+
+
+def test_a_handoff_encloses_what_is_there_when_it_begins(tmp_path: Path) -> None:
+    """It may wait behind the very evaluations that it is to enclose; and a later one of another checkpoint takes no place."""
+    with serving(tmp_path) as client:
+        group = launch_group(client)
         completed(client, group)
-        early, best = client.get(f"/v1/runs/{run_id}/checkpoints").json()["data"]
-        assert early["step"] < best["step"] == 40
-        for checkpoint in (best, early):
-            ended(client, client.post(f"/v1/runs/{run_id}/evaluations", json={"checkpoint_id": checkpoint["id"]}).json()["id"])
-        spec = client.post(f"/v1/groups/{group['id']}/handoff").json()["spec"]
-        assert (spec["steps"][run_id], len(spec["evaluations"])) == (40, 1)
+        run_id = group["runs"][0]["id"]
+        service = client.app.state.parts.jobs  # type: ignore[attr-defined]
+        for step, seconds in ((20, 0.5), (5, 0.0)):
+            service.start("evaluation", run_id, {"run_id": run_id, "step": step, "sleep_s": seconds, "tell": True})
+        url = f"/v1/groups/{group['id']}/handoff"
+        job = client.post(url).json()
+        assert client.post(url).json()["id"] == job["id"]  # asked twice is asked once
+        ended(client, job["id"])
+        assert len(spec_of(tmp_path, job)["evaluations"]) == 2
 
 
 def test_a_handoff_names_what_is_missing(tmp_path: Path) -> None:
@@ -242,6 +248,23 @@ def test_a_report_is_made_anew_when_the_run_has_gone_on(tmp_path: Path) -> None:
         client.post(f"/v1/runs/{run_id}/kill")
 
 
+def test_a_report_that_waits_is_not_asked_for_again(tmp_path: Path) -> None:
+    """Checkpoints come while it waits behind other jobs. It tells of the runs as they are when it begins, so one will do."""
+    with serving(tmp_path) as client:
+        run_id = launch(client, steps=10)
+        wait_for(client, run_id, "completed")
+        client.app.state.parts.jobs.start("anything", "else", {"sleep_s": 0.5})  # type: ignore[attr-defined]
+        url = f"/v1/runs/{run_id}/report"
+        first = client.get(url).json()["id"]
+        save(tmp_path, run_id, 11)
+        assert client.get(url).json()["id"] == first
+        ended(client, first)
+        assert client.get(url).status_code == 200
+        assert len(jobs(client, "training_report")) == 1
+        client.patch(f"/v1/runs/{run_id}", json={"name": "renamed"})
+        assert client.get(url).status_code == 202
+
+
 def test_a_group_has_one_report_of_all_its_runs(tmp_path: Path) -> None:
     with serving(tmp_path) as client:
         group = launch_group(client)
@@ -251,10 +274,10 @@ def test_a_group_has_one_report_of_all_its_runs(tmp_path: Path) -> None:
 
 
 def test_a_report_that_cannot_be_made_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.main.facts_for_report", lambda *_: {"fail": ["broken", "a sentence"]})
     with serving(tmp_path) as client:
         run_id = launch(client, steps=10)
         wait_for(client, run_id, "completed")
-        monkeypatch.setattr("app.services.reports.ReportService._report_spec", lambda *_: {"fail": ["broken", "a sentence"]})
         job = ended(client, client.get(f"/v1/runs/{run_id}/report").json()["id"])
         refused = client.get(f"/v1/runs/{run_id}/report")
         assert (job["state"], refused.status_code) == ("failed", 409)
