@@ -125,9 +125,13 @@ def assemble(settings: Settings, executor: Executor | None, hub: Hub, gate: Gate
     """The parts of the service, none of them at work yet."""
     store = Store(settings.database, hub.publish)
     executor = executor or LocalExecutor(settings.data_dir, settings.cache, settings.cpu_slots, spare=settings.spare_worker)
-    on_completed = {"evaluation": note_evaluation, DIVERSITY: partial(note_diversity, settings.runs)}
-    at_launch = {HANDOFF: results_for_handoff, REPORT: partial(facts_for_report, settings.runs)}
-    work = JobService(store, executor, settings, on_completed, at_launch)
+    work = JobService(
+        store,
+        executor,
+        settings,
+        on_completed={"evaluation": note_evaluation, DIVERSITY: partial(note_diversity, settings.runs)},
+        at_launch={HANDOFF: results_for_handoff, REPORT: partial(facts_for_report, settings.runs)},
+    )
     evaluating, reporting = EvaluationService(store, work, settings), ReportService(store, work, settings)
     supervisor = Supervisor(store, executor, settings, work, (evaluating.evaluate_completed, reporting.group_completed))
     mirrors = Mirrors(store, settings)

@@ -121,8 +121,8 @@ def test_a_run_that_is_followed_online_is_refused_offline_at_once(tmp_path: Path
     run = new_run(tmp_path)
     attempt(run, range(11), None)
     with start(server, run, subprocess.PIPE) as mirror:
-        until(lambda: len(server.history) >= 10, 60)
-        done = subprocess.run([*COMMAND, str(run.path)], capture_output=True, text=True, timeout=30)
+        until(run.mirror.exists, 60)
+        done = subprocess.run([*COMMAND, str(run.path)], capture_output=True, text=True, timeout=60)
         assert (done.returncode, mirror.poll()) == (1, None)
         assert "go on online" in done.stderr
         mirror.kill()
