@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from app.client import commands, stream
+from app.client import stream, terminal
 from app.client.api import Api, ExitCode
 from tests.client.conftest import FakeService, a_run, cognate, run_id
 
@@ -214,7 +214,7 @@ def test_the_token_is_sent_and_not_shown(monkeypatch: pytest.MonkeyPatch) -> Non
         seen.append(request.headers["authorization"])
         return httpx.Response(401, json={"title": "Unauthorized", "detail": "a bearer token is required"})
 
-    monkeypatch.setattr(commands, "Api", lambda url, token: Api(url, token, httpx.MockTransport(answer)))
+    monkeypatch.setattr(terminal, "Api", lambda url, token: Api(url, token, httpx.MockTransport(answer)))
     told = [cognate("list", COGNATE_TOKEN="hidden"), cognate("list", "--token=hidden"), cognate("list", "--help", COGNATE_TOKEN="hidden")]
     assert seen == ["Bearer hidden"] * 2
     assert not any("hidden" in shown.output for shown in told)
