@@ -84,6 +84,14 @@ def test_a_name_goes_before_the_end_of_an_id(service: FakeService) -> None:
     assert cognate("kill", run_id(1)[-4:]).exit_code == ExitCode.OK
 
 
+def test_an_empty_name_means_no_run(service: FakeService) -> None:
+    """As an unset variable of a shell gives it: every id ends with it, and the only run would be deleted."""
+    service.have(a_run(1))
+    told = cognate("delete", "", "--yes")
+    assert told.exit_code == ExitCode.NOT_FOUND
+    assert not commanded(service)
+
+
 def test_a_name_that_several_have_commands_none(service: FakeService) -> None:
     service.have(a_run(1, name="twin"), a_run(2, name="twin"), a_run(3))
     told = cognate("stop", "tiny-3", "twin")
