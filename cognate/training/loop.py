@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -38,6 +37,7 @@ from cognate.training.checkpoint import Position, Saved
 from cognate.training.execution import Execution, FiniteLosses, activation_dtype, parts, prepare
 from cognate.training.measure import step_values, validate
 from cognate.training.reporter import Reporter
+from cognate.training.saving import Saving, tell_checkpoint
 from cognate.training.schedule import lr_scale
 
 
@@ -86,7 +86,7 @@ def find_checkpoint(run: RunDir, reporter: Reporter, environment: dict[str, Any]
         reporter.warning(f"{sentence}; falling back to an older checkpoint")
     reporter.say(Kind.STARTED, **environment, resumed_from_step=saved.position.step if saved else None)
     if saved:  # told again: whoever wrote it may have died before saying so
-        _tell_checkpoint(reporter, run, saved.path, saved.files)
+        tell_checkpoint(reporter, run, saved.path, saved.files)
     return saved
 
 
@@ -370,29 +370,6 @@ def describe_environment(config: RunConfig, device: torch.device) -> dict[str, A
     }
 
 
-class Saving:
-    """The checkpoints of an attempt: begun one at a time, written beside training, told when complete."""
-
-    def __init__(self, run: RunDir, reporter: Reporter, keep: int, saved_step: int | None) -> None:
-        self._run, self._reporter = run, reporter
-        self._writer = checkpoint.Writer(run, keep)
-        self._serial: int | None = None
-        self.begun_step = self.saved_step = saved_step
-
-    def begin(self, taken: checkpoint.Snapshot, serial: int | None = None) -> None:
-        """serial: of the command that asked for it"""
-        self.tell(wait=True)
-        self._reporter.sync()  # the rows that lead up to it first
-        self._writer.start(taken)
-        self._serial, self.begun_step = serial, taken.position.step
-
-    def tell(self, *, wait: bool) -> None:
-        """Report what has been written since; raises what went wrong with it."""
-        if written := self._writer.collect(wait=wait):
-            _tell_checkpoint(self._reporter, self._run, *written, self._serial)
-            self.saved_step = self.begun_step
-
-
 class Pace:
     """Seconds a step takes: the last one, and a mean that follows."""
 
@@ -465,12 +442,6 @@ def _choose(
         torch.autograd.backward(loss * (config.training.choice_weight * share))
         pieces.append(torch.stack([loss.detach(), accuracy]) * share)
     return Chosen(*torch.stack(pieces).sum(0)) if pieces else None
-
-
-def _tell_checkpoint(reporter: Reporter, run: RunDir, path: Path, files: dict[str, Any], serial: int | None = None) -> None:
-    kept = [step for step, _ in run.complete_checkpoints()]
-    step = next(step for step, found in run.complete_checkpoints() if found == path)
-    reporter.say(Kind.CHECKPOINT, step=step, name=path.name, files=files, kept_steps=kept, serial=serial)
 
 
 def _changes(before: dict[str, Any], now: dict[str, Any]) -> str:
