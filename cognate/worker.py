@@ -31,6 +31,8 @@ from cognate.training.loop import DataChanged, train
 from cognate.training.reporter import Listener, Reporter
 
 EXIT_FAILED = 1
+# What else than torch's own allocator says that a GPU is full: the driver, and the libraries that take their workspace from it.
+NO_GPU_MEMORY = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -81,6 +83,8 @@ def explain(error: BaseException) -> Failure:
             return Failure.OOM_HOST
         case RuntimeError() if "DefaultCPUAllocator" in str(error):
             return Failure.OOM_HOST
+        case RuntimeError() if any(words in str(error) for words in NO_GPU_MEMORY):
+            return Failure.OOM_CUDA
         case OSError(errno=errno.ENOSPC | errno.EDQUOT | errno.EFBIG):
             return Failure.DISK_FULL
     return Failure.ERROR

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from typing import Any
 
@@ -20,18 +21,20 @@ def usable_gpus() -> list[str]:
 
 
 def describe(gpu: str) -> dict[str, Any]:
-    """Name, memory and load of a GPU that usable_gpus() named; nothing where the driver does not say."""
+    """Name, memory and load of a GPU that usable_gpus() named; each where the driver says it: a MIG instance has no load."""
     try:
         handle = _handle(gpu)
-        memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
-        return {
-            "name": pynvml.nvmlDeviceGetName(handle),
-            "memory_total_bytes": int(memory.total),
-            "memory_used_bytes": int(memory.used),
-            "utilisation_percent": float(pynvml.nvmlDeviceGetUtilizationRates(handle).gpu),
-        }
     except pynvml.NVMLError:
         return {}
+    found: dict[str, Any] = {}
+    with contextlib.suppress(pynvml.NVMLError):
+        found["name"] = pynvml.nvmlDeviceGetName(handle)
+    with contextlib.suppress(pynvml.NVMLError):
+        memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
+        found |= {"memory_total_bytes": int(memory.total), "memory_used_bytes": int(memory.used)}
+    with contextlib.suppress(pynvml.NVMLError):
+        found["utilisation_percent"] = float(pynvml.nvmlDeviceGetUtilizationRates(handle).gpu)
+    return found
 
 
 def holds_memory(gpu: str, pid: int) -> bool:

@@ -1,4 +1,4 @@
-"""What can ail a run: the one table of kinds, thresholds and remedies. docs/health.md is printed from it; health.py detects them."""
+"""What can ail a run: the one table of kinds, thresholds and remedies. docs/health.md is printed from it; detectors.py finds them."""
 
 from __future__ import annotations
 

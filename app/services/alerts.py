@@ -15,7 +15,8 @@ from typing import Any
 from sqlmodel import Session
 
 from app.services.ailments import ABOUT, OF_A_WORKER, Ailment
-from app.services.health import MEASURED, SPIKE_ROWS, Finding, Monitor, Row
+from app.services.detectors import MEASURED, SPIKE_ROWS, Row
+from app.services.health import Finding, Monitor
 from app.store import metrics, runs
 from app.store.engine import Write
 from app.store.tables import Attempt, Run
@@ -35,7 +36,7 @@ class Alerts:
     def prepare(self, session: Session, run: Run, attempt: Attempt) -> None:
         """Have a monitor that knows what is stored; before new rows are."""
         if run.id not in self._monitors and run.id not in self._blind:
-            upto = (run.progress or {}).get("step") if run.progress else attempt.resumed_from_step
+            upto = run.progress.get("step") if run.progress else attempt.resumed_from_step
             self._monitors[run.id] = _monitor(session, run, upto or 0)
 
     def take(self, write: Write, run: Run, attempt: Attempt, events: Sequence[Event]) -> None:
@@ -46,7 +47,8 @@ class Alerts:
             for event in events:
                 if findings := self._judge(write.session, run, attempt, event):
                     self._note(write, run, findings, event.at)
-        except (LookupError, TypeError, ValueError, AttributeError) as error:  # rows were kept; what they mean for health is not known
+        except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
+            # The rows were kept; what they mean for health is not known.
             self.forget(run.id)
             self._blind.add(run.id)
             message = f"this attempt is not watched over any more, for its journal is odd: {type(error).__name__}: {error}"[:500]

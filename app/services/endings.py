@@ -1,14 +1,10 @@
-"""How an attempt ended, from what it said and how its process was left; and what follows from a lack of memory. Pure."""
+"""How an attempt ended, from what it said and how its process was left. Pure."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from app.executors.base import Exit
-from app.services.health import fewer_rows
 from app.services.lifecycle import Fact, Reason, State
 from app.store.tables import Attempt, Run
-from cognate.config import RunConfig
 from cognate.events import Kind
 
 _FACTS = {Kind.PAUSED: Fact.PAUSED, Kind.STOPPED: Fact.STOPPED, Kind.FINISHED: Fact.FINISHED, Kind.FAILED: Fact.FAILED}
@@ -46,29 +42,3 @@ def explain(run: Run, attempt: Attempt, fact: Fact, ended: Exit) -> tuple[str | 
     if run.state == State.STARTING:
         return Reason.WORKER_LOST, "the server ended while it was starting the worker, or the worker before it could say a word"
     return Reason.WORKER_LOST, "the worker and its shim are gone and left no record of how they ended"
-
-
-@dataclass(frozen=True)
-class Remedy:
-    """Against a lack of memory. rows: of a batch, at once, that were too many; fewer: to go on with, or None: there is no remedy"""
-
-    rows: int
-    fewer: int | None
-    message: str
-
-
-def remedy_for_memory(config: RunConfig, planned: int | None, at_most: int | None, phase: str | None) -> Remedy:
-    """Fewer rows at once, where that can help (decision 10).
-
-    planned: rows at once by the run's plan; at_most: since memory did not suffice before; phase: what the worker was at
-    """
-    planned = planned or config.training.micro_batch_size or config.training.batch_size
-    rows = min(planned, at_most or planned)
-    fewer = fewer_rows(config.training.batch_size, rows)
-    if phase in (None, "loading_data"):
-        return Remedy(rows, None, "it happened before there was a batch, so fewer rows at once are no remedy")
-    if fewer is None:
-        return Remedy(rows, None, "a batch went through the model row by row already")
-    if config.health.on_out_of_memory == "fail":
-        return Remedy(rows, None, f"with {rows} rows of a batch at once; health.on_out_of_memory leaves it at that")
-    return Remedy(rows, fewer, f"{rows} rows of a batch at once were too many; from now on {fewer}")

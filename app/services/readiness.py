@@ -22,6 +22,7 @@ from cognate.config import RunConfig, resolve
 from cognate.wandb_mode import seen_here
 
 KIND: Final = "readiness"
+SHAPE: Final = 2  # of a report; another where is_current() would not find in an older one what it reads
 STALE_S: Final = 86_400.0
 
 
@@ -84,6 +85,7 @@ class ReadinessService:
             "wandb": seen_here(self._settings.wandb, config.tracking.wandb),
             "basis": {
                 "version": __version__,
+                "shape": SHAPE,
                 "data": fingerprint(self._settings.data_dir, self._settings.cache / "datasets"),
                 "slots": self._supervisor.slots(),
             },
@@ -109,9 +111,10 @@ def is_current(measured: Job, wanted: Mapping[str, Any], disk_free_bytes: int, n
     result = measured.result
     if result is None or measured.ended_at is None or now - measured.ended_at > STALE_S or not is_same(measured.spec, wanted):
         return False
-    needed = result["projected"]["disk"]["total_bytes"]
-    if (disk_free_bytes > needed) != (result["disk_free_bytes"] > needed):
-        return False
+    disk = result["projected"]["disk"]
+    for needed in (disk["for_one_bytes"], disk["for_two_bytes"]):  # where the verdict on the disk changes
+        if (disk_free_bytes >= needed) != (result["disk_free_bytes"] >= needed):
+            return False
     return wanted["not_now"] is not None or not result["is_partial"]
 
 

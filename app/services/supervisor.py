@@ -17,11 +17,12 @@ from functools import partial
 from typing import Any
 
 from app.executors.base import Executor, Exit, LaunchError
-from app.services import journal
+from app.services import journal, memory
 from app.services.ailments import Ailment
 from app.services.alerts import Alerts
-from app.services.endings import explain, fact_of, remedy_for_memory
-from app.services.health import GPU_LOOK_EVERY_S, Finding
+from app.services.detectors import GPU_LOOK_EVERY_S
+from app.services.endings import explain, fact_of
+from app.services.health import Finding
 from app.services.jobs import JobService
 from app.services.lifecycle import LIVE, TRANSITIONS, Command, Fact, Reason, State, advance
 from app.services.timers import Timers
@@ -229,17 +230,15 @@ class Supervisor:
 
         phase: what it was at; goes_on: whether nobody asked it to pause or stop
         """
-        config, step = parse(run.config), (run.progress or {}).get("step", 0)
-        remedy = remedy_for_memory(config, (run.plan or {}).get("rows_at_once"), run.rows_at_most, phase)
-        evidence = {"reason": run.state_reason, "phase": phase, "step": step, "rows_at_once": remedy.rows, "rows_from_now_on": remedy.fewer}
-        evidence["over_after_step"] = step + config.training.log_every_steps
-        self._alerts.set(write, run, Finding(Ailment.OUT_OF_MEMORY, True, remedy.message, evidence, step))
-        if remedy.fewer is None:
+        step = (run.progress or {}).get("step", 0)
+        fewer, alert = memory.answer(parse(run.config), run.plan or {}, run.rows_at_most, run.state_reason, phase, step)
+        self._alerts.set(write, run, alert)
+        if fewer is None:
             return
-        run.rows_at_most = remedy.fewer
+        run.rows_at_most = fewer
         if goes_on:
             queued = advance(State.FAILED, Command.RESUME)
-            runs.set_state(write, run, queued, reason=Reason.AUTO_RESUME, detail=remedy.message, ended_at=None)
+            runs.set_state(write, run, queued, reason=Reason.AUTO_RESUME, detail=alert.message, ended_at=None)
 
     def _made_progress(self, write: Write, run: Run) -> bool:
         return any(row.attempt == run.attempt for row in runs.checkpoints(write.session, run.id))
@@ -287,7 +286,8 @@ class Supervisor:
         with self._store.write() as write:
             run = runs.get(write.session, run.id)
             step = (run.progress or {}).get("step")
-            self._alerts.set(write, run, Finding(Ailment.STALLED, True, message, {"silent_s": silent, "step": step}, step))
+            if Ailment.STALLED not in {alert["kind"] for alert in run.alerts}:  # else it is told already: the server was started anew
+                self._alerts.set(write, run, Finding(Ailment.STALLED, True, message, {"silent_s": silent, "step": step}, step))
             if restart:  # the state stays what it is until the worker is gone
                 runs.change(write, run, state_reason=Reason.STALLED, state_detail=message, kill_requested=True)
 

@@ -78,16 +78,17 @@ class Network:
     groups: tuple[Mapping[str, Any], ...]  # of the optimizer: kind, tensors, parameters, learning_rate
     model_bytes: int
     optimizer_bytes: int
+    average_bytes: int = 0  # of the weights' running mean, where one is kept
 
     @property
     def checkpoint_bytes(self) -> int:
         """Its tensors; the small text files beside them are not counted."""
-        return self.model_bytes + self.optimizer_bytes
+        return self.model_bytes + self.optimizer_bytes + self.average_bytes
 
     @property
     def least_bytes(self) -> int:
-        """Weights, gradient and optimizer state, before the first activation."""
-        return 2 * self.model_bytes + self.optimizer_bytes
+        """Weights, gradient, optimizer state and running mean, before the first activation."""
+        return 2 * self.model_bytes + self.optimizer_bytes + self.average_bytes
 
 
 @dataclass(frozen=True)

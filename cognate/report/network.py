@@ -31,7 +31,9 @@ def count(config: RunConfig) -> Network:
         for group in optimizer.param_groups
     )
     model_bytes = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
-    return Network(parts.total(), {part: size for part, size in parts.items() if size}, groups, model_bytes, optimizer.state_bytes())
+    average_bytes = model_bytes if config.training.weight_ema else 0
+    sizes = {part: size for part, size in parts.items() if size}
+    return Network(parts.total(), sizes, groups, model_bytes, optimizer.state_bytes(), average_bytes)
 
 
 _PARTS: Final = (

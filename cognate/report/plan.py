@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from cognate.config import SIX_DATASETS, DatasetName, RunConfig
 from cognate.data.batches import TrainingBatches
+from cognate.data.choices import ChoiceStream
 from cognate.data.corpus import Corpus, load_corpus
 from cognate.data.files import DataMissing, DataUnreadable
 from cognate.data.report import SourceRow, describe_sources
@@ -25,10 +26,11 @@ SIX_PLAN: Final = {1: 20_798, 2: 21_917}
 
 @dataclass(frozen=True)
 class Material:
-    """A plan, and the batches it is made of; None where there is nothing to train on."""
+    """A plan, and what its steps are made of: None where there is nothing to train on. choices: None also where no step has any"""
 
     plan: Plan
-    batches: TrainingBatches | None
+    batches: TrainingBatches | None = None
+    choices: ChoiceStream | None = None
 
 
 def make_plan(config: RunConfig, places: Places, say: Callable[[str], None] = lambda _: None) -> Material:
@@ -42,11 +44,11 @@ def make_plan(config: RunConfig, places: Places, say: Callable[[str], None] = la
         say("reading and tokenising the training text")
         corpus = load_corpus(config, places.data_dir, places.cache_dir)
     except (DataMissing, DataUnreadable) as error:
-        return Material(Plan("folder", folder, datasets, error=str(error)), None)
+        return Material(Plan("folder", folder, datasets, error=str(error)))
     batches = TrainingBatches(corpus, config.training, config.seed)
-    if not corpus.digests:  # no file was read
-        return Material(_count("generated", folder, (), corpus, batches, config), batches)
-    return Material(_count("folder", folder, datasets, corpus, batches, config), batches)
+    choices = ChoiceStream(corpus, config.training, config.seed) if config.training.choice_weight else None
+    source, datasets = ("folder", datasets) if corpus.digests else ("generated", ())  # without digests no file was read
+    return Material(_count(source, folder, datasets, corpus, batches, config), batches, choices)
 
 
 def describe(row: SourceRow, chosen: tuple[DatasetName, ...] | None) -> Dataset:

@@ -16,15 +16,18 @@ from typing import final
 import torch
 
 from cognate.config import RunConfig, TrainingConfig
-from cognate.data.batches import TrainingBatches
 from cognate.events import Event, Kind, encode
 from cognate.model import Cognate, Loss
 from cognate.report.facts import Probe
 from cognate.report.machine import Neighbours, Peak
+from cognate.report.plan import Material
+from cognate.training.average import WeightAverage
 from cognate.training.checkpoint import Position
+from cognate.training.choosing import choose
 from cognate.training.execution import Execution, activation_dtype, parts, rows_at_once
 from cognate.training.loop import backward, build_optimizer
 from cognate.training.measure import step_values
+from cognate.training.schedule import lr_scale
 
 WHOLE_STEPS, WHOLE_S = 8, 5.0  # once one of both is reached, three steps at least, it is enough
 
@@ -37,10 +40,10 @@ class NotFinite(RuntimeError):
     """The loss of a step is not a finite number."""
 
 
-def probe(config: RunConfig, batches: TrainingBatches, device: torch.device, budget_s: float, must_stop: Callable[[], bool]) -> Probe:
+def probe(config: RunConfig, material: Material, device: torch.device, budget_s: float, must_stop: Callable[[], bool]) -> Probe:
     """Measure for about `budget_s` seconds; more where a single row takes longer. must_stop: asked between passes; raises Disturbing."""
     began, neighbours = time.monotonic(), Neighbours()
-    trial = _Trial(config, batches, device, must_stop)
+    trial = _Trial(config, material, device, must_stop)
     full = trial.rows_at_once
     trial.timed(partial(trial.passes, 1))  # the first of anything is slow
     trial.timed(trial.update)
@@ -62,7 +65,7 @@ def probe(config: RunConfig, batches: TrainingBatches, device: torch.device, bud
     tokens = config.training.batch_size * config.training.sequence_length * config.training.gradient_accumulation
     return Probe(
         len(whole_s), rows, full, step_s, optimizer_s, tokens / step_s, peak, *trial.line_bytes(), time.monotonic() - began,
-        neighbours.share() if device.type == "cpu" else None, _basis(len(whole_s), rows, config.training.batch_size),
+        neighbours.share() if device.type == "cpu" else None, _basis(len(whole_s), rows, config.training),
     )  # fmt: skip
 
 
@@ -82,15 +85,20 @@ def peak_at(full: int, rows: int, peak: int | None, before: tuple[int, int | Non
 class _Trial:
     """A model and an optimizer as a run would begin with."""
 
-    def __init__(self, config: RunConfig, batches: TrainingBatches, device: torch.device, must_stop: Callable[[], bool]) -> None:
-        self._config, self._batches, self._device, self._must_stop = config, batches, device, must_stop
+    def __init__(self, config: RunConfig, material: Material, device: torch.device, must_stop: Callable[[], bool]) -> None:
+        assert material.batches is not None, "there is nothing to train on"
+        self._config, self._batches, self._choices = config, material.batches, material.choices
+        self._device, self._must_stop = device, must_stop
         torch.manual_seed(config.seed)
         self._model = Cognate(config.model).to(device)
         self._model.compute_dtype = activation_dtype(config, device)
         self._model.train()
         self._optimizer = build_optimizer(self._model, config)
+        for group in self._optimizer.param_groups:  # the warm-up's first; at the peak new weights may not stay finite
+            group["lr"] *= lr_scale(1, material.plan.total_steps, config.training)
+        self._average = WeightAverage(self._model, config.training.weight_ema, None) if config.training.weight_ema else None
         self._losses: list[Loss] = []
-        self.rows_at_once = rows_at_once(self._model, lambda: batches.batch(1, 0), config.training, device, None)
+        self.rows_at_once = rows_at_once(self._model, lambda: self._batches.batch(1, 0), config.training, device, None)
         self._model.zero_grad(set_to_none=True)
 
     def passes(self, rows: int) -> None:
@@ -103,14 +111,20 @@ class _Trial:
 
     def update(self) -> None:
         self._optimizer.step()
+        if self._average is not None:
+            self._average.update(1)
 
     def step(self, number: int) -> None:
         """All of a step, as the loop does it."""
-        position = Position(epoch_step=number % self._batches.steps_in_epoch(1))
+        training = self._config.training
+        whole_steps = max(1, self._batches.steps_in_epoch(1) // training.gradient_accumulation)  # of an epoch; its last has what is left
+        position = Position(epoch_step=number % whole_steps)
         self._optimizer.zero_grad(set_to_none=True)
         execution = Execution(self.rows_at_once)
         self._losses = backward(self._model, self._batches, self._config, position, execution, self._device, measure=True)
-        self._optimizer.step()
+        if self._choices is not None:  # of the last stage, which has all there are
+            choose(self._model, self._choices, training, Position(step=number, epoch=training.epochs), self.rows_at_once, self._device)
+        self.update()
 
     def measured(self, work: Callable[[], None]) -> tuple[float, int | None]:
         """(seconds, most bytes) of the work."""
@@ -145,9 +159,10 @@ def _is_enough(steps_s: list[float]) -> bool:
     return len(steps_s) >= WHOLE_STEPS or (len(steps_s) >= 3 and sum(steps_s) > WHOLE_S)
 
 
-def _basis(whole_steps: int, rows: int, batch_size: int) -> str:
+def _basis(whole_steps: int, rows: int, training: TrainingConfig) -> str:
     if whole_steps:
         return f"median of {whole_steps} whole step{'s' if whole_steps > 1 else ''}, not compiled"
-    if rows == batch_size:
-        return "one pass over a whole batch, and one update, timed apart; not compiled"
-    return f"one pass over {rows} of a batch's {batch_size} rows, multiplied up, and one update; not compiled"
+    left_out = ", without the loss over candidates" if training.choice_weight else ""
+    if rows == training.batch_size:
+        return f"one pass over a whole batch, and one update, timed apart; not compiled{left_out}"
+    return f"one pass over {rows} of a batch's {training.batch_size} rows, multiplied up, and one update; not compiled{left_out}"

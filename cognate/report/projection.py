@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from cognate.config import TrainingConfig
 from cognate.report.facts import Network, Plan, Probe
+from cognate.training.checkpoint import SPACE_LEFT_BYTES
 
 
 @dataclass(frozen=True)
@@ -21,12 +22,17 @@ class Time:
 
 @dataclass(frozen=True)
 class Disk:
-    """Most bytes a run holds at a time: checkpoints, journal and database rows. rows_bytes None: no row was measured"""
+    """Most bytes a run holds at a time: checkpoints, journal and database rows. rows_bytes None: no row was measured
+
+    for_one_bytes, for_two_bytes: that must be free for such a run, and for a second one beside it; a checkpoint leaves some of them free
+    """
 
     checkpoints: int
     checkpoints_bytes: int
     rows_bytes: int | None
     total_bytes: int
+    for_one_bytes: int
+    for_two_bytes: int
     basis: str
 
 
@@ -42,9 +48,14 @@ def project_disk(plan: Plan, network: Network, training: TrainingConfig, probe: 
     size = held * network.checkpoint_bytes
     basis = f"{held} checkpoints at a time of {network.checkpoint_bytes / 2**20:.0f} MiB of tensors"
     if probe is None:
-        return Disk(held, size, None, size, f"{basis}; without the rows of metrics, of which none was measured")
-    rows = row_bytes(plan, training, probe)
-    return Disk(held, size, rows, size + rows, f"{basis}; lines of the journal as long as the probe's, the database counted as large again")
+        rows, basis = None, f"{basis}; without the rows of metrics, of which none was measured"
+    else:
+        rows, basis = (
+            row_bytes(plan, training, probe),
+            f"{basis}; lines of the journal as long as the probe's, the database counted as large again",
+        )
+    total = size + (rows or 0)
+    return Disk(held, size, rows, total, total + SPACE_LEFT_BYTES, 2 * total + SPACE_LEFT_BYTES, basis)
 
 
 def steps_done(steps_per_epoch: Sequence[int], total_steps: int) -> tuple[int, ...]:

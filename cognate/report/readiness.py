@@ -19,19 +19,19 @@ import torch
 
 from cognate import __version__
 from cognate.config import RunConfig, parse
-from cognate.data.batches import TrainingBatches
+from cognate.events import Failure
 from cognate.jobdir import JobContext
 from cognate.metrics import METRICS
 from cognate.report.facts import Facts
 from cognate.report.machine import GPU_IS_BUSY, look_around
 from cognate.report.network import count
-from cognate.report.plan import SIX_PLAN, make_plan
+from cognate.report.plan import SIX_PLAN, Material, make_plan
 from cognate.report.probe import Disturbing, NotFinite, probe
 from cognate.report.projection import project_disk, project_time
 from cognate.report.risks import risks, targets
 from cognate.report.verdict import judge, verdict
 from cognate.rundir import AttemptDir, Places, RunDir, lease_is_free
-from cognate.worker import make_deterministic
+from cognate.worker import explain, make_deterministic
 
 PROBE_S: Final = 30.0
 Say = Callable[[str, float | None], None]
@@ -66,9 +66,9 @@ def readiness(
     facts = Facts(machine, material.plan, count(config), shutil.disk_usage(_existing(runs_dir)).free)
     if reason := (GPU_IS_BUSY if gpu_is_busy else not_now) or _why_not(facts):
         facts = replace(facts, absent={"probe": reason}, is_partial=reason in (GPU_IS_BUSY, not_now))
-    elif material.batches is not None:
+    else:
         say("timing a few steps", 0.5)
-        facts = _probed(facts, config, material.batches, device, probe_s, runs_dir)
+        facts = _probed(facts, config, material, device, probe_s, runs_dir)
     return _report(config, facts) | {"seconds": time.monotonic() - began}
 
 
@@ -98,20 +98,18 @@ def _why_not(facts: Facts) -> str | None:
     return None
 
 
-def _probed(facts: Facts, config: RunConfig, batches: TrainingBatches, device: torch.device, probe_s: float, runs_dir: Path) -> Facts:
+def _probed(facts: Facts, config: RunConfig, material: Material, device: torch.device, probe_s: float, runs_dir: Path) -> Facts:
     before = _at_work(runs_dir)
     try:
-        return replace(facts, probe=probe(config, batches, device, probe_s, lambda: bool(_at_work(runs_dir) - before)))
+        return replace(facts, probe=probe(config, material, device, probe_s, lambda: bool(_at_work(runs_dir) - before)))
     except Disturbing as error:
         return replace(facts, absent={"probe": str(error)}, is_partial=True)
     except NotFinite as error:
         return replace(facts, trouble=("nonfinite_loss", f"{error}."))
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        return replace(facts, trouble=("out_of_memory", f"A step does not fit into memory: {_first_line(error)}"))
     except Exception as error:  # whatever a step may raise here, a run's first step would raise too: that is the finding
-        is_memory = "DefaultCPUAllocator" in str(error)
-        sentence = f"A step fails here: {type(error).__name__}: {_first_line(error)}"
-        return replace(facts, trouble=("out_of_memory" if is_memory else "step_failed", sentence))
+        if explain(error) in (Failure.OOM_CUDA, Failure.OOM_HOST):
+            return replace(facts, trouble=("out_of_memory", f"A step does not fit into memory: {_first_line(error)}"))
+        return replace(facts, trouble=("step_failed", f"A step fails here: {type(error).__name__}: {_first_line(error)}"))
 
 
 def _at_work(runs_dir: Path) -> set[Path]:

@@ -13,7 +13,6 @@ from typing import Final, Literal
 from cognate.config import SPECIALISTS, RunConfig
 from cognate.report.facts import Facts
 from cognate.report.projection import project_disk, project_time
-from cognate.training.checkpoint import SPACE_LEFT_BYTES
 
 Verdict = Literal["ready", "ready_with_warnings", "not_ready"]
 
@@ -48,15 +47,18 @@ def _data(config: RunConfig, facts: Facts) -> Iterator[Finding]:
         remedy = "Give a data folder (COGNATE_DATA_DIR or --data) that holds the chosen datasets; docs/readiness.md has its layout."
         yield Finding("data_missing", "blocker", f"There is nothing to train on: {plan.error}.", remedy)
         return
-    if missing := [dataset for dataset in plan.datasets if dataset.state == "missing"]:
+    chosen = [dataset for dataset in plan.datasets if dataset.state != "not chosen"]
+    if missing := [dataset for dataset in chosen if dataset.state == "missing"]:
         names = ", ".join(dataset.name for dataset in missing)
         remedy = "Add their Parquet files to the data folder, or name the wanted ones in data.datasets."
-        yield Finding("datasets_missing", "warning", f"{len(missing)} of 14 datasets are not there and are left out: {names}.", remedy)
-    for dataset in plan.datasets:
+        yield Finding(
+            "datasets_missing", "warning", f"{len(missing)} of {len(chosen)} datasets are not there and are left out: {names}.", remedy
+        )
+    for dataset in chosen:
         if dataset.state == "partial":
             message = f"{dataset.name} has {dataset.train:,} of the {dataset.planned:,} training rows that were planned."
             yield Finding("dataset_partial", "warning", message, f"Replace its training file by the whole of {dataset.hub}.")
-        if dataset.remark and dataset.state != "not chosen":
+        if dataset.remark:
             remedy = f"Use a copy of {dataset.hub} with all its columns filled, or leave it out of data.datasets."
             yield Finding("dataset_thin", "warning", f"{dataset.name}: {dataset.remark}.", remedy)
     said = ("is left out", "are left out", "is incomplete")  # of what the missing datasets above tell better
@@ -104,9 +106,9 @@ def _disk(config: RunConfig, facts: Facts) -> Iterator[Finding]:
     free = facts.disk_free_bytes
     message = f"A run holds up to {_gib(needed.total_bytes)} ({needed.basis}); {_gib(free)} of disk are free."
     remedy = "Free disk, move COGNATE_HOME, or lower training.keep_checkpoints."
-    if free < needed.total_bytes + SPACE_LEFT_BYTES:
+    if free < needed.for_one_bytes:
         yield Finding("disk", "blocker", message, remedy)
-    elif free < 2 * needed.total_bytes + SPACE_LEFT_BYTES:
+    elif free < needed.for_two_bytes:
         yield Finding("disk", "warning", f"{message} A second run would not fit.", remedy)
 
 

@@ -67,9 +67,7 @@ def prepare(
     sample: makes a training batch; resumed_from: the describe() of the run so far, or empty; rows_at_most: at once, whatever fits
     """
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}  # which a loss in train mode updates
-    rows = rows_at_once(model, sample, training, device, resumed_from.get("rows_at_once"))
-    if rows_at_most is not None:
-        rows = _divisor(training.batch_size, min(rows, rows_at_most))
+    rows = rows_at_once(model, sample, training, device, resumed_from.get("rows_at_once"), rows_at_most)
     if rows < training.batch_size:
         say(f"a batch goes through the model in {training.batch_size // rows} parts of {rows} rows, for want of memory for all at once")
     compiled: Compiled = "nothing"
@@ -114,16 +112,24 @@ def has_compiler(device: torch.device) -> bool:
     return shutil.which(os.environ.get("CXX", "g++")) is not None
 
 
-def rows_at_once(model: Cognate, sample: Callable[[], Batch], training: TrainingConfig, device: torch.device, before: int | None) -> int:
-    """The largest divisor of the batch size that fits; `before`, if it does."""
+def rows_at_once(
+    model: Cognate,
+    sample: Callable[[], Batch],
+    training: TrainingConfig,
+    device: torch.device,
+    before: int | None,
+    rows_at_most: int | None = None,
+) -> int:
+    """The largest divisor of the batch size that fits, of `rows_at_most` at most; `before`, if it does."""
     batch_size = training.batch_size
+    most = min(each for each in (batch_size, training.micro_batch_size, rows_at_most) if each is not None)
     if training.micro_batch_size is not None:
-        return _divisor(batch_size, training.micro_batch_size)
+        return _divisor(batch_size, most)
     if device.type != "cuda":
-        return before or batch_size
-    few, more = max(1, batch_size // 8), max(1, batch_size // 4)
+        return _divisor(batch_size, min(before or most, most))
+    few, more = max(1, most // 8), max(1, most // 4)  # of what is known to be too much, nothing is tried
     if few == more:
-        return batch_size
+        return _divisor(batch_size, most)
     # Measured, not estimated: what a few rows need, and what twice as many need beyond that.
     batch = sample()
     peaks = [_peak(model, _rows_of(batch, 0, rows), device) for rows in (few, more)]
@@ -132,8 +138,8 @@ def rows_at_once(model: Cognate, sample: Callable[[], Batch], training: Training
     state = 4 * sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())  # the optimizer's, and its work
     fits = (available(training, device) - state - (peaks[0] - few * row)) * 9 // 10 // row
     if before is not None and before <= fits:
-        return before
-    return _divisor(batch_size, max(1, fits))
+        fits = before
+    return _divisor(batch_size, min(most, max(1, fits)))
 
 
 def available(training: TrainingConfig, device: torch.device) -> int:

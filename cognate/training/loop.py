@@ -21,7 +21,7 @@ from torch import Tensor
 
 from cognate.config import RunConfig, TrainingConfig
 from cognate.data.batches import Batch, TrainingBatches, validation_batches
-from cognate.data.choices import ChoiceStream, choice_loss
+from cognate.data.choices import ChoiceStream
 from cognate.data.corpus import Corpus, load_corpus
 from cognate.data.curriculum import stage_for
 from cognate.data.sources import SOURCES
@@ -34,6 +34,7 @@ from cognate.rundir import Control, Places, RunDir
 from cognate.training import checkpoint
 from cognate.training.average import WeightAverage
 from cognate.training.checkpoint import Position, Saved
+from cognate.training.choosing import Chosen, choose
 from cognate.training.execution import Execution, FiniteLosses, activation_dtype, parts, prepare
 from cognate.training.measure import step_values, validate
 from cognate.training.reporter import Reporter
@@ -203,7 +204,8 @@ class Training:
         )
         if self.position.step == 0:  # what all later scores are compared with
             self.reporter.phase("evaluating")
-            self.reporter.metrics(0, 0.0, {"curriculum_stage": float(stage_for(1)), **validate(self.model, data.held_out, self.device)}, {})
+            first = validate(self.model, data.held_out, self.device, self.execution.rows_at_once)
+            self.reporter.metrics(0, 0.0, {"curriculum_stage": float(stage_for(1)), **first}, {})
         self.reporter.phase("training")
 
     # --- one step -------------------------------------------------------------------------------------------
@@ -239,7 +241,7 @@ class Training:
         losses = backward(self.model, self.data.batches, self.config, self.position, self.execution, self.device, measure=measure)
         if self.data.choices is None:
             return losses, None
-        chosen = _choose(self.model, self.data.choices, self.config, self.position, self.execution, self.device)
+        chosen = choose(self.model, self.data.choices, self.config.training, self.position, self.execution.rows_at_once, self.device)
         if chosen is not None:
             weight = self.config.training.choice_weight
             losses = [replace(loss, loss=loss.loss + weight * chosen.loss) for loss in losses]
@@ -282,7 +284,7 @@ class Training:
         if is_finite and (done.ends_epoch or done.is_last):
             self.reporter.phase("evaluating")
             with self.average.in_place() if self.average is not None else nullcontext():
-                values |= validate(self.model, self.data.held_out, self.device)
+                values |= validate(self.model, self.data.held_out, self.device, self.execution.rows_at_once)
                 values |= sample_accuracies(self.model, self.data.corpus.tokenizer, self.data.samples)
             self.position.val_loss = values.get("val_loss")
             values["curriculum_stage"] = float(stage_for(self.position.epoch))
@@ -419,29 +421,6 @@ def _dropout(
         return itertools.repeat(None)
     repeats = batches.times_seen(epoch, index) >= training.dropout_from
     return torch.split((training.dropout * repeats).to(device), execution.rows_at_once)
-
-
-@dataclass(frozen=True)
-class Chosen:
-    """Of a step's multiple-choice problems; scalars. loss: nats, detached and unweighted; accuracy: 0..1"""
-
-    loss: Tensor
-    accuracy: Tensor
-
-
-def _choose(
-    model: Cognate, choices: ChoiceStream, config: RunConfig, position: Position, execution: Execution, device: torch.device
-) -> Chosen | None:
-    """Add the gradient of the candidates' loss, weighted, for the step at `position`; None where its epoch has no such problems."""
-    drawn = choices.draw(position.epoch, position.step + 1)
-    pieces = []
-    for some in choices.batches(drawn, execution.rows_at_once):
-        some = some.to(device)
-        loss, accuracy = choice_loss(model.sequence_nats(some.tokens, some.targets), some)
-        share = len(some.correct) / len(drawn)
-        torch.autograd.backward(loss * (config.training.choice_weight * share))
-        pieces.append(torch.stack([loss.detach(), accuracy]) * share)
-    return Chosen(*torch.stack(pieces).sum(0)) if pieces else None
 
 
 def _changes(before: dict[str, Any], now: dict[str, Any]) -> str:

@@ -15,6 +15,7 @@ from torch import Tensor
 from cognate.data.batches import Batch
 from cognate.metrics import KEYS
 from cognate.model import Cognate, Loss
+from cognate.training.execution import parts
 
 MIB = 1024 * 1024
 
@@ -36,14 +37,15 @@ def step_values(losses: Sequence[Loss], learning_rate: float, grad_norm: Tensor 
     return values
 
 
-def validate(model: Cognate, batches: Iterable[Batch], device: torch.device) -> dict[str, float]:
-    """Cross-entropy of the last recursion over held-out text, weighted by token."""
+def validate(model: Cognate, batches: Iterable[Batch], device: torch.device, rows: int | None = None) -> dict[str, float]:
+    """Cross-entropy of the last recursion over held-out text, weighted by token. rows: of a batch, at once; None: all"""
     was_training = model.training
     model.eval()
     total, count = 0.0, 0
     for batch in batches:
-        ce_sum, targets = model.validation_loss(*(part.to(device) for part in (batch.tokens, batch.targets, batch.documents)))
-        total, count = total + float(ce_sum), count + int(targets)
+        for part, _ in parts(batch, rows or len(batch.tokens), device):
+            ce_sum, targets = model.validation_loss(part.tokens, part.targets, part.documents)
+            total, count = total + float(ce_sum), count + int(targets)
     model.train(was_training)
     if not count:
         return {}

@@ -127,6 +127,7 @@ def test_no_key_is_shown(client: TestClient, monkeypatch: pytest.MonkeyPatch) ->
 
 WANTED = {"config": {"seed": 1}, "has_gpu": False, "wandb": {"mode": "offline"}, "basis": {"version": "1", "data": "a"}, "not_now": None}
 FREE = 10**12
+DISK = EXAMPLE["projected"]["disk"]
 
 
 def job(spec: dict[str, Any] | None = None, result: dict[str, Any] | None = None, age_s: float = 60.0) -> Job:
@@ -151,6 +152,9 @@ def job(spec: dict[str, Any] | None = None, result: dict[str, Any] | None = None
         (job(), {"wandb": {"mode": "online"}}, FREE, False),
         (job(), {"has_gpu": True}, FREE, False),
         (job(), {}, 10**6, False),  # the disk filled up
+        (job(), {}, DISK["for_two_bytes"] - 1, False),  # for a second run
+        (job(result={"disk_free_bytes": DISK["for_two_bytes"] - 1}), {}, DISK["for_one_bytes"], True),
+        (job(result={"disk_free_bytes": DISK["for_two_bytes"] - 1}), {}, DISK["for_one_bytes"] - 1, False),
         (job(result={"disk_free_bytes": 10**6}), {}, FREE, False),  # it was cleared
     ],
 )

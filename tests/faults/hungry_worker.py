@@ -1,25 +1,30 @@
-"""The real worker on a device whose memory suffices for MOST rows at once from the third step on: `hungry_worker.py MOST ATTEMPT_DIR`."""
+"""The real worker on a device whose memory suffices for MOST rows at once from the third batch on: `hungry_worker.py MOST ATTEMPT_DIR`."""
 
 import sys
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from cognate import worker
-from cognate.model import Cognate, Loss
+from cognate.model import Cognate
 
 most = int(sys.argv.pop(1))
-healthy = Cognate.loss
 batches = 0
 
 
-def hungry(model: Cognate, tokens: Tensor, *arguments: Tensor, **options: bool) -> Loss:
-    global batches
-    batches += 1
-    if batches > 2 and len(tokens) > most:
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-    return healthy(model, tokens, *arguments, **options)
+def hungry(method: Any) -> Any:
+    def within_memory(model: Cognate, tokens: Tensor, *arguments: Tensor, **options: bool) -> Any:
+        global batches
+        batches += method is loss
+        if batches > 2 and len(tokens) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return method(model, tokens, *arguments, **options)
+
+    return within_memory
 
 
-Cognate.loss = hungry  # type: ignore[method-assign,assignment]
+loss = Cognate.loss
+for name in ("loss", "sequence_nats", "validation_loss"):
+    setattr(Cognate, name, hungry(getattr(Cognate, name)))
 sys.exit(worker.main())

@@ -18,22 +18,26 @@ from cognate.rundir import Limits, RunDir, read_limits
 from tests.service import URL, wait_for
 from tests.training.runs import TINY, attempt_at, new_run, rows
 
+sys.path.append(str(Path(__file__).parents[1] / "data"))
+from data_folders import write_folder
+
 pytestmark = pytest.mark.timeout(600)
 HUNGRY = Path(__file__).with_name("hungry_worker.py")
 TRAINING = {**TINY["training"], "max_steps": 6, "checkpoint_every_steps": 2}
 
 
 @contextmanager
-def serving(home: Path, most: int) -> Iterator[TestClient]:
+def serving(home: Path, most: int, data_dir: Path | None = None) -> Iterator[TestClient]:
     worker = [sys.executable, str(HUNGRY), str(most)]
-    app = create_app(Settings(home=home, auto_resume=0), LocalExecutor(None, home / "cache", 1, worker))
+    app = create_app(Settings(home=home, auto_resume=0, data_dir=data_dir), LocalExecutor(data_dir, home / "cache", 1, worker))
     with TestClient(app, base_url=URL) as client:
         yield client
 
 
-def trained(client: TestClient, batch_size: int = 4, **changes: Any) -> dict[str, Any]:
+def trained(client: TestClient, batch_size: int = 4, choice_weight: float = 0.0, **changes: Any) -> dict[str, Any]:
     # Which tokens early recursions are scored on is drawn for each part of a batch; here it is all of them.
-    config = {**TINY, "model": {**TINY["model"], "supervised_fraction": 1.0}, "training": {**TRAINING, "batch_size": batch_size}, **changes}
+    training = {**TRAINING, "batch_size": batch_size, "choice_weight": choice_weight}
+    config = {**TINY, "model": {**TINY["model"], "supervised_fraction": 1.0}, "training": training, **changes}
     run_id = client.post("/v1/runs", json={"preset": "quickstart", "config": config}).json()["id"]
     return wait_for(client, run_id, "completed", "failed", timeout_s=500)
 
@@ -66,6 +70,15 @@ def test_it_goes_on_with_half_the_rows_to_the_same_result(tmp_path: Path) -> Non
     attempt_at(whole, cache=tmp_path / "cache")
     assert halved[1:] == pytest.approx([event.data["values"]["loss"] for event in rows(whole)[1:]], rel=1e-4)
     assert len(halved) == 7
+
+
+def test_the_candidates_of_a_problem_go_through_in_parts_too(tmp_path: Path) -> None:
+    """Problems of two candidates, of which one fits: without parts, no number of rows would do."""
+    folder = write_folder(tmp_path / "data", ["gsm8k", "piqa"], n_train=40)
+    with serving(tmp_path / "home", most=1, data_dir=folder) as client:
+        run = trained(client, batch_size=2, data={"source": "real", "validation_batches": 1}, choice_weight=0.5)
+        assert (run["state"], run["attempt"], run["rows_at_most"], run["alerts"]) == ("completed", 2, 1, [])
+        assert len(losses(client, run)) == 7
 
 
 def test_a_single_row_that_does_not_fit_leaves_it_failed_and_says_so(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from app.services import supervisor
 from cognate.events import Failure, Kind
 from cognate.model import Cognate
 from cognate.rundir import Places, RunDir, read_json
-from cognate.worker import run_attempt
+from cognate.worker import explain, run_attempt
 from tests.faults.processes import count, end, next_attempt, start, times, train_once
 from tests.faults.test_service_killed import assert_rows_are_those_of_the_journals
 from tests.service import launch, serving, until, wait_for
@@ -94,3 +94,17 @@ def test_a_machine_without_memory_is_the_reason(cache: Path, tmp_path: Path) -> 
         assert events(run)[-1].data["reason"] == Failure.OOM_HOST, events(run)[-1].data
         assert run.complete_checkpoints() == []
     count("9 out of host memory", f"{times(20)} of {times(20)} failed with oom_host")
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+    ],
+)
+def test_a_gpu_is_full_whoever_says_so(message: str) -> None:
+    """The driver and its libraries take memory past torch's allocator, and fail with errors of their own."""
+    assert explain(RuntimeError(message)) is Failure.OOM_CUDA
+    assert explain(RuntimeError("CUDA error: an illegal memory access was encountered")) is Failure.ERROR

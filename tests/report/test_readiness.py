@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from cognate.events import Kind
 from cognate.jobdir import JobContext
 from cognate.metrics import METRICS
 from cognate.model import Cognate
+from cognate.optimizer import MuGrokfast
 from cognate.report import readiness as module
 from cognate.report.machine import GPU_IS_BUSY, Neighbours, Peak, host_memory, look_around
 from cognate.report.markdown import markdown
@@ -24,10 +26,14 @@ from cognate.report.plan import SIX_PLAN, make_plan
 from cognate.report.probe import multiplied_up, peak_at, probe
 from cognate.report.readiness import perform, readiness
 from cognate.rundir import Control, Places, take_lease
+from cognate.training.average import WeightAverage
 from cognate.training.checkpoint import Position, snapshot
 from cognate.training.loop import build_optimizer
 from tests.report.example import EXAMPLE
 from tests.training.runs import TINY, attempt_at, events, new_run, tiny
+
+sys.path.append(str(Path(__file__).parents[1] / "data"))
+from data_folders import write_folder
 
 CPU = torch.device("cpu")
 NOWHERE = Places(None, None)
@@ -59,7 +65,10 @@ def test_the_specialists_have_the_parameters_of_the_specification(preset: str) -
     }
 
 
-@pytest.mark.parametrize("settings", [{}, {"optimizer": {"grokfast_lambda": 0.0}}, {"model": {"ltm": False, "trm": False}}])
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"optimizer": {"grokfast_lambda": 0.0}}, {"model": {"ltm": False, "trm": False}}, {"training": {"weight_ema": 0.9}}],
+)
 def test_what_is_counted_from_shapes_is_what_a_checkpoint_holds(settings: dict[str, Any]) -> None:
     config = tiny(**settings)
     corpus_tokenizer: Any = None
@@ -68,7 +77,8 @@ def test_what_is_counted_from_shapes_is_what_a_checkpoint_holds(settings: dict[s
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)
     optimizer.step()
-    taken = snapshot(Position(), model, optimizer, corpus_tokenizer, {}, "", {})
+    average = WeightAverage(model, config.training.weight_ema, None).state() if config.training.weight_ema else None
+    taken = snapshot(Position(), model, optimizer, corpus_tokenizer, {}, "", {}, average)
     assert count(config).checkpoint_bytes == taken.bytes
 
 
@@ -106,8 +116,7 @@ def test_what_is_missing_and_what_is_partial_is_said(tmp_path: Path) -> None:
     report = report_of(config, tmp_path, Places(tmp_path, None), not_now="not now")
     found = {finding["code"]: finding["message"] for finding in report["findings"]}
     assert found["dataset_partial"] == "gsm8k has 50 of the 7,473 training rows that were planned."
-    assert "svamp" in found["datasets_missing"]
-    assert "boolq" not in found["datasets_missing"]
+    assert found["datasets_missing"] == "1 of 2 datasets are not there and are left out: svamp."
     assert report["verdict"] == "ready_with_warnings"
     assert report["data"]["stages"][0]["samples"] == 50
 
@@ -168,9 +177,7 @@ def test_a_gpu_at_work_is_not_called_missing() -> None:
 
 
 def test_whole_steps_are_timed_where_they_fit() -> None:
-    batches = make_plan(tiny(), NOWHERE).batches
-    assert batches is not None
-    found = probe(tiny(), batches, CPU, 60.0, lambda: False)
+    found = probe(tiny(), make_plan(tiny(), NOWHERE), CPU, 60.0, lambda: False)
     assert (found.whole_steps, found.rows, found.rows_at_once) == (8, 4, 4)
     assert 0 < found.optimizer_s < found.step_s
     assert found.tokens_per_s == pytest.approx(4 * 64 / found.step_s)
@@ -179,9 +186,7 @@ def test_whole_steps_are_timed_where_they_fit() -> None:
 
 
 def test_without_time_a_step_is_extrapolated_and_says_so() -> None:
-    batches = make_plan(tiny(), NOWHERE).batches
-    assert batches is not None
-    found = probe(tiny(), batches, CPU, 0.0, lambda: False)
+    found = probe(tiny(), make_plan(tiny(), NOWHERE), CPU, 0.0, lambda: False)
     assert (found.whole_steps, found.rows) == (0, 1)
     assert "1 of a batch's 4 rows, multiplied up" in found.basis
 
@@ -208,11 +213,41 @@ def test_memory_goes_on_along_a_line(rows: int, peak: int | None, before: tuple[
 
 def test_accumulated_batches_make_a_longer_step() -> None:
     config = tiny(training={"gradient_accumulation": 3, "micro_batch_size": 2})
-    batches = make_plan(config, NOWHERE).batches
-    assert batches is not None
-    found = probe(config, batches, CPU, 60.0, lambda: False)
+    found = probe(config, make_plan(config, NOWHERE), CPU, 60.0, lambda: False)
     assert found.rows_at_once == 2
     assert found.tokens_per_s == pytest.approx(3 * 4 * 64 / found.step_s)
+
+
+def test_whole_steps_are_those_of_an_epoch_that_are_whole() -> None:
+    """The last one has the batches that are left; behind it there are none."""
+    config = tiny(data={"synthetic_problems": 100}, training={"batch_size": 16, "gradient_accumulation": 3})
+    material = make_plan(config, NOWHERE)
+    assert material.batches is not None
+    assert 3 < material.batches.steps_in_epoch(1) < 8 * 3
+    assert probe(config, material, CPU, 60.0, lambda: False).whole_steps >= 3
+
+
+def test_the_candidates_of_a_step_are_a_part_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = []
+    monkeypatch.setattr("cognate.report.probe.choose", lambda *arguments: chosen.append(arguments))
+    config = tiny(data={"source": "real"}, training={"choice_weight": 0.5, "epochs": 10})
+    material = make_plan(config, Places(write_folder(tmp_path, ["gsm8k", "arc_challenge"], n_train=40), None))
+    found = probe(config, material, CPU, 60.0, lambda: False)
+    assert len(chosen) == found.whole_steps > 0
+    assert "candidates" not in found.basis
+    stream, position = chosen[0][1], chosen[0][3]
+    assert stream.draw(position.epoch, position.step + 1), "an epoch of a stage that has them"
+    assert probe(config, material, CPU, 0.0, lambda: False).basis.endswith("without the loss over candidates")
+
+
+def test_the_probe_begins_with_the_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    rates = []
+    step = MuGrokfast.step
+    monkeypatch.setattr(MuGrokfast, "step", lambda self, *a: (rates.append(self.param_groups[0]["lr"]), step(self, *a))[1])
+    config = tiny(training={"warmup_steps": 10, "max_steps": 200})
+    probe(config, make_plan(config, NOWHERE), CPU, 0.0, lambda: False)
+    first = build_optimizer(Cognate(config.model), config).param_groups[0]["lr"] / 10
+    assert rates == [pytest.approx(first)] * 2
 
 
 def test_a_run_that_begins_ends_the_probe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -242,6 +277,7 @@ def test_a_run_that_begins_ends_the_probe(tmp_path: Path, monkeypatch: pytest.Mo
     [
         (torch.OutOfMemoryError("CUDA out of memory"), "out_of_memory"),
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), "out_of_memory"),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), "out_of_memory"),
         (RuntimeError("no kernel image is available\nmore"), "step_failed"),
     ],
 )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import signal
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -10,15 +12,15 @@ from typing import Any
 
 import pytest
 
-from app.executors.local import LocalExecutor
-from app.services import health, journal, supervisor
+from app.services import detectors, journal, supervisor
 from app.services.alerts import Alerts
 from app.store import metrics, runs
 from app.store.engine import Store, migrate
 from app.store.tables import Attempt, Run
 from cognate.config import resolve
 from cognate.events import Kind
-from cognate.rundir import AttemptDir, Journal, RunDir
+from cognate.rundir import AttemptDir, Journal, RunDir, read_json
+from tests.fake_nvml import FakeGpu, fake_gpu
 from tests.service import launch, serving, until, wait_for
 
 
@@ -161,8 +163,9 @@ def test_a_fork_is_compared_with_an_untrained_model_not_with_its_own_beginning(t
         watched.store.close()
 
 
-def test_a_journal_that_is_odd_is_kept_and_not_judged(watched: Watched) -> None:
-    watched.lines.append(Kind.PLAN, steps_per_epoch="many", total_steps="some", total_params=1)
+@pytest.mark.parametrize(("steps", "fill_ratio"), [("many", 0.5), ([1000], 1e308)])
+def test_a_journal_that_is_odd_is_kept_and_not_judged(watched: Watched, steps: Any, fill_ratio: float) -> None:
+    watched.lines.append(Kind.PLAN, steps_per_epoch=steps, total_steps=1, total_params=1, fill_ratio=fill_ratio)
     watched.rows(range(1, 50), 3.0)
     watched.rows(range(50, 60), math.nan)
     watched.take()
@@ -184,10 +187,15 @@ def test_the_service_shows_alerts_and_counts_them(tmp_path: Path) -> None:
         assert (run["alert_count"], listed["alert_count"]) == (1, 1)
 
 
-def test_a_gpu_that_idles_is_told_and_forgotten_with_its_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> FakeGpu:
+    """One that is busy an eighth of the time, and looked at all the time."""
     monkeypatch.setattr(supervisor, "GPU_LOOK_EVERY_S", 0.0)
-    monkeypatch.setattr(health, "GPU_LOOKS", 3)
-    monkeypatch.setattr(LocalExecutor, "describe", lambda *_: {"utilisation_percent": 12.0})
+    monkeypatch.setattr(detectors, "GPU_LOOKS", 3)
+    return fake_gpu(monkeypatch, load=12)
+
+
+def test_a_gpu_that_idles_is_told_until_it_is_busy(tmp_path: Path, gpu: FakeGpu) -> None:
     with serving(tmp_path, "--step-seconds", "0.02") as client:
         run_id = launch(client, steps=1_000_000)
         (alert,) = until(lambda: client.get(f"/v1/runs/{run_id}").json()["alerts"])
@@ -195,10 +203,49 @@ def test_a_gpu_that_idles_is_told_and_forgotten_with_its_worker(tmp_path: Path, 
         (sample,) = [line for line in client.get("/metrics").text.splitlines() if line.startswith("cognate_run_alerts{")]
         assert run_id in sample
         assert sample.endswith(" 1.0")
+        gpu.load = 95
+        until(lambda: client.get(f"/v1/runs/{run_id}").json()["alerts"] == [])
+        (cleared,) = client.get(f"/v1/runs/{run_id}/events?kind=alert_cleared").json()["data"]
+        assert "the GPU was busy" in cleared["data"]["message"]
+
+
+def test_a_gpu_that_idles_is_forgotten_with_its_worker(tmp_path: Path, gpu: FakeGpu) -> None:
+    with serving(tmp_path, "--step-seconds", "0.02") as client:
+        run_id = launch(client, steps=1_000_000)
+        until(lambda: client.get(f"/v1/runs/{run_id}").json()["alerts"])
         client.post(f"/v1/runs/{run_id}/stop")
         assert wait_for(client, run_id, "stopped")["alerts"] == []
         cleared = client.get(f"/v1/runs/{run_id}/events?kind=alert_cleared").json()["data"]
         assert [event["data"]["message"] for event in cleared] == ["the worker ended"]
+
+
+def test_a_gpu_whose_load_nobody_knows_is_not_judged(tmp_path: Path, gpu: FakeGpu) -> None:
+    gpu.load = None
+    with serving(tmp_path, "--step-seconds", "0.005") as client:
+        run_id = launch(client, steps=100)
+        assert wait_for(client, run_id, "completed")["alerts"] == []
+        (device, _) = client.get("/v1/devices").json()["data"]
+        assert (device["slot"], device["memory_total_bytes"], device["utilisation_percent"]) == ("cuda:0", 24 << 30, None)
+        assert client.get(f"/v1/runs/{run_id}/events?kind=alert").json()["data"] == []
+
+
+def test_a_stall_is_told_once_though_the_server_starts_anew(tmp_path: Path) -> None:
+    with serving(tmp_path, "--step-seconds", "0.01", stall_after_s=0.5) as client:
+        run_id = launch(client, steps=1_000_000)
+        wait_for(client, run_id, "running")
+        attempt = RunDir(tmp_path / "runs" / run_id).attempt(1)
+        pid = read_json(attempt.started)["pid"]
+        os.kill(pid, signal.SIGSTOP)
+        until(lambda: client.get(f"/v1/runs/{run_id}").json()["alerts"])
+        timers = client.app.state.parts.supervisor._timers  # type: ignore[attr-defined]
+        timers.forget(run_id)  # as a new server has none
+        until(lambda: timers.is_done(run_id, "stall"))
+        os.kill(pid, signal.SIGCONT)
+        until(lambda: client.get(f"/v1/runs/{run_id}").json()["alerts"] == [])
+        events = client.get(f"/v1/runs/{run_id}/events?limit=500").json()["data"]
+        told = [event["kind"] for event in events if event["kind"].startswith("alert")]
+        assert told[::2] == ["alert"] * (len(told) // 2)  # one, unless a busy machine kept the worker silent too
+        assert told[1::2] == ["alert_cleared"] * (len(told) // 2)
 
 
 def test_what_a_specialist_is_expected_to_reach_comes_with_its_plan(tmp_path: Path) -> None:

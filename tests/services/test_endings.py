@@ -5,11 +5,10 @@ from typing import Any
 import pytest
 
 from app.executors.base import Exit
-from app.services.endings import explain, fact_of, remedy_for_memory
+from app.services.endings import explain, fact_of
 from app.services.lifecycle import Fact, Reason, State
 from app.services.supervisor import AUTO_RESUME_AFTER_MOST_S, auto_resume_after
 from app.store.tables import Attempt, Run
-from cognate.config import resolve
 
 
 def attempt(ending: str | None = None, **data: Any) -> Attempt:
@@ -46,27 +45,6 @@ def test_a_worker_that_vanished_is_explained_by_what_it_left(ended: Exit, reason
     found, detail = explain(Run(id="run", state=State.RUNNING), attempt(), Fact.VANISHED, ended)
     assert found == reason
     assert words in str(detail)
-
-
-@pytest.mark.parametrize(
-    ("planned", "at_most", "phase", "asked", "rows", "fewer", "words"),
-    [
-        (None, None, "training", "halve", 16, 8, "from now on 8"),
-        (4, None, "training", "halve", 4, 2, "from now on 2"),
-        (4, 2, "compiling", "halve", 2, 1, "from now on 1"),
-        (4, 1, "training", "halve", 1, None, "row by row already"),
-        (4, None, "training", "fail", 4, None, "leaves it at that"),
-        (4, None, "loading_data", "halve", 4, None, "before there was a batch"),
-        (4, None, None, "halve", 4, None, "before there was a batch"),
-    ],
-)
-def test_a_lack_of_memory_is_answered_with_half_the_rows_where_that_can_help(
-    planned: int | None, at_most: int | None, phase: str | None, asked: str, rows: int, fewer: int | None, words: str
-) -> None:
-    config = resolve("quickstart", {"training": {"batch_size": 16}, "health": {"on_out_of_memory": asked}})
-    remedy = remedy_for_memory(config, planned, at_most, phase)
-    assert (remedy.rows, remedy.fewer) == (rows, fewer)
-    assert words in remedy.message
 
 
 def test_a_run_that_is_lost_again_and_again_waits_longer_each_time_but_not_for_ever() -> None:

@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.services.ailments import ABOUT, Ailment
-from app.services.health import GPU_LOOKS, Finding, Monitor, Row, fewer_rows
+from app.services.detectors import GPU_LOOKS, Row
+from app.services.health import Finding, Monitor
 from cognate.config import RunConfig, resolve
 
 RECORDED = Path(__file__).with_name("recorded")
@@ -191,6 +192,24 @@ def test_a_slow_epoch_is_compared_by_its_steps() -> None:
     assert found.evidence["step_s"] == pytest.approx(9.0)
 
 
+def test_the_evidence_is_that_of_what_is_slow() -> None:
+    """A row that ends a slow epoch and a usual minute tells of the epoch."""
+    watched = monitor(steps_per_epoch=[100, 99], total_steps=199)
+    rows = [Row(step, step / 100, 10.0 * step, {}, {"step_time_s": 0.3}) for step in range(1, 199)]
+    rows[99] = Row(100, 1.0, 1000.0, {"epoch_time_minutes": 5}, {"step_time_s": 0.3})
+    assert judged(watched, rows) == []
+    (found,) = watched.row(Row(199, 2.0, 1990.0, {"epoch_time_minutes": 14.85}, {"step_time_s": 0.3}))  # the 33rd minute, too
+    assert found.evidence == {"of": "epoch", "step": 199, "step_s": pytest.approx(9.0), "earlier_step_s": 3.0}
+    assert "takes 9 s" in found.message
+
+
+def test_a_clock_that_is_set_back_does_not_end_the_comparison() -> None:
+    """By a day: until the clock was there again, no minute would end."""
+    usual = [Row(step, 0.5, 86_400 + step, {}, {"step_time_s": 0.3}) for step in range(1, 200)]
+    slow = [Row(step, 0.5, step, {}, {"step_time_s": 0.9}) for step in range(200, 400)]
+    assert [(finding.kind, finding.ails) for finding in judged(monitor(), [*usual, *slow])] == [(Ailment.SLOW, True)]
+
+
 def test_a_gpu_that_idles_for_two_minutes_is_told_once() -> None:
     watched = monitor()
     assert [watched.gpu(0.9, 1) for _ in range(GPU_LOOKS)] == [[]] * GPU_LOOKS
@@ -235,14 +254,7 @@ def test_a_monitor_made_anew_goes_on_where_the_other_was() -> None:
     assert [finding.kind for finding in judged(again, [row(500, 50.0)])] == [Ailment.EXPLOSION]
 
 
-# --- memory, and the table ----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("batch", "rows", "fewer"), [(16, 16, 8), (16, 8, 4), (12, 12, 6), (12, 6, 3), (12, 3, 1), (7, 7, 1), (4, 1, None)]
-)
-def test_fewer_rows_divide_the_batch_and_end_at_one(batch: int, rows: int, fewer: int | None) -> None:
-    assert fewer_rows(batch, rows) == fewer
+# --- the table --------------------------------------------------------------------------------------------
 
 
 def test_every_ailment_is_described() -> None:

@@ -17,6 +17,7 @@ from cognate.model.attention import has_flex
 from cognate.optimizer import MuGrokfast
 from cognate.training import execution
 from cognate.training.execution import FiniteLosses, parts, prepare, rows_at_once
+from cognate.training.measure import validate
 from tests.training.runs import CommandAt, attempt_at, digests, events, new_run, rows, tiny
 
 TRACES = pytest.mark.filterwarnings("ignore")  # what torch has to say of itself while it traces
@@ -64,6 +65,14 @@ def test_parts_of_a_batch_make_its_loss_and_gradient(n_rows: int) -> None:
     torch.testing.assert_close(summed.measurements.act_avg_halting_steps, whole.measurements.act_avg_halting_steps)
 
 
+def test_held_out_rows_go_through_in_parts_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, widest, whole = a_model(), [], Cognate.validation_loss
+    expected = validate(model, [a_batch()], CPU)
+    monkeypatch.setattr(Cognate, "validation_loss", lambda self, *parts: (widest.append(len(parts[0])), whole(self, *parts))[1])
+    assert validate(model, [a_batch()], CPU, 2) == pytest.approx(expected, rel=1e-5)
+    assert widest == [2, 2]
+
+
 def test_a_run_in_parts_says_so_and_ends_where_the_whole_one_does(cache: Path, tmp_path: Path) -> None:
     """All tokens supervised, so that nothing random depends on the parts; equal but for rounding."""
     last = {}
@@ -104,6 +113,30 @@ def test_as_many_rows_as_fit(free: int, before: int | None, expected: int, monke
     assert rows_at_once(model, lambda: a_batch(16), training, CUDA, before) == expected  # type: ignore[arg-type]
     assert measured == [2, 4]
     assert rows_at_once(model, lambda: a_batch(16), TrainingConfig(batch_size=16, micro_batch_size=5), CUDA, before) == 4  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("rows_at_most", "tried", "expected"), [(8, [1, 2], 8), (4, [], 4), (1, [], 1)])
+def test_what_was_too_much_is_not_tried_again_to_find_out(
+    rows_at_most: int, tried: list[int], expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a GPU on which the four rows that are measured do not fit would never come to try one."""
+    measured: list[int] = []
+
+    def peak(_: object, part: Batch, __: object) -> int:
+        measured.append(len(part.tokens))
+        return 100 * len(part.tokens)
+
+    monkeypatch.setattr(execution, "_peak", peak)
+    monkeypatch.setattr(execution, "available", lambda *_: 10**9)
+    model = torch.nn.Linear(1, 1)
+    assert rows_at_once(model, lambda: a_batch(16), TrainingConfig(batch_size=16), CUDA, None, rows_at_most) == expected  # type: ignore[arg-type]
+    assert measured == tried
+
+
+@pytest.mark.parametrize(("batch_size", "before", "expected"), [(16, 4, 4), (16, None, 16), (6, 4, 3), (4, 16, 4)])
+def test_a_fork_with_another_batch_has_parts_that_divide_it(batch_size: int, before: int | None, expected: int) -> None:
+    training = TrainingConfig(batch_size=batch_size)
+    assert rows_at_once(torch.nn.Linear(1, 1), a_batch, training, CPU, before) == expected  # type: ignore[arg-type]
 
 
 @pytest.fixture(autouse=True)

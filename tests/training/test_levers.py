@@ -24,8 +24,7 @@ from cognate.model.layers import drop
 from cognate.rundir import RunDir
 from cognate.training.average import NotAlike, WeightAverage, soup
 from cognate.training.checkpoint import Position, load_model
-from cognate.training.execution import Execution
-from cognate.training.loop import _choose
+from cognate.training.choosing import choose
 from cognate.training.measure import validate
 from tests.training.runs import CommandAt, attempt_at, digests, events, new_run, reproducible_rows, rows, tiny
 
@@ -72,14 +71,18 @@ def test_what_is_trained_is_what_is_evaluated(model: Cognate, corpus: Corpus) ->
     assert all(parameter.grad is not None for name, parameter in model.backbone.named_parameters())
 
 
-def test_how_many_rows_go_through_at_once_changes_nothing(model: Cognate, corpus: Corpus) -> None:
+def test_how_many_rows_go_through_at_once_changes_nothing(model: Cognate, corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And there are never more, not even where a single problem has: at 1, its two candidates are apart."""
+    widest, nats = [], Cognate.sequence_nats
+    monkeypatch.setattr(Cognate, "sequence_nats", lambda self, *both: (widest.append(len(both[0])), nats(self, *both))[1])
     config = real(choice_weight=0.5, choice_problems=7)
     gradients, losses = [], []
     for at_once in (1, 4, 100):
         model.zero_grad()
         stream = ChoiceStream(corpus, config.training, seed=1)
-        chosen = _choose(model, stream, config, Position(), Execution(at_once), CPU)
+        chosen = choose(model, stream, config.training, Position(), at_once, CPU)
         assert chosen is not None
+        assert max(widest) <= at_once
         losses.append([float(chosen.loss), float(chosen.accuracy)])
         gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
@@ -93,7 +96,7 @@ def test_the_gradient_has_the_weight(model: Cognate, corpus: Corpus) -> None:
     for weight in (0.5, 1.0):
         model.zero_grad()
         config = real(choice_weight=weight)
-        _choose(model, ChoiceStream(corpus, config.training, seed=1), config, Position(), Execution(8), CPU)
+        choose(model, ChoiceStream(corpus, config.training, seed=1), config.training, Position(), 8, CPU)
         norms.append(float(model.embedding.weight.grad.norm()))  # type: ignore[union-attr]
     assert norms[1] == pytest.approx(2 * norms[0], rel=1e-4)
 
