@@ -12,22 +12,25 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from cognate import offline, wandbfile, worker
-from cognate.config import SPECIALISTS, ConfigError, DatasetName, RunConfig, overrides, resolve
-from cognate.data.files import DataMissing, DataUnreadable, has_any
-from cognate.data.hub import fetch
-from cognate.data.report import own_samples_of, samples_of, status
+from cognate.config import SPECIALISTS, ConfigError, RunConfig, overrides, resolve
+from cognate.data.cli import DataOption, cache_dir, dataset_names
+from cognate.data.cli import app as datasets
+from cognate.data.files import has_any
+from cognate.data.tokenizer import Tokenizer
 from cognate.events import Event, Kind, spelled
-from cognate.jobdir import JobFailed
+from cognate.model.generate import NewToken
 from cognate.report.cli import app as reports
-from cognate.report.evaluation import DATASETS, evaluate_checkpoint
+from cognate.report.evaluation import evaluate_checkpoint
 from cognate.rundir import (
     MANIFEST,
     Control,
@@ -43,15 +46,12 @@ from cognate.training.average import NotAlike, soup
 from cognate.training.checkpoint import load_model
 
 app = typer.Typer(no_args_is_help=True, add_completion=False)
+app.add_typer(datasets, name="data")
 app.add_typer(reports, name="report")
 console = Console(highlight=False)
 
 # As shells know them: 130 is what Ctrl-C leaves.
 _EXIT_CODES = {Kind.FINISHED: 0, Kind.FAILED: 1, Kind.PAUSED: 130, Kind.STOPPED: 130}
-
-DataOption = Annotated[
-    Path | None, typer.Option("--data", envvar="COGNATE_DATA_DIR", help="Folder of Parquet datasets; without it, generated problems.")
-]
 
 
 @app.command()
@@ -67,7 +67,7 @@ def train(
     resume: Annotated[Path | None, typer.Option(help="Go on with this run directory.")] = None,
 ) -> None:
     """Train a preset here, in this process, without the service."""
-    places = Places(data, _cache_dir())
+    places = Places(data, cache_dir())
     if resume is not None:
         if preset or specialization or every or settings or batch_size or mixed_precision:
             raise typer.BadParameter("--resume goes on with a run as it was configured; it takes no preset and no settings")
@@ -84,81 +84,6 @@ def train(
     for config in configs:
         if (ending := _attempt(_new_run(output, config), places)) is not Kind.FINISHED:
             raise typer.Exit(_EXIT_CODES[ending])
-
-
-data_app = typer.Typer(help="The datasets: what is here, what the model sees of them, and how to get them.", no_args_is_help=False)
-app.add_typer(data_app, name="data")
-
-
-@data_app.callback(invoke_without_command=True)
-def data_main(context: typer.Context, data: DataOption = None) -> None:
-    """Without a command: status."""
-    context.obj = data
-    if context.invoked_subcommand is None:
-        data_status(context)
-
-
-@data_app.command("status")
-def data_status(
-    context: typer.Context,
-    data: DataOption = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the table as one object.")] = False,
-) -> None:
-    """Show what is present of the datasets, and what the curriculum will be."""
-    folder = data or context.obj
-    if folder is not None and not folder.is_dir():
-        raise typer.BadParameter(f"the data folder {str(folder)!r} does not exist")
-    made = status(folder, _cache_dir())
-    if as_json:
-        typer.echo(json.dumps(made, ensure_ascii=False))
-    else:
-        _show_status(made)
-
-
-@data_app.command("show")
-def data_show(
-    context: typer.Context,
-    name: Annotated[str, typer.Argument(help="A dataset, or extra/NAME for your own data.")],
-    count: Annotated[int, typer.Option(min=1, help="Samples of each use.")] = 3,
-    data: DataOption = None,
-) -> None:
-    """Show samples of a dataset as the model sees them: those trained on, held out and tested on."""
-    try:
-        if name.startswith("extra/"):
-            samples = own_samples_of(data or context.obj, _cache_dir(), name, count)
-        else:
-            (dataset,) = _dataset_names(name)
-            samples = samples_of(data or context.obj, _cache_dir(), dataset, count)
-        for use, example in samples:
-            console.rule(f"{name}: {use}", align="left")
-            console.out(example.prompt, end="", style="dim", highlight=False)
-            console.out(f"{example.answer}<|end|>", highlight=False)
-    except (DataMissing, DataUnreadable) as error:
-        raise typer.BadParameter(str(error)) from error
-
-
-@data_app.command("fetch")
-def data_fetch(
-    names: Annotated[list[str] | None, typer.Argument(help="Datasets; see `cognate data`.")] = None,
-    every: Annotated[bool, typer.Option("--all", help="All fourteen.")] = False,
-) -> None:
-    """Download datasets from the Hugging Face hub. Training never does; it takes what is here."""
-    if bool(names) == every:
-        raise typer.BadParameter("name datasets, or --all")
-    wanted = DATASETS if every else _dataset_names(",".join(names or ()))
-    target = Places(None, _cache_dir()).fetched
-    assert target is not None, "there is always a cache folder here"
-    failed = False
-    for name in wanted:
-        try:
-            manifest = fetch(name, target, lambda sentence, _: console.print(sentence))
-            console.print(f"  commit {manifest['commit']}, licence {manifest['licence']}")
-        except JobFailed as error:
-            console.print(f"[red]{name} was not fetched:[/red] {error.reason}: {error}")
-            failed = True
-            if error.reason == "offline":
-                break
-    raise typer.Exit(failed)
 
 
 @app.command()
@@ -180,33 +105,15 @@ def generate(
         model, tokenizer = load_model(_checkpoint_in(checkpoint))
     except CorruptCheckpoint as error:
         raise typer.BadParameter(str(error)) from error
-    for text in prompt or (line.rstrip("\n") for line in sys.stdin):
+    for text in prompt or (line.rstrip("\n") for line in sys.stdin if line.strip()):
         prompt_tokens = tokenizer.encode(text)
         if not prompt_tokens:
             raise typer.BadParameter("the prompt is empty: there is nothing to continue")
-        tokens: list[int] = []
-        depths: list[int] = []
-        shown = 0
-        began = time.monotonic()
-        for new in model.stream(
+        written = model.stream(
             [prompt_tokens], max_new_tokens, temperature=temperature, top_k=top_k, stop={tokenizer.end_id}, seed=seed,
             vocab_size=tokenizer.vocab_size, adaptive=halting, recursions=recursions,
-        ):  # fmt: skip
-            tokens.append(new.token)
-            depths.append(new.depth)
-            written = tokenizer.decode(tokens)
-            if not as_json and not written.endswith("\ufffd"):  # else a character is still incomplete
-                typer.echo(written[shown:], nl=False)
-                shown = len(written)
-        seconds = time.monotonic() - began
-        written = tokenizer.decode(tokens)
-        if as_json:
-            result = {"prompt": text, "text": written, "tokens": tokens, "depths": depths, "seconds": seconds}
-            typer.echo(json.dumps(result, ensure_ascii=False))
-        else:
-            typer.echo(written[shown:])
-            mean = sum(depths) / len(depths)
-            typer.echo(f"{len(tokens)} tokens, {len(tokens) / seconds:.0f} a second, {mean:.2f} recursions a token", err=True)
+        )  # fmt: skip
+        _tell(text, written, tokenizer, as_json)
 
 
 @app.command()
@@ -225,15 +132,15 @@ def evaluate(
     data: DataOption = None,
 ) -> None:
     """Measure a checkpoint on held-out data of the 14 datasets."""
-    if data is None and not has_any(None, _cache_dir()):
+    if data is None and not has_any(None, cache_dir()):
         raise typer.BadParameter("name the folder with --data or COGNATE_DATA_DIR: evaluation items come from real datasets only")
-    places = Places(data, _cache_dir())
+    places = Places(data, cache_dir())
     try:
         made = evaluate_checkpoint(
             _checkpoint_in(checkpoint),
             places,
             worker.choose_device("auto"),
-            _dataset_names(datasets),
+            dataset_names(datasets),
             limit,
             calculator=calculator,
             votes=vote or 0,
@@ -265,59 +172,34 @@ def average_runs(
     except FileExistsError as error:
         raise typer.BadParameter(f"{output} exists already") from error
     for sentence in remarks:
-        console.print(f"[yellow]warning:[/yellow] {sentence}")
-    console.print(f"the mean of {len(checkpoints)} checkpoints; measure it with: cognate evaluate {output}")
+        console.print(f"[yellow]warning:[/yellow] {escape(sentence)}")
+    console.print(escape(f"the mean of {len(checkpoints)} checkpoints; measure it with: cognate evaluate {output}"))
 
 
 def main() -> None:
     app(prog_name="cognate")
 
 
-def _dataset_names(text: str | None) -> tuple[DatasetName, ...]:
-    if text is None:
-        return DATASETS
-    wanted = [name.strip() for name in text.split(",")]
-    for name in wanted:
-        if name not in DATASETS:
-            raise typer.BadParameter(f"no dataset {name!r}; have {', '.join(DATASETS)}")
-    return tuple(name for name in DATASETS if name in wanted)
-
-
-def _cache_dir() -> Path:
-    """The service's, where its home is named."""
-    return Path(os.environ.get("COGNATE_CACHE_DIR") or Path(os.environ.get("COGNATE_HOME") or "var") / "cache")
-
-
-def _show_status(made: dict[str, Any]) -> None:
-    table = Table("dataset", "category", "from stage", "source", "train", "validation", "test", "samples used", "", box=None)
-    for column in table.columns[4:8]:
-        column.justify = "right"
-    for row in made["datasets"]:
-        counts = (f"{row[count]:,}" if row["present"] else "-" for count in ("train", "validation", "test", "samples"))
-        table.add_row(row["name"], row["category"], str(row["stage"]), row["origin"] or "-", *counts, _remark(row))
-    console.print(table)
-    for title, name in (("all that is here", "all"), ("the six-dataset plan", "six_datasets")):
-        sums = ", ".join(f"stage {stage}: {samples:,}" for stage, samples in made["stage_samples"][name].items())
-        console.print(f"{title}: {sums} samples")
-    for each in made["extra"]:
-        console.print(
-            f"{each['name']}: {each['samples']:,} samples" + (f", {each['malformed']:,} rows left out" if each["malformed"] else "")
-        )
-    if not any(row["present"] for row in made["datasets"]):
-        console.print(
-            "No dataset is here: name a folder with --data or COGNATE_DATA_DIR, or `cognate data fetch`. Runs use generated problems."
-        )
-
-
-def _remark(row: dict[str, Any]) -> str:
-    if row["damage"]:
-        return f"[red]damaged:[/red] {row['damage']}"
-    if row["missing_files"]:
-        return f"missing: {row['folder']}/{', '.join(row['missing_files'])}"
-    parts = [f"{part['split']} {part['rows']:,} of {part['hub_rows']:,}" for part in row["partial"]]
-    if row["without_passage"]:
-        parts.append(f"{row['without_passage']:,} samples without a passage")
-    return f"partial: {'; '.join(parts)}" if parts else ""
+def _tell(prompt: str, written: Iterable[NewToken], tokenizer: Tokenizer, as_json: bool) -> None:
+    """Print a text as it comes, or an object when it is whole."""
+    tokens: list[int] = []
+    depths: list[int] = []
+    text, shown = "", 0
+    began = time.monotonic()
+    for new in written:
+        tokens.append(new.token)
+        depths.append(new.depth)
+        text = tokenizer.decode(tokens)
+        if not as_json and not text.endswith("\ufffd"):  # else a character is still incomplete
+            typer.echo(text[shown:], nl=False)
+            shown = len(text)
+    seconds = time.monotonic() - began
+    if as_json:
+        typer.echo(json.dumps({"prompt": prompt, "text": text, "tokens": tokens, "depths": depths, "seconds": seconds}, ensure_ascii=False))
+    else:
+        typer.echo(text[shown:])
+        mean = sum(depths) / len(depths)
+        typer.echo(f"{len(tokens)} tokens, {len(tokens) / seconds:.0f} a second, {mean:.2f} recursions a token", err=True)
 
 
 def _show_evaluation(made: dict[str, Any]) -> None:
@@ -339,7 +221,7 @@ def _show_evaluation(made: dict[str, Any]) -> None:
         for name, found in made.get(title, {}).items():
             console.print(f"{title}: {name}: {found if isinstance(found, str) else json.dumps(found)}", markup=False)
     for sentence in made["warnings"]:
-        console.print(f"[yellow]warning:[/yellow] {sentence}")
+        console.print(f"[yellow]warning:[/yellow] {escape(sentence)}")
 
 
 @app.command("mirror")
@@ -368,11 +250,11 @@ def mirror_run(
         if steps := getattr(found, name):
             console.print(f"{name}: {len(steps):,} steps, the first is {steps[0]}")
     for folder in found.unfinished:
-        console.print(f"without an end: {folder}", soft_wrap=True)
+        console.print(f"without an end: {folder}", soft_wrap=True, markup=False)
     if found.removed:
         console.print(f"removed since they were made: {found.removed} files; what was in them counts as missing")
     console.print(f"steps complete: {'yes' if found.is_complete else 'no'}")
-    console.print("send it with: wandb sync", *found.folders, soft_wrap=True)
+    console.print("send it with: wandb sync", *found.folders, soft_wrap=True, markup=False)
     raise typer.Exit(0 if found.is_complete else 1)
 
 
@@ -406,7 +288,7 @@ def _attempt(run: RunDir, places: Places) -> Kind:
     attempt.create()
     lease = take_lease(attempt)
     assert lease is not None, "a new attempt's lease is free"
-    console.print(f"[bold]{run.config().preset}[/bold] in {run.path}")
+    console.print(f"[bold]{run.config().preset}[/bold] in {escape(str(run.path))}")
     # Ctrl-C asks for a pause, the second one insists.
     previous = signal.getsignal(signal.SIGINT)
 
@@ -427,7 +309,7 @@ class _Printer:
     """Says on the terminal what the journal is told."""
 
     def __init__(self, run: RunDir) -> None:
-        self._run = run
+        self._path = escape(str(run.path))
 
     def __call__(self, event: Event) -> None:
         line = self._line(event.kind, event.data)
@@ -446,11 +328,11 @@ class _Printer:
             case Kind.CHECKPOINT:
                 return f"saved {data['name']}"
             case Kind.WARNING:
-                return f"[yellow]warning:[/yellow] {data['message']}"
+                return f"[yellow]warning:[/yellow] {escape(data['message'])}"
             case Kind.FAILED:
-                return f"[red]failed:[/red] {data['reason']}: {data['detail']}"
+                return f"[red]failed:[/red] {data['reason']}: {escape(data['detail'])}"
             case Kind.PAUSED:
-                return f"paused at step {data['step']}; go on with: cognate train --resume {self._run.path}"
+                return f"paused at step {data['step']}; go on with: cognate train --resume {self._path}"
             case Kind.FINISHED:
-                return f"finished at step {data['step']}: {self._run.path}"
+                return f"finished at step {data['step']}: {self._path}"
         return None

@@ -4,13 +4,16 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner, Result
 
+from cognate import worker
 from cognate.cli import app
 from cognate.config import SPECIALISTS
+from cognate.events import Event, Kind
 from cognate.rundir import Control, RunDir, take_lease
 from cognate.training.control import ControlFile
 from tests.data.data_folders import write_folder
@@ -184,7 +187,7 @@ def test_a_checkpoint_continues_prompts(here: Path) -> None:
 def test_prompts_come_from_standard_input_too(here: Path) -> None:
     cognate("train", "quickstart", *SMALL, "--output=runs")
     (run,) = made(here / "runs")
-    made_of = CliRunner().invoke(app, ["generate", str(run.path), "--json", "--max-new-tokens=2"], input="1 + 1\n2 + 2\n")
+    made_of = CliRunner().invoke(app, ["generate", str(run.path), "--json", "--max-new-tokens=2"], input="1 + 1\n\n2 + 2\n\n")
     assert [json.loads(line)["prompt"] for line in made_of.stdout.splitlines()] == ["1 + 1", "2 + 2"]
 
 
@@ -204,3 +207,26 @@ def test_the_console_command_knows_all_of_it() -> None:
     refused = subprocess.run([Path(sys.executable).with_name("cognate"), "train"], capture_output=True, text=True, check=False)
     assert refused.returncode == 2
     assert "name one preset" in refused.stderr
+
+
+def test_what_is_told_is_shown_as_it_is(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Square brackets are a terminal library's markup: words in them were left out, and some were an error of their own."""
+    monkeypatch.setattr(worker, "run_attempt", lambda *arguments: tell(arguments[-1]))
+
+    def tell(listener: Callable[[Event], None]) -> Kind:
+        listener(Event(1, 0.0, Kind.WARNING, {"message": "no [red]/usr[/lib] for [batch, time]"}))
+        listener(Event(2, 0.0, Kind.FAILED, {"reason": "error", "detail": "[/x]"}))
+        return Kind.FAILED
+
+    done = cognate("train", "quickstart", "--output", "[out]")
+    assert done.exit_code == 1
+    assert "in [out]/quickstart-" in done.output
+    assert "warning: no [red]/usr[/lib] for [batch, time]" in done.output
+    assert "failed: error: [/x]" in done.output
+
+
+def test_samples_of_several_datasets_are_shown(here: Path) -> None:
+    write_folder(here / "data", ["gsm8k", "svamp"])
+    shown = cognate("data", "show", "gsm8k,svamp", "--count=1", "--data=data")
+    assert shown.exit_code == 0, shown.output
+    assert [name in shown.output for name in ("gsm8k: test", "svamp: test")] == [True, True]

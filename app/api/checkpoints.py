@@ -12,7 +12,8 @@ from pydantic import BaseModel
 
 from app.api.deps import Parts, Service
 from app.api.errors import NoSuchThing, refusals
-from app.api.schemas import CheckpointOut, PinIn, checkpoint_out
+from app.api.schemas.requests import PinIn
+from app.api.schemas.runs import CheckpointOut, checkpoint_out
 from app.store import runs
 from cognate.rundir import MANIFEST, CorruptCheckpoint, RunDir, verify_checkpoint
 

@@ -6,11 +6,13 @@ from typing import Annotated
 
 from fastapi import APIRouter, Body, Query, Response
 
+from app.api.common import JOB_ID, LOCATION, Answers, Limit, RunId
 from app.api.deps import Service
 from app.api.errors import refusals
-from app.api.jobs import JOB_ID, started
-from app.api.runs import LOCATION, Answers, Limit, RunId
-from app.api.schemas import EvaluateIn, JobOut, Page, job_out
+from app.api.jobs import started
+from app.api.schemas.base import Page
+from app.api.schemas.jobs import JobOut, job_out
+from app.api.schemas.requests import EvaluateIn
 from app.services.evaluations import KIND, Wanted
 from app.store import jobs, runs
 

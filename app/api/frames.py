@@ -17,7 +17,7 @@ from typing import Any
 
 import orjson
 
-from app.api.schemas import instant
+from app.api.schemas.base import instant
 from app.services.hub import Hub
 from app.store.engine import Message
 from app.store.metrics import AXES

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Body, Query, Response
-from fastapi import Path as PathParameter
+from fastapi import APIRouter, Query, Response
 
+from app.api.common import GROUP_ID, LOCATION, GroupId, Limit, Pausing, Stopping, commanded
 from app.api.deps import Idempotent, Parts, Service
 from app.api.errors import refusals
-from app.api.runs import COMMANDED, GROUP_ID, LOCATION, Answers, Limit, pausing, stopping
-from app.api.schemas import GroupIn, GroupOut, Page, PauseIn, StopIn, group_out
+from app.api.schemas.base import Page
+from app.api.schemas.requests import GroupIn
+from app.api.schemas.together import GroupOut, group_out
 from app.services.lifecycle import Command
 from app.services.runs import Manner, Once, Request
 from app.store import runs
@@ -18,8 +19,7 @@ from cognate.config import ConfigError
 
 router = APIRouter(prefix="/v1/groups", tags=["groups"])
 
-GroupId = Annotated[str, PathParameter(pattern=GROUP_ID)]
-_COMMANDED: Answers = {**COMMANDED, 200: {**COMMANDED[200], "model": GroupOut}}
+_COMMANDED = commanded(GroupOut)
 
 
 @router.post(
@@ -39,12 +39,10 @@ def launch_group(body: GroupIn, service: Service, response: Response, once: Idem
         Request(
             preset,
             _both(body.config, body.overrides.get(preset, {})),
-            _name(body.name, preset),
-            tuple(body.tags),
-            None,
-            None,
-            body.priority,
-            body.auto_resume,
+            name=_name(body.name, preset),
+            tags=body.tags,
+            priority=body.priority,
+            auto_resume=body.auto_resume,
         )
         for preset in body.presets
     ]
@@ -70,10 +68,8 @@ def get_group(group_id: GroupId, service: Service) -> GroupOut:
 
 
 @router.post("/{group_id}/pause", status_code=202, summary="Pause every run of the group that can be", responses=_COMMANDED)
-def pause_group(
-    group_id: GroupId, service: Service, response: Response, once: Idempotent, body: Annotated[PauseIn | None, Body()] = None
-) -> GroupOut:
-    return _command(service, response, group_id, Command.PAUSE, pausing(body), once)
+def pause_group(group_id: GroupId, service: Service, response: Response, once: Idempotent, manner: Pausing) -> GroupOut:
+    return _command(service, response, group_id, Command.PAUSE, manner, once)
 
 
 @router.post(
@@ -87,10 +83,8 @@ def resume_group(group_id: GroupId, service: Service, response: Response, once: 
 
 
 @router.post("/{group_id}/stop", status_code=202, summary="Stop every run of the group that has not ended", responses=_COMMANDED)
-def stop_group(
-    group_id: GroupId, service: Service, response: Response, once: Idempotent, body: Annotated[StopIn | None, Body()] = None
-) -> GroupOut:
-    return _command(service, response, group_id, Command.STOP, stopping(body), once)
+def stop_group(group_id: GroupId, service: Service, response: Response, once: Idempotent, manner: Stopping) -> GroupOut:
+    return _command(service, response, group_id, Command.STOP, manner, once)
 
 
 @router.post("/{group_id}/kill", status_code=202, summary="End every process of the group at once", responses=_COMMANDED)

@@ -5,18 +5,15 @@ from __future__ import annotations
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Response
-from fastapi import Path as PathParameter
 
+from app.api.common import JOB_ID, JobId, Limit
 from app.api.deps import Parts, Service
-from app.api.runs import Limit
-from app.api.schemas import JobOut, JobState, Page, job_out
+from app.api.schemas.base import Page
+from app.api.schemas.jobs import JobOut, JobState, job_out
 from app.store import jobs
 from app.store.tables import Job
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
-
-JOB_ID = r"^job_[0-9a-f-]{36}$"
-JobId = Annotated[str, PathParameter(pattern=JOB_ID)]
 
 
 @router.get("", summary="Jobs, newest first")

@@ -18,9 +18,9 @@ from pydantic import BaseModel, Field
 from sqlmodel import Session
 from starlette.responses import Response, StreamingResponse
 
+from app.api.common import RunId
 from app.api.deps import Parts, Service
-from app.api.runs import RunId
-from app.api.schemas import MetricsOut, Value
+from app.api.schemas.base import Value
 from app.store import metrics, runs
 from cognate.metrics import KEYS
 
@@ -34,6 +34,14 @@ First = Annotated[int, Query(alias="from", ge=0, le=metrics.LAST_STEP, descripti
 Last = Annotated[int, Query(alias="to", ge=0, le=metrics.LAST_STEP, description="Last step.")]
 Attempts = Annotated[Literal["effective", "all"], Query(description="effective: of a step trained again after a resume, the latest.")]
 _MAX_POINTS = Query(ge=1, le=10_000, description="Thin the rows to at most so many buckets of steps.")
+
+
+class MetricsOut(BaseModel):
+    """Metric rows by column: `columns["loss"][i]` belongs to step `columns["step"][i]`; null was not measured."""
+
+    run_id: str
+    attempts: Literal["effective", "all"]
+    columns: dict[str, list[Value | int | None]]
 
 
 class BucketsOut(BaseModel):

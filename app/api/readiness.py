@@ -9,11 +9,12 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, Field
 
+from app.api.common import LOCATION
 from app.api.deps import Service
 from app.api.errors import refusals
 from app.api.jobs import started
-from app.api.runs import LOCATION
-from app.api.schemas import DeviceOut, JobOut, job_out
+from app.api.schemas.jobs import JobOut, job_out
+from app.api.schemas.together import DeviceOut
 from app.api.security import is_foreign
 from cognate.config import PRESETS
 from cognate.wandb_mode import Mode

@@ -7,12 +7,12 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Body, Request, Response
 from fastapi.responses import FileResponse, JSONResponse
 
+from app.api.common import LOCATION, Answers, GroupId, RunId
 from app.api.deps import Service
 from app.api.errors import refusals
-from app.api.groups import GroupId
 from app.api.jobs import started
-from app.api.runs import LOCATION, Answers, RunId
-from app.api.schemas import DiversityOut, HandoffIn, JobOut, diversity_out, job_out
+from app.api.schemas.jobs import DiversityOut, JobOut, diversity_out, job_out
+from app.api.schemas.requests import HandoffIn
 
 router = APIRouter(prefix="/v1", tags=["reports"])
 

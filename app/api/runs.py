@@ -4,32 +4,29 @@ from __future__ import annotations
 
 import codecs
 import hashlib
+import os
 import re
 from collections.abc import Callable, Coroutine
 from types import SimpleNamespace
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Header, Query, Response
-from fastapi import Path as PathParameter
 from fastapi import Request as Asked
 from fastapi.routing import APIRoute
 
+from app.api.common import GROUP_ID, LOCATION, RUN_ID, Answers, Limit, Pausing, RunId, Stopping, commanded
 from app.api.deps import ExpectedVersion, Idempotent, Parts, Service, parts
 from app.api.errors import NoSuchThing, refusals
-from app.api.schemas import (
+from app.api.schemas.base import Page
+from app.api.schemas.requests import EditIn, ForkIn, LaunchIn
+from app.api.schemas.runs import (
     AttemptOut,
     CheckpointOut,
     DryRunOut,
-    EditIn,
     EventOut,
-    ForkIn,
-    LaunchIn,
     LogOut,
-    Page,
-    PauseIn,
     RunDetailOut,
     RunOut,
-    StopIn,
     attempt_out,
     checkpoint_out,
     event_out,
@@ -47,22 +44,16 @@ from cognate.rundir import RunDir
 
 router = APIRouter(prefix="/v1/runs", tags=["runs"])
 
-RUN_ID, GROUP_ID = r"^run_[0-9a-f-]{36}$", r"^group_[0-9a-f-]{36}$"
-_IS_RUN_ID = re.compile(RUN_ID).fullmatch
-RunId = Annotated[str, PathParameter(pattern=RUN_ID)]
-Limit = Annotated[int, Query(ge=1, le=500)]
 LOG_BLOCK = 65536
 SEEN_LENGTH = 1000
 LAST_SEQ = 2**63 - 1  # of SQLite's integers
-Answers = dict[int | str, dict[str, Any]]
+_IS_RUN_ID = re.compile(RUN_ID).fullmatch
 _ETAG = {"ETag": {"description": "The version, for If-Match.", "schema": {"type": "string"}}}
-LOCATION = {"Location": {"description": "Where it is.", "schema": {"type": "string"}}}
 _CREATED: Answers = {
     200: {"model": RunDetailOut, "description": "The run that the same request made before.", "headers": LOCATION},
     201: {"headers": LOCATION},
 }
-COMMANDED: Answers = {200: {"description": "It was in effect already; nothing changed."}, **refusals("invalid_transition")}
-_COMMANDED: Answers = {**COMMANDED, 200: {**COMMANDED[200], "model": RunOut}}
+_COMMANDED = commanded(RunOut)
 
 
 @router.post(
@@ -76,9 +67,7 @@ _COMMANDED: Answers = {**COMMANDED, 200: {**COMMANDED[200], "model": RunOut}}
     },
 )
 def launch_run(body: LaunchIn, service: Service, response: Response, once: Idempotent, dry_run: bool = False) -> RunDetailOut | DryRunOut:
-    wanted = Request(
-        body.preset, body.config, body.name, tuple(body.tags), body.seed, body.external_id, body.priority, body.auto_resume, body.notes
-    )
+    wanted = Request(**body.model_dump())
     if dry_run:
         response.status_code = 200
         return DryRunOut(config=service.runs.resolve(wanted).model_dump(mode="json"))
@@ -145,10 +134,8 @@ router.add_api_route(
 )
 def edit_run(run_id: RunId, body: EditIn, service: Service, version: ExpectedVersion) -> Any:
     changes = body.model_dump(exclude_unset=True)
-    if any(value is None and key != "notes" for key, value in changes.items()):
-        raise ConfigError(
-            [{"field": key, "message": "cannot be empty"} for key, value in changes.items() if value is None and key != "notes"]
-        )
+    if empty := [key for key, value in changes.items() if value is None and key != "notes"]:
+        raise ConfigError([{"field": key, "message": "cannot be empty"} for key in empty])
     run = service.runs.edit(run_id, changes, version)
     with service.store.read() as session:
         return _shown(plain.of(run, runs.queue(session)))
@@ -168,10 +155,8 @@ def get_run_config(run_id: RunId, service: Service) -> dict[str, object]:
 
 
 @router.post("/{run_id}/pause", status_code=202, summary="Finish the step, save a checkpoint, leave the device free", responses=_COMMANDED)
-def pause_run(
-    run_id: RunId, service: Service, response: Response, once: Idempotent, body: Annotated[PauseIn | None, Body()] = None
-) -> RunOut:
-    return _command(service, response, run_id, Command.PAUSE, pausing(body), once)
+def pause_run(run_id: RunId, service: Service, response: Response, once: Idempotent, manner: Pausing) -> RunOut:
+    return _command(service, response, run_id, Command.PAUSE, manner, once)
 
 
 @router.post(
@@ -190,10 +175,8 @@ def checkpoint_run(run_id: RunId, service: Service, response: Response, once: Id
 
 
 @router.post("/{run_id}/stop", status_code=202, summary="Finish the step, save a checkpoint, end the run for good", responses=_COMMANDED)
-def stop_run(
-    run_id: RunId, service: Service, response: Response, once: Idempotent, body: Annotated[StopIn | None, Body()] = None
-) -> RunOut:
-    return _command(service, response, run_id, Command.STOP, stopping(body), once)
+def stop_run(run_id: RunId, service: Service, response: Response, once: Idempotent, manner: Stopping) -> RunOut:
+    return _command(service, response, run_id, Command.STOP, manner, once)
 
 
 @router.post("/{run_id}/kill", status_code=202, summary="End the run's processes at once, saving nothing", responses=_COMMANDED)
@@ -211,18 +194,8 @@ def fork_run(
     run_id: RunId, service: Service, response: Response, once: Idempotent, body: Annotated[ForkIn | None, Body()] = None
 ) -> RunDetailOut:
     body = body or ForkIn()
-    wanted = Request("", {}, body.name, tuple(body.tags), priority=body.priority, auto_resume=body.auto_resume, notes=body.notes)
+    wanted = Request(preset="", **body.model_dump(exclude={"checkpoint_id", "config"}))
     return _created(service, response, *service.runs.fork(run_id, body.checkpoint_id, body.config, wanted, once))
-
-
-def pausing(body: PauseIn | None) -> Manner:
-    body = body or PauseIn()
-    return Manner(body.checkpoint == "save", body.deadline_s, body.on_timeout)
-
-
-def stopping(body: StopIn | None) -> Manner:
-    body = body or StopIn()
-    return Manner(body.checkpoint == "save", body.grace_s)
 
 
 def _command(service: Parts, response: Response, run_id: str, command: Command, manner: Manner, once: Once | None) -> RunOut:
@@ -285,17 +258,17 @@ def get_logs(
     with service.store.read() as session:
         run = runs.get(session, run_id)
     number = attempt or run.attempt
-    if not 1 <= number <= run.attempt:
+    if run.attempt == 0:
+        raise NoSuchThing(f"run {run_id} has no log yet: it is {run.state} and has not started")
+    if number > run.attempt:
         raise NoSuchThing(f"run {run_id} has no attempt {number}")
-    path = RunDir(service.settings.runs / run.id).attempt(number).log
-    if not path.exists():
+    try:
+        with RunDir(service.settings.runs / run.id).attempt(number).log.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            start = file.seek(max(0, size - tail) if tail is not None else min(after, size))
+            text, taken = _readable(file.read(LOG_BLOCK))
+    except FileNotFoundError:  # it has not printed yet, or was deleted meanwhile
         return LogOut(attempt=number, text="", next_offset=0, size=0)
-    size = path.stat().st_size
-    start = max(0, size - tail) if tail is not None else min(after, size)
-    with path.open("rb") as file:
-        file.seek(start)
-        block = file.read(LOG_BLOCK)
-    text, taken = _readable(block)
     return LogOut(attempt=number, text=text, next_offset=start + taken, size=size)
 
 
@@ -303,5 +276,6 @@ def _readable(block: bytes) -> tuple[str, int]:
     """As a terminal would show it: what a carriage return writes over is left out. A character cut off at the end is left for
     the next block; how many bytes were taken."""
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-    text = decoder.decode(block)
-    return re.sub(r"[^\n]*\r(?=[^\n])", "", text), len(block) - len(decoder.getstate()[0])
+    lines = decoder.decode(block).split("\n")
+    text = "\n".join(line[line.rfind("\r", 0, -1) + 1 :] for line in lines)
+    return text, len(block) - len(decoder.getstate()[0])

@@ -23,11 +23,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from starlette.types import Receive, Scope, Send
 
 from app.api import wires
+from app.api.common import RunId
 from app.api.deps import Parts, Service, parts
 from app.api.errors import problem
 from app.api.frames import Frame, Framing, frame
-from app.api.runs import RunId
-from app.api.schemas import run_out
+from app.api.schemas.runs import run_out
 from app.api.security import SUBPROTOCOL, is_foreign
 from app.api.wires import EventSourceWire, Gone, SocketWire, Wire
 from app.services.hub import Closing, Overflow, Subscription

@@ -10,7 +10,9 @@ from pydantic import BaseModel, Field
 from sqlalchemy.exc import SQLAlchemyError
 
 from app.api.deps import Service
-from app.api.schemas import DeviceOut, QueueIn, QueueOut, run_out
+from app.api.schemas.requests import QueueIn
+from app.api.schemas.runs import run_out
+from app.api.schemas.together import DeviceOut, QueueOut
 from app.api.security import BODY_LIMIT
 from app.services.lifecycle import State
 from app.store import runs

@@ -136,10 +136,10 @@ def problem(status: int, body: Json) -> ClientError:
 
 
 def matches(reference: str, runs: Iterator[Json], prefix: str = "run_") -> list[Json]:
-    """The runs, or groups, of this name; where there are none, those whose id begins or ends so."""
+    """The runs, or groups, of this name; where there are none, those whose id begins or ends so. None for an empty one, which all do."""
     named: list[Json] = []
     numbered: list[Json] = []
-    for run in runs:
+    for run in runs if reference else ():
         if run["name"] == reference:
             named.append(run)
         elif run["id"].startswith((reference, f"{prefix}{reference}")) or run["id"].endswith(reference):

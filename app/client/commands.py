@@ -1,33 +1,47 @@
 """`cognate runs list | show | launch | watch | pause | resume | stop | kill | logs | compare`, and a few more.
 
 A command finds its runs, asks the service and shows the answer: tables for people; with --json one document, or JSON lines
-from watch and logs, and nothing else. Failures are sentences on standard error and an ExitCode, in one place: Sentences.
+from watch and logs, and nothing else. terminal.py has the options and failures, view.py and live.py what is shown.
 """
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from itertools import islice
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-import httpx
 import typer
 from rich.console import RenderableType
 from rich.text import Text
-from typer.core import TyperGroup
 
-from app.client import stream, view
+from app.client import live, stream, view
 from app.client.api import LOCAL, PAGE, Api, ClientError, ExitCode, Json, NotFound
 from app.client.logs import blocks
+from app.client.terminal import (
+    EXIT_CODES,
+    AsJson,
+    Deadline,
+    Grace,
+    IdempotencyKey,
+    OnTimeout,
+    Priority,
+    Save,
+    Sentences,
+    Settings,
+    Tags,
+    Token,
+    Url,
+    at,
+    given,
+    print_json,
+    print_json_line,
+    show_all,
+    tree,
+)
 from app.services.lifecycle import State
-from cognate.config import ConfigError, set_path
 
-EXIT_CODES = """Exit codes: 0 done; 1 the run came to another end (watch, --wait); 2 wrong usage; 3 not found, or several fit; \
-4 refused; 5 no answer from the service; 6 the token is missing or wrong; 130 Ctrl-C.
-"""
 HELP = f"""Launch, watch and command the runs of a service.
 
 A run is named by its id, its name, or the beginning or the end of its id.
@@ -37,34 +51,11 @@ LAST_EVENTS = 10
 _IN_TRANSIT = ("queued", "starting", "pausing", "stopping")
 _REACHED = {"pause": ("paused",), "resume": ("running", "completed"), "stop": ("stopped",), "kill": ("stopped",)}
 
-
-class Sentences(TyperGroup):
-    """A failure ends in words, not in a traceback."""
-
-    def invoke(self, ctx: Any) -> Any:
-        try:
-            return super().invoke(ctx)
-        except ClientError as error:
-            typer.echo(f"cognate: {error}", err=True)
-            raise typer.Exit(error.code) from error
-
-
 app = typer.Typer(cls=Sentences, help=HELP, no_args_is_help=True, add_completion=False)
 
 Reference = Annotated[str, typer.Argument(metavar="RUN", help="Its id, its name, or the beginning or end of its id.")]
 References = Annotated[list[str], typer.Argument(metavar="RUN", help="Ids, names, or beginnings or ends of ids.")]
-Url = Annotated[str, typer.Option(envvar="COGNATE_URL", help="Where the service is.")]
-Token = Annotated[str | None, typer.Option(envvar="COGNATE_TOKEN", help="Bearer token; in the environment nobody else sees it.")]
-AsJson = Annotated[bool, typer.Option("--json", help="JSON on standard output, and nothing else.")]
-Settings = Annotated[
-    list[str], typer.Option("--set", metavar="NAME=VALUE", help="A parameter, such as training.batch_size=8; may be repeated.")
-]
 Wait = Annotated[bool, typer.Option("--wait", help="Come back once it is so; with 1 if the run comes to something else.")]
-Save = Annotated[
-    Literal["save", "latest"] | None, typer.Option("--checkpoint", help="Save one now, or make do with the newest.", show_default="save")
-]
-Priority = Annotated[int | None, typer.Option(min=-1000, max=1000, help="Of those that wait the highest goes first.", show_default="0")]
-IdempotencyKey = Annotated[str | None, typer.Option(metavar="KEY", help="With the same key the same request takes effect once a day.")]
 Watch = Annotated[bool, typer.Option("--watch", help="And watch it.")]
 
 
@@ -114,7 +105,7 @@ def launch(
     preset: Annotated[str, typer.Argument(help="reasoning, memory, speed or quickstart.")],
     settings: Settings = [],  # noqa: B006
     name: Annotated[str | None, typer.Option(help="Instead of one made from the preset.")] = None,
-    tag: Annotated[list[str], typer.Option(help="May be repeated.")] = [],  # noqa: B006
+    tag: Tags = [],  # noqa: B006
     seed: Annotated[int | None, typer.Option(help="The same as --set seed=N.")] = None,
     priority: Priority = None,
     idempotency_key: IdempotencyKey = None,
@@ -188,8 +179,8 @@ def watch(
 def pause(
     runs: References,
     checkpoint: Save = None,
-    deadline: Annotated[float | None, typer.Option(metavar="SECONDS", min=0, help="How long it may take.")] = None,
-    on_timeout: Annotated[Literal["keep_running", "stop"] | None, typer.Option(help="What then.")] = None,
+    deadline: Deadline = None,
+    on_timeout: OnTimeout = None,
     wait: Wait = False,
     url: Url = LOCAL,
     token: Token = None,
@@ -210,7 +201,7 @@ def resume(runs: References, wait: Wait = False, url: Url = LOCAL, token: Token 
 def stop(
     runs: References,
     checkpoint: Save = None,
-    grace: Annotated[float | None, typer.Option(metavar="SECONDS", min=0, help="Until it is killed.")] = None,
+    grace: Grace = None,
     wait: Wait = False,
     url: Url = LOCAL,
     token: Token = None,
@@ -274,7 +265,7 @@ def logs(
             raise NotFound(f"{found['name']} has printed nothing: it is {found['state']} and has not started")
         for block in blocks(api, found["id"], attempt, tail, follow):
             if as_json:
-                _print_json_line(block)
+                print_json_line(block)
             else:
                 sys.stdout.write(block["text"])
                 sys.stdout.flush()
@@ -297,15 +288,6 @@ def compare(runs: References, url: Url = LOCAL, token: Token = None, as_json: As
         show_all(*view.comparison(found, config, metrics))
 
 
-def at(url: str, token: str | None) -> Api:
-    if not url.startswith(("http://", "https://")):
-        raise typer.BadParameter(f"{url!r} is no address of a service, such as {LOCAL}", param_hint="--url")
-    try:
-        return Api(url, token)
-    except httpx.InvalidURL as error:
-        raise typer.BadParameter(f"{url!r}: {error}", param_hint="--url") from error
-
-
 def _launched(api: Api, run: Json, watch: bool, as_json: bool) -> None:
     if not as_json:
         show_all(Text.assemble(f"{run['name']}  {run['id']}  ", view.state(run)))
@@ -317,10 +299,10 @@ def _launched(api: Api, run: Json, watch: bool, as_json: bool) -> None:
 
 def _watch(api: Api, run: Json, after: str, as_json: bool) -> ExitCode:
     """Show the run until it is over."""
-    frames = stream.follow(stream.connecting(api, run["id"], () if as_json else view.WATCHED), after)
+    frames = stream.follow(stream.connecting(api, run["id"], () if as_json else live.WATCHED), after)
     out = view.stdout()
-    lines = view.Bar if out.is_terminal else view.Lines
-    display = view.JsonLines(_print_json_line) if as_json else lines(out, replayed=after != "now")
+    lines = live.Bar if out.is_terminal else live.Lines
+    display = live.JsonLines(print_json_line) if as_json else lines(out, replayed=after != "now")
     try:
         with display as tell:
             for now, frame in stream.until_over(frames, stream.is_last_state(api, run["id"])):
@@ -367,28 +349,6 @@ def _settled(api: Api, run_id: str) -> Json:
     return api.get(f"/v1/runs/{run_id}")
 
 
-def given(**values: Any) -> Json:
-    return {name: value for name, value in values.items() if value is not None}
-
-
-def tree(settings: list[str]) -> Json:
-    """--set a.b=value: the value is JSON where it is JSON, else text."""
-    made: Json = {}
-    for setting in settings:
-        path, equals, text = setting.partition("=")
-        if not equals:
-            raise typer.BadParameter(f"--set {setting}: write it as name=value")
-        try:
-            value = json.loads(text)
-        except ValueError:
-            value = text
-        try:
-            set_path(made, path, value)
-        except ConfigError as error:
-            raise typer.BadParameter(str(error)) from error
-    return made
-
-
 def _flat(tree: Json, path: str = "") -> Json:
     """A configuration by dotted name."""
     flat: Json = {}
@@ -398,8 +358,8 @@ def _flat(tree: Json, path: str = "") -> Json:
 
 
 def _side_by_side(trees: list[Json]) -> Iterator[tuple[str, list[Any]]]:
-    for name in dict.fromkeys(name for tree in trees for name in tree):
-        yield name, [tree.get(name) for tree in trees]
+    for name in dict.fromkeys(name for each in trees for name in each):
+        yield name, [each.get(name) for each in trees]
 
 
 def _show(runs: list[Json], words: Callable[[Json], RenderableType], as_json: bool) -> None:
@@ -407,17 +367,3 @@ def _show(runs: list[Json], words: Callable[[Json], RenderableType], as_json: bo
         print_json({"data": runs})
     else:
         show_all(*(words(run) for run in runs))
-
-
-def show_all(*shown: RenderableType) -> None:
-    out = view.stdout()
-    for part in shown:
-        out.print(part, markup=False)
-
-
-def print_json(document: Json) -> None:
-    typer.echo(json.dumps(document, ensure_ascii=False, indent=2))
-
-
-def _print_json_line(line: Json) -> None:
-    print(json.dumps(line, ensure_ascii=False), flush=True)

@@ -1,6 +1,6 @@
 """`cognate runs evaluate | evaluations`: a checkpoint measured on held-out data by the service, and what came of it.
 
-Options, output and exit codes are those of `cognate runs` (commands.py).
+Options, output and exit codes are those of `cognate runs` (terminal.py).
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import typer
 
 from app.client import view
 from app.client.api import LOCAL, Api, ExitCode, Json
-from app.client.commands import AsJson, Reference, Token, Url, app, at, given, print_json, show_all
+from app.client.commands import Reference, app
+from app.client.terminal import AsJson, Token, Url, at, given, print_json, show_all
 
 EVERY_S = 1.0
 runs = app

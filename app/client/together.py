@@ -1,24 +1,28 @@
 """`cognate groups ...` and `cognate queue ...`: several runs commanded as one, and who waits for a device.
 
-Options, output and exit codes are those of `cognate runs` (commands.py).
+Options, output and exit codes are those of `cognate runs` (terminal.py).
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
 from app.client import view
 from app.client.api import LOCAL, PAGE, Json
-from app.client.commands import (
+from app.client.terminal import (
     EXIT_CODES,
     AsJson,
+    Deadline,
+    Grace,
     IdempotencyKey,
+    OnTimeout,
     Priority,
     Save,
     Sentences,
     Settings,
+    Tags,
     Token,
     Url,
     at,
@@ -44,7 +48,7 @@ def launch(
     presets: Annotated[list[str] | None, typer.Argument(help="Of which presets.", show_default="the three specialists")] = None,
     settings: Settings = [],  # noqa: B006
     name: Annotated[str | None, typer.Option(help="Of the group; each run adds its preset.")] = None,
-    tag: Annotated[list[str], typer.Option(help="May be repeated.")] = [],  # noqa: B006
+    tag: Tags = [],  # noqa: B006
     priority: Priority = None,
     idempotency_key: IdempotencyKey = None,
     url: Url = LOCAL,
@@ -88,8 +92,8 @@ def show(group: Group, url: Url = LOCAL, token: Token = None, as_json: AsJson = 
 def pause(
     group: Group,
     checkpoint: Save = None,
-    deadline: Annotated[float | None, typer.Option(metavar="SECONDS", min=0, help="How long it may take.")] = None,
-    on_timeout: Annotated[Literal["keep_running", "stop"] | None, typer.Option(help="What then.")] = None,
+    deadline: Deadline = None,
+    on_timeout: OnTimeout = None,
     url: Url = LOCAL,
     token: Token = None,
     as_json: AsJson = False,
@@ -108,7 +112,7 @@ def resume(group: Group, url: Url = LOCAL, token: Token = None, as_json: AsJson 
 def stop(
     group: Group,
     checkpoint: Save = None,
-    grace: Annotated[float | None, typer.Option(metavar="SECONDS", min=0, help="Until it is killed.")] = None,
+    grace: Grace = None,
     url: Url = LOCAL,
     token: Token = None,
     as_json: AsJson = False,

@@ -93,7 +93,10 @@ class JobService:
             found = jobs.in_states(session, jobs.UNFINISHED)
         running = [job for job in found if job.state == "running"]
         for job in running:
-            self._tend(job)
+            try:
+                self._tend(job)
+            except Exception:  # one job's trouble must not keep the runs from being looked after
+                log.exception("%s: could not be looked after; trying again", job.id)
         if len(running) < AT_ONCE and (waiting := next((job for job in found if job.state == "queued"), None)):
             self._launch(waiting.id, next((slot for slot in free if slot.startswith("cuda")), "cpu"))
 

@@ -6,8 +6,8 @@ import hashlib
 import os
 import shutil
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -48,9 +48,9 @@ class Request:
     """What a caller asks for when launching a run. `auto_resume` None: what the service's settings say."""
 
     preset: str
-    config: dict[str, Any]
+    config: dict[str, Any] = field(default_factory=dict)
     name: str | None = None
-    tags: tuple[str, ...] = ()
+    tags: Sequence[str] = ()
     seed: int | None = None
     external_id: str | None = None
     priority: int = 0

@@ -21,9 +21,11 @@ from app.services import journal, memory
 from app.services.ailments import Ailment
 from app.services.alerts import Alerts
 from app.services.detectors import GPU_LOOK_EVERY_S
+from app.services.endings import explain, fact_of
 from app.services.health import Finding
 from app.services.jobs import JobService
 from app.services.lifecycle import LIVE, TRANSITIONS, Command, Fact, Reason, State, advance
+from app.services.timers import Timers
 from app.settings import Settings
 from app.store import runs
 from app.store.engine import Store, Write
@@ -45,7 +47,6 @@ _NO_MEMORY = (Reason.OOM_CUDA, Reason.OOM_HOST)
 # What a worker is asked to do in each live state.
 _INTENT: dict[State, rundir.Command] = {State.STARTING: "run", State.RUNNING: "run", State.PAUSING: "pause", State.STOPPING: "stop"}
 Completed = Callable[[Write, Run, Sequence[str]], None]
-_ENDING_FACTS = {Kind.PAUSED: Fact.PAUSED, Kind.STOPPED: Fact.STOPPED, Kind.FINISHED: Fact.FINISHED, Kind.FAILED: Fact.FAILED}
 
 
 class Supervisor:
@@ -198,12 +199,12 @@ class Supervisor:
     def _conclude(self, write: Write, run: Run, attempt: Attempt, ended: Exit) -> None:
         """Every process of the attempt is gone and its whole journal is in: say how it ended."""
         attempt.ended_at, attempt.exit_code, attempt.exit_signal = time.time(), ended.code, ended.signal
-        fact = self._fact(run.id, attempt, ended)
+        fact = fact_of(attempt, ended, disk_was_full=self._timers.is_done(run.id, "full"))
         if fact not in TRANSITIONS[State(run.state)]:
             fact = Fact.VANISHED  # an answer to a command that is not in force; the checkpoint is there to resume from
         before, phase = State(run.state), run.phase
         state = advance(before, fact)
-        reason, detail = _explain(run, attempt, fact, ended)
+        reason, detail = explain(run, attempt, fact, ended)
         ends = state in (State.COMPLETED, State.STOPPED, State.FAILED)
         runs.set_state(
             write,
@@ -225,7 +226,7 @@ class Supervisor:
             self._answer_lack_of_memory(write, run, phase, goes_on=before in (State.STARTING, State.RUNNING))
 
     def _answer_lack_of_memory(self, write: Write, run: Run, phase: str | None, *, goes_on: bool) -> None:
-        """Let a run that ran out of memory go on with fewer rows at once.
+        """Let a run that ran out of memory go on with fewer rows at once, if that can help.
 
         phase: what it was at; goes_on: whether nobody asked it to pause or stop
         """
@@ -238,14 +239,6 @@ class Supervisor:
         if goes_on:
             queued = advance(State.FAILED, Command.RESUME)
             runs.set_state(write, run, queued, reason=Reason.AUTO_RESUME, detail=alert.message, ended_at=None)
-
-    def _fact(self, run_id: str, attempt: Attempt, ended: Exit) -> Fact:
-        fact = _ENDING_FACTS[Kind(attempt.ending)] if attempt.ending else Fact.VANISHED
-        if fact is Fact.FAILED and (attempt.ending_data or {}).get("reason") == Reason.DISK_FULL:
-            return Fact.OUT_OF_DISK
-        if fact is Fact.VANISHED and ended.signal is None and ended.code != 0 and self._timers.is_done(run_id, "full"):
-            return Fact.OUT_OF_DISK
-        return fact
 
     def _made_progress(self, write: Write, run: Run) -> bool:
         return any(row.attempt == run.attempt for row in runs.checkpoints(write.session, run.id))
@@ -308,7 +301,7 @@ class Supervisor:
             busy = [runs.attempt(session, run.id, run.attempt).device for run in runs.in_states(session, LIVE)]
         free = list(self._executor.slots())
         for device in [*busy, *self._jobs.gpus()]:
-            with contextlib.suppress(ValueError):
+            if device in free:
                 free.remove(device)
         for run_id, wanted in waiting:
             if slot := _fitting(wanted, free, self._executor.slots()):
@@ -376,8 +369,8 @@ class Supervisor:
         with self._store.read() as session:
             lost = [run for run in runs.in_states(session, [State.INTERRUPTED]) if run.state_reason in _LOST]
         for run in lost:
-            delay = min(AUTO_RESUME_AFTER_S * 4**run.auto_resumes, AUTO_RESUME_AFTER_MOST_S)
-            if run.auto_resumes < run.auto_resume and self._timers.passed(run.id, f"lost {run.version}") > delay:
+            delay_s = auto_resume_after(run.auto_resumes)
+            if run.auto_resumes < run.auto_resume and self._timers.passed(run.id, f"lost {run.version}") > delay_s:
                 self._resume(run.id, State.INTERRUPTED, f"attempt {run.auto_resumes + 1} of {run.auto_resume}", run.auto_resumes + 1)
 
     def _resume_when_there_is_space(self) -> None:
@@ -406,28 +399,9 @@ class Supervisor:
         return RunDir(self._runs_dir / run.id).attempt(run.attempt)
 
 
-class Timers:
-    """How long something of a run has been so, by a clock that nobody sets. Nothing survives a restart: then they begin anew."""
-
-    def __init__(self) -> None:
-        self._since: dict[tuple[str, str], float] = {}
-
-    def passed(self, run_id: str, what: str) -> float:
-        """Seconds since this was first asked."""
-        now = time.monotonic()
-        return now - self._since.setdefault((run_id, what), now)
-
-    def do(self, run_id: str, what: str) -> None:
-        self._since[run_id, what] = time.monotonic()
-
-    def is_done(self, run_id: str, what: str) -> bool:
-        return (run_id, what) in self._since
-
-    def forget(self, run_id: str, *kinds: str) -> None:
-        """What is known of a run, or of these alone (silence: and of the stall that it became)."""
-        gone = {*kinds, "stall"} if kinds else None
-        for key in [key for key in self._since if key[0] == run_id and (gone is None or key[1] in gone)]:
-            del self._since[key]
+def auto_resume_after(times: int) -> float:
+    """Seconds until a run is launched again that was `times` times in a row."""
+    return min(AUTO_RESUME_AFTER_S * 4.0 ** min(times, 10), AUTO_RESUME_AFTER_MOST_S)
 
 
 def _fitting(wanted: str, free: list[str], slots: list[str]) -> str | None:
@@ -435,28 +409,3 @@ def _fitting(wanted: str, free: list[str], slots: list[str]) -> str | None:
     if wanted == "auto":
         wanted = "cuda" if any(slot.startswith("cuda") for slot in slots) else "cpu"
     return next((slot for slot in free if slot == wanted or (wanted == "cuda" and slot.startswith("cuda:"))), None)
-
-
-def _explain(run: Run, attempt: Attempt, fact: Fact, ended: Exit) -> tuple[str | None, str | None]:
-    """The reason and detail of the state a run enters when an attempt has ended."""
-    if fact is Fact.OUT_OF_DISK:
-        said = (attempt.ending_data or {}).get("detail", "the worker left without a word and the disk is full")
-        return (Reason.DISK_FULL, said) if run.state != State.STOPPING else (run.state_reason, said)
-    if fact is Fact.FAILED:
-        data = attempt.ending_data or {}
-        return data.get("reason", Reason.WORKER_ERROR), data.get("detail", "the worker did not say why; see its log")
-    if run.state_reason == Reason.STALLED and fact is Fact.VANISHED:
-        return Reason.STALLED, run.state_detail
-    if fact is not Fact.VANISHED or run.kill_requested or run.state == State.STOPPING:
-        return (run.state_reason, None) if fact is not Fact.FINISHED else (None, None)
-    if run.state_reason == Reason.SHUTDOWN:
-        return Reason.SHUTDOWN, "the worker was ended before it had saved; it goes on from its last checkpoint"
-    if ended.signal is not None:
-        return Reason.SIGNAL, f"the worker was killed by signal {ended.signal}"
-    if ended.code is not None:
-        return Reason.EXIT_NONZERO, f"the worker left with code {ended.code} and no last word; see its log"
-    if ended.rebooted:
-        return Reason.HOST_RESTART, "the machine was started anew while the run was at work"
-    if run.state == State.STARTING:
-        return Reason.WORKER_LOST, "the server ended while it was starting the worker, or the worker before it could say a word"
-    return Reason.WORKER_LOST, "the worker and its shim are gone and left no record of how they ended"

@@ -1,6 +1,6 @@
 """One run as a plain row: it is the read asked for most, and by SQLModel it costs ten times as much.
 
-The row's attributes are named as those of tables.Run; app/api/schemas.py makes the same answer of either.
+The row's attributes are named as those of tables.Run; app/api/schemas/runs.py makes the same answer of either.
 """
 
 from __future__ import annotations

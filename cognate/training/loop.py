@@ -10,17 +10,17 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
-from pathlib import Path
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from cognate.config import RunConfig, TrainingConfig
-from cognate.data.batches import TrainingBatches, validation_batches
+from cognate.data.batches import Batch, TrainingBatches, validation_batches
 from cognate.data.choices import ChoiceStream
 from cognate.data.corpus import Corpus, load_corpus
 from cognate.data.curriculum import stage_for
@@ -33,11 +33,12 @@ from cognate.optimizer import MuGrokfast
 from cognate.rundir import Control, Places, RunDir
 from cognate.training import checkpoint
 from cognate.training.average import WeightAverage
-from cognate.training.checkpoint import Position
-from cognate.training.choosing import choose
+from cognate.training.checkpoint import Position, Saved
+from cognate.training.choosing import Chosen, choose
 from cognate.training.execution import Execution, FiniteLosses, activation_dtype, parts, prepare
 from cognate.training.measure import step_values, validate
 from cognate.training.reporter import Reporter
+from cognate.training.saving import Saving, tell_checkpoint
 from cognate.training.schedule import lr_scale
 
 
@@ -58,17 +59,54 @@ def train(
     rows_at_most: of a batch, at once; the run ran out of memory with more
     """
     config = run.config()
-    training = config.training
     environment = describe_environment(config, device)
+    saved = find_checkpoint(run, reporter, environment)
+    data = load_data(config, places, saved, reporter)
+    training = Training(run, reporter, config, data, device, environment, saved)
+    before = saved.environment if saved else {}
+    del saved  # its tensors are as large as the model and its optimizer
+    training.begin(before, rows_at_most)
+    while not training.is_finished:
+        training.saving.tell(wait=False)
+        if (control := poll()) and control.command != "run" and (ending := training.obey(control)):
+            return ending
+        done = training.step()
+        training.report(done)
+        if done.bad_step is not None:
+            return training.fail(done.bad_step)
+        training.move_on(done)
+    reporter.say(Kind.FINISHED, step=training.position.step)
+    return Kind.FINISHED
 
+
+def find_checkpoint(run: RunDir, reporter: Reporter, environment: dict[str, Any]) -> Saved | None:
+    """The newest whole checkpoint; says that the attempt has started, and from where."""
     checkpoint.discard_unfinished(run)
     saved, refused = checkpoint.newest(run)
     for sentence in refused:
         reporter.warning(f"{sentence}; falling back to an older checkpoint")
     reporter.say(Kind.STARTED, **environment, resumed_from_step=saved.position.step if saved else None)
     if saved:  # told again: whoever wrote it may have died before saying so
-        _tell_checkpoint(reporter, run, saved.path, saved.files)
+        tell_checkpoint(reporter, run, saved.path, saved.files)
+    return saved
 
+
+@dataclass(frozen=True)
+class Data:
+    """What a run is trained and measured on. steps_in: by epoch, from 1; samples: items that an epoch's end answers"""
+
+    corpus: Corpus
+    batches: TrainingBatches
+    choices: ChoiceStream | None
+    held_out: Sequence[Batch]
+    samples: Sequence[Items]
+    steps_in: dict[int, int]
+    total_steps: int
+
+
+def load_data(config: RunConfig, places: Places, saved: Saved | None, reporter: Reporter) -> Data:
+    """The data as the run began with them; raises DataChanged."""
+    training = config.training
     reporter.phase("loading_data")
     corpus = load_corpus(config, places.data_dir, places.cache_dir, *((saved.tokenizer, saved.data_files) if saved else ()))
     for sentence in corpus.warnings:
@@ -83,159 +121,220 @@ def train(
         reporter.warning("training.choice_weight has no effect: no dataset of the plan is multiple choice")
     steps_in = {epoch: math.ceil(batches.steps_in_epoch(epoch) / training.gradient_accumulation) for epoch in range(1, training.epochs + 1)}
     total_steps = min(sum(steps_in.values()), training.max_steps or sum(steps_in.values()))
+    return Data(corpus, batches, choices, held_out, samples, steps_in, total_steps)
 
-    torch.manual_seed(config.seed)
-    model = Cognate(config.model).to(device)
-    model.compute_dtype = activation_dtype(config, device)
-    optimizer = build_optimizer(model, config)
-    peak_rates = [group["lr"] for group in optimizer.param_groups]
-    position = Position()
-    if saved:
-        model.load_state_dict(saved.model)
-        restore_optimizer(optimizer, saved.optimizer)
-        position = saved.position
-    average = WeightAverage(model, training.weight_ema, saved.average if saved else None) if training.weight_ema else None
-    evaluated = average.in_place if average is not None else nullcontext
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    model.train()
-    reporter.phase("compiling")
-    execution = prepare(
-        model,
-        lambda: batches.batch(position.epoch, 0),
-        training,
-        device,
-        total_steps,
-        saved.environment if saved else {},
-        reporter.warning,
-        rows_at_most,
-    )
-    environment |= execution.describe()
-    if saved and (changed := _changes(saved.environment, environment)):
-        reporter.warning(f"resumed under other conditions ({changed}); the result will be close, not bit-identical")
-    reporter.say(
-        Kind.PLAN,
-        total_steps=total_steps,
-        steps_per_epoch=list(steps_in.values()),
-        total_params=parameters,
-        tokenizer={"sha256": corpus.tokenizer.digest, "tokens": corpus.tokenizer.vocab_size},
-        curriculum=corpus.curriculum.describe(),
-        fill_ratio=batches.fill_ratio(position.epoch),
-        **execution.describe(),
-    )
 
-    def save(serial: int | None = None, *, wait: bool = False) -> None:
-        weights = average.state() if average is not None else None
-        taken = checkpoint.snapshot(position, model, optimizer, corpus.tokenizer, environment, corpus.fingerprint, corpus.digests, weights)
-        saving.begin(taken, serial)
-        if wait:
-            reporter.phase("checkpointing")
-            saving.tell(wait=True)
+@dataclass(frozen=True)
+class Step:
+    """A step that was done. bad_step: whose loss is known to be no finite number, this one's or an earlier one's"""
 
-    def fail(bad_step: int) -> Kind:
-        saving.tell(wait=True)
-        detail = f"the loss of step {bad_step} is not a finite number; checkpoints up to step {saving.saved_step or 0} are intact"
-        reporter.say(Kind.FAILED, step=bad_step, reason=Failure.NONFINITE_LOSS, detail=detail)
+    number: int
+    is_logged: bool
+    ends_epoch: bool
+    is_last: bool
+    learning_rate: float
+    losses: Sequence[Loss]
+    chosen: Chosen | None
+    bad_step: int | None
+    tokens: int
+
+
+class Training:
+    """An attempt at work: the model and its optimizer, where they are in the data, and what is saved of them."""
+
+    def __init__(
+        self,
+        run: RunDir,
+        reporter: Reporter,
+        config: RunConfig,
+        data: Data,
+        device: torch.device,
+        environment: dict[str, Any],
+        saved: Saved | None,
+    ) -> None:
+        torch.manual_seed(config.seed)
+        self.reporter, self.config, self.data, self.device, self.environment = reporter, config, data, device, environment
+        self.model = Cognate(config.model).to(device)
+        self.model.compute_dtype = activation_dtype(config, device)
+        self.optimizer = build_optimizer(self.model, config)
+        self.peak_rates = [group["lr"] for group in self.optimizer.param_groups]
+        self.position = Position()
+        if saved:
+            self.model.load_state_dict(saved.model)
+            restore_optimizer(self.optimizer, saved.optimizer)
+            self.position = saved.position
+        decay = config.training.weight_ema
+        self.average = WeightAverage(self.model, decay, saved.average if saved else None) if decay else None
+        self.saving = Saving(run, reporter, config.training.keep_checkpoints, self.position.step if saved else None)
+        self.skipped_steps = self.optimizer.skipped_steps
+        self.pace = Pace()
+        self.finite_losses = FiniteLosses(device)
+        self.total_params = sum(parameter.numel() for parameter in self.model.parameters())
+        self.model.train()
+
+    @property
+    def is_finished(self) -> bool:
+        return self.position.step >= self.data.total_steps
+
+    # --- before the first step ------------------------------------------------------------------------------
+
+    def begin(self, before: dict[str, Any], rows_at_most: int | None) -> None:
+        """Decide how steps are carried out, tell the plan, and measure the untrained model.
+
+        before: the environment of the checkpoint gone on from, or empty
+        """
+        data = self.data
+        self.reporter.phase("compiling")
+        sample = partial(data.batches.batch, self.position.epoch, 0)
+        self.execution = prepare(
+            self.model, sample, self.config.training, self.device, data.total_steps, before, self.reporter.warning, rows_at_most
+        )
+        self.environment |= self.execution.describe()
+        if changed := _changes(before, self.environment):
+            self.reporter.warning(f"resumed under other conditions ({changed}); the result will be close, not bit-identical")
+        self.reporter.say(
+            Kind.PLAN,
+            total_steps=data.total_steps,
+            steps_per_epoch=list(data.steps_in.values()),
+            total_params=self.total_params,
+            tokenizer={"sha256": data.corpus.tokenizer.digest, "tokens": data.corpus.tokenizer.vocab_size},
+            curriculum=data.corpus.curriculum.describe(),
+            fill_ratio=data.batches.fill_ratio(self.position.epoch),
+            **self.execution.describe(),
+        )
+        if self.position.step == 0:  # what all later scores are compared with
+            self.reporter.phase("evaluating")
+            first = validate(self.model, data.held_out, self.device, self.execution.rows_at_once)
+            self.reporter.metrics(0, 0.0, {"curriculum_stage": float(stage_for(1)), **first}, {})
+        self.reporter.phase("training")
+
+    # --- one step -------------------------------------------------------------------------------------------
+
+    def step(self) -> Step:
+        """One update of the weights; the place in the data moves behind it."""
+        began = time.monotonic()
+        config, position, optimizer = self.config.training, self.position, self.optimizer
+        step = position.step + 1
+        ends_epoch = position.epoch_step + 1 == self.data.steps_in[position.epoch]
+        is_last = step == self.data.total_steps
+        is_logged = step == 1 or step % config.log_every_steps == 0 or ends_epoch or is_last
+        scale = lr_scale(step, self.data.total_steps, config)
+        for group, peak in zip(optimizer.param_groups, self.peak_rates, strict=True):
+            group["lr"] = peak * scale
+        torch.manual_seed(seed_of_step(self.config.seed, step))
+        optimizer.zero_grad(set_to_none=True)
+        losses, chosen = self._add_gradients(measure=is_logged)
+        self.finite_losses.add(step, losses)
+        bad_step = self.finite_losses.bad_step(wait=is_logged or step % config.checkpoint_every_steps == 0)
+        if bad_step is None:  # a step whose gradient is not finite the optimizer leaves out by itself
+            optimizer.step()
+            if self.average is not None:
+                self.average.update(step)
+        tokens = len(losses) * config.batch_size * config.sequence_length
+        position.step, position.epoch_step, position.val_loss = step, position.epoch_step + 1, None
+        position.tokens += tokens
+        self.pace.took(time.monotonic() - began)
+        position.seconds, position.epoch_seconds = position.seconds + self.pace.last, position.epoch_seconds + self.pace.last
+        return Step(step, is_logged, ends_epoch, is_last, self.peak_rates[0] * scale, losses, chosen, bad_step, tokens)
+
+    def _add_gradients(self, *, measure: bool) -> tuple[list[Loss], Chosen | None]:
+        losses = backward(self.model, self.data.batches, self.config, self.position, self.execution, self.device, measure=measure)
+        if self.data.choices is None:
+            return losses, None
+        chosen = choose(self.model, self.data.choices, self.config.training, self.position, self.execution.rows_at_once, self.device)
+        if chosen is not None:
+            weight = self.config.training.choice_weight
+            losses = [replace(loss, loss=loss.loss + weight * chosen.loss) for loss in losses]
+        return losses, chosen
+
+    # --- what it was like -----------------------------------------------------------------------------------
+
+    def report(self, done: Step) -> None:
+        """A row of metrics where one is due, else only where training is."""
+        if done.is_logged:
+            self.skipped_steps = self.optimizer.skipped_steps  # waits for the device
+        progress = self._progress(done)
+        if done.bad_step is not None and done.bad_step != done.number:  # an earlier one, noticed late
+            self.reporter.metrics(done.bad_step, progress["epoch"], {"loss": math.nan}, progress)
+        elif done.is_logged or done.bad_step is not None:
+            values, chosen = self._measure(done), done.chosen
+            beside = {"loss_choice": float(chosen.loss), "choice_accuracy": float(chosen.accuracy)} if chosen is not None else {}
+            self.reporter.metrics(done.number, progress["epoch"], values, {**progress, "qk_clips": self.optimizer.qk_clips, **beside})
+        else:
+            self.reporter.progress(progress)
+
+    def _progress(self, done: Step) -> dict[str, float]:
+        position = self.position
+        return {
+            "step": done.number,
+            "total_steps": self.data.total_steps,
+            "epoch": position.epoch - 1 + position.epoch_step / self.data.steps_in[position.epoch],
+            "step_time_s": self.pace.last,
+            "tokens_per_s": done.tokens / self.pace.last,
+            "eta_s": (self.data.total_steps - done.number) * self.pace.mean,
+            "tokens": position.tokens,
+            "fill_ratio": self.data.batches.fill_ratio(position.epoch),
+            "skipped_steps": self.skipped_steps,
+        }
+
+    def _measure(self, done: Step) -> dict[str, float]:
+        """Metric values of a step; at an epoch's end also those on held-out data, which the checkpoint is judged by."""
+        is_finite = done.bad_step is None
+        values = step_values(done.losses, done.learning_rate, self.optimizer.grad_norm if is_finite else None, self.device)
+        if is_finite and (done.ends_epoch or done.is_last):
+            self.reporter.phase("evaluating")
+            with self.average.in_place() if self.average is not None else nullcontext():
+                values |= validate(self.model, self.data.held_out, self.device, self.execution.rows_at_once)
+                values |= sample_accuracies(self.model, self.data.corpus.tokenizer, self.data.samples)
+            self.position.val_loss = values.get("val_loss")
+            values["curriculum_stage"] = float(stage_for(self.position.epoch))
+        if done.ends_epoch:
+            values["epoch_time_minutes"] = self.position.epoch_seconds / 60
+        if done.is_last:
+            values |= {"total_params": float(self.total_params), "training_time_hours": self.position.seconds / 3600}
+        return values
+
+    # --- on to the next, or to an end -----------------------------------------------------------------------
+
+    def move_on(self, done: Step) -> None:
+        """Into the next epoch where one has ended, and save where that is due."""
+        if done.ends_epoch and not done.is_last:
+            self.position.epoch, self.position.epoch_step, self.position.epoch_seconds = self.position.epoch + 1, 0, 0.0
+        if done.number % self.config.training.checkpoint_every_steps == 0 or done.ends_epoch or done.is_last:
+            self.save(wait=done.is_last)
+            self.reporter.phase("training" if not done.is_last else "finalizing")
+
+    def obey(self, control: Control) -> Kind | None:
+        """Carry out a command; how the attempt ends by it, if it does."""
+        if (bad_step := self.finite_losses.bad_step(wait=True)) is not None:
+            return self.fail(bad_step)
+        if control.save and self.saving.begun_step != self.position.step and self.position.step > 0:
+            self.save(control.serial, wait=True)
+        self.saving.tell(wait=True)
+        if control.command in ("pause", "stop"):
+            ending = Kind.PAUSED if control.command == "pause" else Kind.STOPPED
+            self.reporter.say(ending, step=self.position.step, serial=control.serial)
+            return ending
+        self.reporter.phase("training")
+        return None
+
+    def fail(self, bad_step: int) -> Kind:
+        self.saving.tell(wait=True)
+        detail = f"the loss of step {bad_step} is not a finite number; checkpoints up to step {self.saving.saved_step or 0} are intact"
+        self.reporter.say(Kind.FAILED, step=bad_step, reason=Failure.NONFINITE_LOSS, detail=detail)
         return Kind.FAILED
 
-    if position.step == 0:  # the untrained model's score: what all later ones are compared with
-        reporter.phase("evaluating")
-        first = validate(model, held_out, device, execution.rows_at_once)
-        reporter.metrics(0, 0.0, {"curriculum_stage": float(stage_for(1)), **first}, {})
-    reporter.phase("training")
-    saving = Saving(run, reporter, training.keep_checkpoints, position.step if saved else None)
-    skipped_steps = optimizer.skipped_steps
-    pace = Pace()
-    finite_losses = FiniteLosses(device)
-
-    while position.step < total_steps:
-        saving.tell(wait=False)
-        if (control := poll()) and control.command != "run":
-            if (bad_step := finite_losses.bad_step(wait=True)) is not None:
-                return fail(bad_step)
-            if control.save and saving.begun_step != position.step and position.step > 0:
-                save(control.serial, wait=True)
-            saving.tell(wait=True)
-            if control.command in ("pause", "stop"):
-                ending = Kind.PAUSED if control.command == "pause" else Kind.STOPPED
-                reporter.say(ending, step=position.step, serial=control.serial)
-                return ending
-            reporter.phase("training")
-
-        # --- one step ---------------------------------------------------------------------------------------
-        began = time.monotonic()
-        step = position.step + 1
-        ends_epoch = position.epoch_step + 1 == steps_in[position.epoch]
-        is_last = step == total_steps
-        is_logged = step == 1 or step % training.log_every_steps == 0 or ends_epoch or is_last
-        scale = lr_scale(step, total_steps, training)
-        for group, peak in zip(optimizer.param_groups, peak_rates, strict=True):
-            group["lr"] = peak * scale
-        torch.manual_seed(seed_of_step(config.seed, step))
-        optimizer.zero_grad(set_to_none=True)
-        losses = backward(model, batches, config, position, execution, device, measure=is_logged)
-        chosen = choose(model, choices, training, position, execution.rows_at_once, device) if choices is not None else None
-        if chosen is not None:
-            losses = [replace(loss, loss=loss.loss + training.choice_weight * chosen.loss) for loss in losses]
-        finite_losses.add(step, losses)
-        bad_step = finite_losses.bad_step(wait=is_logged or step % training.checkpoint_every_steps == 0)
-        finite = bad_step is None
-        if finite:  # a step whose gradient is not finite the optimizer leaves out by itself
-            optimizer.step()
-            if average is not None:
-                average.update(step)
-        position.step, position.epoch_step, position.val_loss = step, position.epoch_step + 1, None
-        tokens = len(losses) * training.batch_size * training.sequence_length
-        position.tokens += tokens
-        pace.took(time.monotonic() - began)
-        position.seconds, position.epoch_seconds = position.seconds + pace.last, position.epoch_seconds + pace.last
-
-        # --- what it was like -------------------------------------------------------------------------------
-        if is_logged:
-            skipped_steps = optimizer.skipped_steps  # waits for the device
-        epoch = position.epoch - 1 + position.epoch_step / steps_in[position.epoch]
-        progress = {
-            "step": step,
-            "total_steps": total_steps,
-            "epoch": epoch,
-            "step_time_s": pace.last,
-            "tokens_per_s": tokens / pace.last,
-            "eta_s": (total_steps - step) * pace.mean,
-            "tokens": position.tokens,
-            "fill_ratio": batches.fill_ratio(position.epoch),
-            "skipped_steps": skipped_steps,
-        }
-        if bad_step is not None and bad_step != step:  # an earlier one, noticed late
-            reporter.metrics(bad_step, epoch, {"loss": math.nan}, progress)
-            return fail(bad_step)
-        if is_logged or not finite:
-            values = step_values(losses, peak_rates[0] * scale, optimizer.grad_norm if finite else None, device)
-            if finite and (ends_epoch or is_last):
-                reporter.phase("evaluating")
-                with evaluated():
-                    values |= validate(model, held_out, device, execution.rows_at_once)
-                    values |= sample_accuracies(model, corpus.tokenizer, samples)
-                position.val_loss = values.get("val_loss")
-                values["curriculum_stage"] = float(stage_for(position.epoch))
-            if ends_epoch:
-                values["epoch_time_minutes"] = position.epoch_seconds / 60
-            if is_last:
-                values |= {"total_params": float(parameters), "training_time_hours": position.seconds / 3600}
-            beside = {"loss_choice": float(chosen.loss), "choice_accuracy": float(chosen.accuracy)} if chosen is not None else {}
-            reporter.metrics(step, epoch, values, {**progress, "qk_clips": optimizer.qk_clips, **beside})
-        else:
-            reporter.progress(progress)
-        if not finite:
-            return fail(step)
-
-        # --- on to the next ---------------------------------------------------------------------------------
-        if ends_epoch and not is_last:
-            position.epoch, position.epoch_step, position.epoch_seconds = position.epoch + 1, 0, 0.0
-        if step % training.checkpoint_every_steps == 0 or ends_epoch or is_last:
-            save(wait=is_last)
-            reporter.phase("training" if not is_last else "finalizing")
-
-    reporter.say(Kind.FINISHED, step=position.step)
-    return Kind.FINISHED
+    def save(self, serial: int | None = None, *, wait: bool = False) -> None:
+        """serial: of the command that asked for it"""
+        corpus = self.data.corpus
+        weights = self.average.state() if self.average is not None else None
+        taken = checkpoint.snapshot(
+            self.position, self.model, self.optimizer, corpus.tokenizer, self.environment, corpus.fingerprint, corpus.digests, weights
+        )
+        self.saving.begin(taken, serial)
+        if wait:
+            self.reporter.phase("checkpointing")
+            self.saving.tell(wait=True)
 
 
 def evaluation_samples(config: RunConfig, places: Places, corpus: Corpus) -> list[Items]:
@@ -271,29 +370,6 @@ def describe_environment(config: RunConfig, device: torch.device) -> dict[str, A
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
     }
-
-
-class Saving:
-    """The checkpoints of an attempt: begun one at a time, written beside training, told when complete."""
-
-    def __init__(self, run: RunDir, reporter: Reporter, keep: int, saved_step: int | None) -> None:
-        self._run, self._reporter = run, reporter
-        self._writer = checkpoint.Writer(run, keep)
-        self._serial: int | None = None
-        self.begun_step = self.saved_step = saved_step
-
-    def begin(self, taken: checkpoint.Snapshot, serial: int | None = None) -> None:
-        """serial: of the command that asked for it"""
-        self.tell(wait=True)
-        self._reporter.sync()  # the rows that lead up to it first
-        self._writer.start(taken)
-        self._serial, self.begun_step = serial, taken.position.step
-
-    def tell(self, *, wait: bool) -> None:
-        """Report what has been written since; raises what went wrong with it."""
-        if written := self._writer.collect(wait=wait):
-            _tell_checkpoint(self._reporter, self._run, *written, self._serial)
-            self.saved_step = self.begun_step
 
 
 class Pace:
@@ -345,12 +421,6 @@ def _dropout(
         return itertools.repeat(None)
     repeats = batches.times_seen(epoch, index) >= training.dropout_from
     return torch.split((training.dropout * repeats).to(device), execution.rows_at_once)
-
-
-def _tell_checkpoint(reporter: Reporter, run: RunDir, path: Path, files: dict[str, Any], serial: int | None = None) -> None:
-    kept = [step for step, _ in run.complete_checkpoints()]
-    step = next(step for step, found in run.complete_checkpoints() if found == path)
-    reporter.say(Kind.CHECKPOINT, step=step, name=path.name, files=files, kept_steps=kept, serial=serial)
 
 
 def _changes(before: dict[str, Any], now: dict[str, Any]) -> str:

@@ -48,3 +48,13 @@ export function tell(message) {
 export function untell() {
   byId("message").replaceChildren();
 }
+
+/** Do what was asked for; when it is refused, say so. `what` begins the sentence. */
+export async function attempt(what, act) {
+  untell();
+  try {
+    await act();
+  } catch (error) {
+    tell(`${what} was refused: ${error.message}`);
+  }
+}

@@ -1,7 +1,7 @@
 // What was measured on held-out items: the newest evaluation as a table, older ones behind it, and a button for another.
 
 import { get, post } from "./api.js";
-import { tell, untell } from "./dialogs.js";
+import { attempt } from "./dialogs.js";
 import { element, refill, table, timeElement } from "./dom.js";
 import { integer, NOTHING, number, words } from "./format.js";
 
@@ -73,12 +73,7 @@ export class Evaluations {
   }
 
   async #ask(url, body = {}) {
-    untell();
-    try {
-      await post(url, body);
-    } catch (error) {
-      tell(`The request was refused: ${error.message}`);
-    }
+    await attempt("The request", () => post(url, body));
     this.#look();
   }
 

@@ -2,11 +2,11 @@
 
 import { AnswerFeed } from "./answerfeed.js";
 import { post } from "./api.js";
-import { confirm, tell, untell } from "./dialogs.js";
+import { attempt, confirm } from "./dialogs.js";
 import { element, refill, setText, template } from "./dom.js";
 import { words } from "./format.js";
 import { Outcome } from "./outcome.js";
-import { nameColumn, Row } from "./runlist.js";
+import { RunsTable } from "./runlist.js";
 import { command } from "./words.js";
 
 const SHOWN = 50;
@@ -45,7 +45,10 @@ export function showGroups(place, onStatus) {
     const input = view.querySelector("input");
     const button = view.querySelector("form button");
     button.disabled = true;
-    await attempt("Launch", () => post("/v1/groups", input.value.trim() ? { name: input.value.trim() } : {}));
+    await attempt("Launch", async () => {
+      await post("/v1/groups", input.value.trim() ? { name: input.value.trim() } : {});
+      feed.poke();
+    });
     button.disabled = false;
   }
 
@@ -53,69 +56,45 @@ export function showGroups(place, onStatus) {
     const asked = command(name);
     const question = `${asked.label} every run of ${group.name}?`;
     if (asked.question && !(await confirm({ ...asked, question }))) return;
-    await attempt(asked.label, () => post(`/v1/groups/${group.id}/${name}`));
-  }
-
-  async function attempt(label, act) {
-    untell();
-    try {
-      await act();
+    await attempt(asked.label, async () => {
+      await post(`/v1/groups/${group.id}/${name}`);
       feed.poke();
-    } catch (error) {
-      tell(`${label} was refused: ${error.message}`);
-    }
+    });
   }
 }
 
 class Card {
   element = template("group");
-  #rows = new Map();
+  #table = new RunsTable("Runs of the group");
+  #runs = [];
   #give;
   #outcome;
 
   constructor(group, give) {
     this.#give = give;
     this.element.dataset.group = group.id;
+    this.element.querySelector(".buttons").before(this.#table.element);
     this.#outcome = new Outcome(this.element.querySelector(".results"), group.id);
     setText(this.element.querySelector("h2"), group.name);
-    nameColumn(this.#metric).then(() => this.#rows.forEach(({ row, run }) => row.update(run)));
-  }
-
-  get #metric() {
-    return this.element.querySelector("th[data-metric]");
   }
 
   update(group) {
     const states = Object.entries(group.states).map(([state, count]) => `${count} ${words(state)}`);
     setText(this.element.querySelector(".hint"), states.join(", "));
-    const body = this.element.querySelector("tbody");
-    for (const run of group.runs) {
-      if (!this.#rows.has(run.id)) {
-        const row = new Row(run, this.#metric);
-        this.#rows.set(run.id, { row, run });
-        body.append(row.element);
-      }
-      this.#show(run);
-    }
-    for (const [id, { row }] of this.#rows)
-      if (!group.runs.some((run) => run.id === id)) {
-        row.element.remove();
-        this.#rows.delete(id);
-      }
+    this.#show(group.runs);
     this.#outcome.update(group.runs);
     const names = COMMANDS.filter((name) => group.runs.some((run) => run.allowed_commands.includes(name)));
     refill(this.element.querySelector(".buttons"), names, () => names.map((name) => this.#button(group, name)));
   }
 
   progress(id, progress) {
-    const known = this.#rows.get(id);
-    if (known) this.#show({ ...known.run, progress });
+    if (this.#runs.some((run) => run.id === id))
+      this.#show(this.#runs.map((run) => (run.id === id ? { ...run, progress } : run)));
   }
 
-  #show(run) {
-    const known = this.#rows.get(run.id);
-    known.run = run;
-    known.row.update(run);
+  #show(runs) {
+    this.#runs = runs;
+    this.#table.update(runs);
   }
 
   #button(group, name) {

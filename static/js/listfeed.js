@@ -1,48 +1,28 @@
-// All runs, newest first, kept up to date. Data only: a view is told that something changed, and reads.
+// All runs, newest first, kept up to date.
 
 import { get } from "./api.js";
-import { Looker } from "./looker.js";
-import { Stream } from "./stream.js";
+import { Feed } from "./feed.js";
 
 const PAGE = 50;
 
-export class ListFeed {
+export class ListFeed extends Feed {
   hasMore = false;
   #runs = new Map();
   #stale = new Set();
   #onChange;
-  #first = new Looker(() => this.#loadFirst());
-  #single = new Looker(() => this.#loadStale());
-  #stream;
+  #first = this.looker(() => this.#loadFirst());
+  #single = this.looker(() => this.#loadStale());
   #isLoaded = false;
-  #isClosed = false;
 
   /** onChange(): something in `runs` is new; onStatus(status): as in stream.js. */
   constructor(onChange, onStatus) {
-    this.#onChange = () => this.#isClosed || onChange();
-    this.#stream = new Stream("/v1/stream", {
-      onFrame: (frame) => this.#take(frame),
-      onFresh: () => this.#startAnew(),
-      onStatus: (status) => {
-        if (status === "waiting" && !this.#isLoaded) this.#startAnew();
-        onStatus(status);
-      },
+    super("/v1/stream", {
+      take: (frame) => this.#take(frame),
+      load: () => this.#startAnew(),
+      isLoaded: () => this.#isLoaded,
+      onStatus,
     });
-  }
-
-  open() {
-    this.#stream.open();
-  }
-
-  close() {
-    this.#isClosed = true;
-    this.#stream.close();
-    this.#first.close();
-    this.#single.close();
-  }
-
-  hurry() {
-    this.#stream.hurry();
+    this.#onChange = () => this.isClosed || onChange();
   }
 
   /** Runs, newest first (ids sort by time), or null before anything is known. */
@@ -70,9 +50,16 @@ export class ListFeed {
   }
 
   async #loadStale() {
-    const ids = [...this.#stale];
-    this.#stale.clear();
-    for (const id of ids) this.#runs.set(id, await get(`/v1/runs/${id}`));
+    for (const id of [...this.#stale]) {
+      this.#stale.delete(id); // first: what happens to it from here on asks for another look
+      try {
+        this.#runs.set(id, await get(`/v1/runs/${id}`));
+      } catch (error) {
+        if (error.status === 404) continue; // deleted meanwhile
+        this.#stale.add(id);
+        throw error;
+      }
+    }
     this.#onChange();
   }
 

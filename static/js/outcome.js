@@ -2,8 +2,8 @@
 
 import { authorization, get, hasToken, post } from "./api.js";
 import { tell, untell } from "./dialogs.js";
-import { element, refill, setText, table } from "./dom.js";
-import { number } from "./format.js";
+import { element, refill, table } from "./dom.js";
+import { number, words } from "./format.js";
 
 const EVERY_MS = 2000;
 
@@ -19,7 +19,7 @@ export class Outcome {
 
   /** Show it once every run is completed. */
   update(runs) {
-    if (this.#isShown || !runs.every(({ state }) => state === "completed")) return;
+    if (this.#isShown || !runs.length || !runs.every(({ state }) => state === "completed")) return;
     this.#isShown = true;
     const diversity = element("div", {}, element("p", { class: "hint" }, "How the models differ is not measured yet."));
     const links = element(
@@ -36,7 +36,7 @@ export class Outcome {
     for (; this.#place.isConnected; await pause()) {
       const found = await get(`${this.#url}/diversity`).catch(() => null);
       if (found?.result) refill(place, found.result, () => differences(found.result));
-      else if (found?.state === "failed") setText(place.firstChild, `How the models differ was not measured: ${found.job.detail ?? found.job.state}.`);
+      if (found?.state === "failed") refill(place, found.job, () => failure(found.job));
       if (found && found.state !== "measuring" && found.state !== "absent") return;
     }
   }
@@ -90,6 +90,10 @@ async function reachable(url) {
   const answer = await fetch(url, { headers: { ...authorization(), Accept: "text/html" } });
   if (!answer.ok) throw new Error((await answer.json()).detail);
   return URL.createObjectURL(await answer.blob());
+}
+
+function failure({ detail, state }) {
+  return element("p", { class: "hint" }, `How the models differ could not be measured: ${detail ?? words(state)}.`);
 }
 
 function differences({ members, pairs, metrics, required_order: order }) {

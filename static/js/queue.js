@@ -2,7 +2,7 @@
 
 import { AnswerFeed } from "./answerfeed.js";
 import { patch, put } from "./api.js";
-import { tell, untell } from "./dialogs.js";
+import { attempt } from "./dialogs.js";
 import { element, refill, setText, table, template, timeElement } from "./dom.js";
 import { integer } from "./format.js";
 
@@ -11,7 +11,7 @@ export function showQueue(place, onStatus) {
   const view = template("queue-view");
   const button = view.querySelector("button");
   const feed = new AnswerFeed("/v1/queue", {}, { onChange: draw, onStatus });
-  button.addEventListener("click", () => attempt(() => put("/v1/queue", { held: !feed.answer.held })));
+  button.addEventListener("click", () => change(() => put("/v1/queue", { held: !feed.answer.held })));
   place.replaceChildren(view);
   feed.open();
   return { close: () => feed.close(), hurry: () => feed.hurry() };
@@ -50,20 +50,17 @@ export function showQueue(place, onStatus) {
       value: run.priority,
       "aria-label": `Priority of ${run.name}`,
     });
-    const change = (event) => {
+    const set = (event) => {
       event.preventDefault();
-      attempt(() => patch(`/v1/runs/${run.id}`, { priority: input.valueAsNumber }));
+      change(() => patch(`/v1/runs/${run.id}`, { priority: input.valueAsNumber }));
     };
-    return element("form", { class: "inline", onsubmit: change }, input, element("button", {}, "Set"));
+    return element("form", { class: "inline", onsubmit: set }, input, element("button", {}, "Set"));
   }
 
-  async function attempt(act) {
-    untell();
-    try {
+  function change(act) {
+    return attempt("This", async () => {
       await act();
       feed.poke();
-    } catch (error) {
-      tell(`This was refused: ${error.message}`);
-    }
+    });
   }
 }

@@ -66,13 +66,17 @@ export async function showReadiness(place, preset, onStatus) {
     bar.hidden = !isMeasuring;
     if (job?.progress?.fraction) bar.value = job.progress.fraction;
     else bar.removeAttribute("value");
-    setText(part("work"), isMeasuring ? `Measuring: ${job.progress?.message ?? "waiting for its turn"} …` : "");
+    setText(part("work"), isMeasuring ? `Measuring: ${doing(job)} …` : "");
     setText(part("trouble"), state === "failed" ? `The measurement came to nothing: ${job.detail ?? job.state}.` : "");
   }
 }
 
+function doing({ state, progress }) {
+  return progress?.message ?? (state === "queued" ? "waiting for its turn" : "starting");
+}
+
 function ageOf({ measured_at, is_current, age_s, state }) {
-  if (measured_at === null) return state === "measuring" ? "This takes up to a minute." : "Nothing was measured yet.";
+  if (measured_at === null) return state === "measuring" ? "This takes about a minute, and longer while runs are at work." : "Nothing was measured yet.";
   const outdated = is_current ? "." : ". Data, settings, devices or the disk have changed since, or a day has passed.";
   return ["Measured ", timeElement(measured_at), age_s > 3600 ? `, ${duration(age_s)} ago` : "", outdated];
 }

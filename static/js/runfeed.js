@@ -1,11 +1,10 @@
-// One run with everything that belongs to it, kept up to date. Data only: a view is told what changed, and reads.
+// One run with everything that belongs to it, kept up to date.
 
 import { get, getAll } from "./api.js";
-import { Looker } from "./looker.js";
+import { Feed } from "./feed.js";
 import { Series } from "./series.js";
-import { Stream } from "./stream.js";
 
-export class RunFeed {
+export class RunFeed extends Feed {
   run = null;
   attempts = [];
   checkpoints = [];
@@ -13,41 +12,23 @@ export class RunFeed {
   #id;
   #onChange;
   #events = new Map();
-  #history = new Looker(() => this.#loadHistory());
-  #facts = new Looker(() => this.#loadFacts());
-  #stream;
+  #history = this.looker(() => this.#loadHistory());
+  #facts = this.looker(() => this.#loadFacts());
   #isLoaded = false;
-  #isClosed = false;
 
   /** onChange(what): "run", "progress", "metrics", "events", "missing"; onStatus(status): as in stream.js. */
   constructor(id, onChange, onStatus) {
-    this.#id = id;
-    this.#onChange = (what) => this.#isClosed || onChange(what);
-    this.#stream = new Stream(`/v1/runs/${id}/stream`, {
-      onFrame: (frame) => this.#take(frame),
-      onFresh: () => this.#startAnew(),
+    super(`/v1/runs/${id}/stream`, {
+      take: (frame) => this.#take(frame),
+      load: () => this.#startAnew(),
+      isLoaded: () => this.#isLoaded,
       onStatus: (status) => {
-        // History is there to read even while nothing can be followed.
-        if (status === "waiting" && !this.#isLoaded) this.#startAnew();
         if (status === "gone") this.#onChange("missing");
         onStatus(status);
       },
     });
-  }
-
-  open() {
-    this.#stream.open();
-  }
-
-  close() {
-    this.#isClosed = true;
-    this.#stream.close();
-    this.#history.close();
-    this.#facts.close();
-  }
-
-  hurry() {
-    this.#stream.hurry();
+    this.#id = id;
+    this.#onChange = (what) => this.isClosed || onChange(what);
   }
 
   /** Events, oldest first. */

@@ -1,7 +1,7 @@
 // One run: its state and commands, its charts, and everything else known about it.
 
 import { post, remove } from "./api.js";
-import { confirm, tell, untell } from "./dialogs.js";
+import { attempt, confirm } from "./dialogs.js";
 import { element, refill, setText, template, timeElement } from "./dom.js";
 import { Evaluations } from "./evaluations.js";
 import { duration, integer, number, percent, words } from "./format.js";
@@ -84,24 +84,16 @@ export function showRun(place, id, onStatus, onName) {
   async function takeAway() {
     const asked = command("delete");
     if (!(await confirm(asked))) return;
-    untell();
-    try {
+    await attempt(asked.label, async () => {
       await remove(`/v1/runs/${id}`);
       location.hash = "#/";
-    } catch (error) {
-      tell(`${asked.label} was refused: ${error.message}`);
-    }
+    });
   }
 
   async function give(name) {
     const asked = command(name);
     if (asked.question && !(await confirm(asked))) return;
-    untell();
-    try {
-      feed.adopt(await post(`/v1/runs/${id}/${name}`));
-    } catch (error) {
-      tell(`${asked.label} was refused: ${error.message}`);
-    }
+    await attempt(asked.label, async () => feed.adopt(await post(`/v1/runs/${id}/${name}`)));
   }
 }
 

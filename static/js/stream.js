@@ -80,8 +80,7 @@ export class Stream {
       this.#cursor = frame.to;
       this.#handlers.onFresh();
     } else {
-      // A heartbeat's cursor is not taken: it may already count something that is still on its way.
-      if (frame.type === "event" || frame.type === "batch") this.#cursor = frame.cursor;
+      this.#cursor = frame.cursor ?? this.#cursor; // of an event, a batch, or a heartbeat
       this.#handlers.onFrame(frame);
     }
   }

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
-from app.api import schemas
+from app.api.schemas import runs as schemas
+from app.api.schemas.base import Page
 from app.services.lifecycle import State
 from app.store import plain, runs
 from app.store.engine import Store, migrate
@@ -85,7 +86,7 @@ def test_a_run_read_plainly_is_the_run_as_declared(store: Store, given_rows: lis
         with store.read() as session:
             queue = runs.queue(session)
             declared = [schemas.run_detail_out(runs.get(session, run_id), queue).model_dump_json() for run_id in ids]
-            listed = schemas.Page[schemas.RunOut](
+            listed = Page[schemas.RunOut](
                 data=[schemas.run_out(runs.get(session, run_id), queue) for run_id in reversed(ids)], has_more=True, next_cursor=ids[0]
             )
             page = schemas.runs_json(runs.page(session, 500), queue, has_more=True)

@@ -1,5 +1,6 @@
 """Bad input: each a clear problem with the right status, and nothing half-made left behind."""
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from starlette.testclient import TestClient
 
 from app.api import system
 from app.api.errors import PROBLEMS
+from app.api.runs import LOG_BLOCK, _readable
 from cognate.rundir import RunDir
 from tests.service import launch, serving, until, wait_for
 
@@ -143,8 +145,11 @@ def test_an_external_id_names_one_run(tmp_path: Path) -> None:
 
 def test_logs_are_read_by_byte_offset(tmp_path: Path) -> None:
     with serving(tmp_path) as client:
+        client.put("/v1/queue", json={"held": True})
         run_id = launch(client, steps=2)
-        assert client.get(f"/v1/runs/{run_id}/logs").status_code in (200, 404)  # 404 until its first attempt
+        refused = client.get(f"/v1/runs/{run_id}/logs")
+        assert (refused.status_code, "it is queued and has not started" in refused.json()["detail"]) == (404, True)
+        client.put("/v1/queue", json={"held": False})
         wait_for(client, run_id, "completed")
         whole = client.get(f"/v1/runs/{run_id}/logs").json()
         assert whole["text"] == "fake worker of attempt 1\n"
@@ -166,6 +171,28 @@ def test_logs_are_read_in_whole_characters_and_as_a_terminal_shows_them(tmp_path
         assert (first["text"][-1], first["next_offset"]) == ("a", 65535)
         rest = client.get(f"/v1/runs/{run_id}/logs", params={"after": first["next_offset"]}).json()
         assert (rest["text"], rest["next_offset"]) == ("é\ufffd!", rest["size"])
+
+
+def test_a_log_without_an_end_of_line_is_read_at_once() -> None:
+    """A regular expression took 3.5 seconds for it, and nothing else of the server went on meanwhile."""
+    began = time.process_time()
+    assert _readable(b"a" * LOG_BLOCK) == ("a" * LOG_BLOCK, LOG_BLOCK)
+    assert time.process_time() - began < 0.5
+
+
+@pytest.mark.parametrize(
+    ("printed", "shown"), [("a\rb", "b"), ("a\r\rb", "b"), ("a\r\n", "a\r\n"), ("a\r", "a\r"), ("a\nb\rc\nd\r", "a\nc\nd\r"), ("", "")]
+)
+def test_what_a_carriage_return_writes_over_is_left_out(printed: str, shown: str) -> None:
+    assert _readable(printed.encode())[0] == shown
+
+
+def test_a_log_that_is_gone_is_empty(tmp_path: Path) -> None:
+    with serving(tmp_path) as client:
+        run_id = launch(client, steps=2)
+        wait_for(client, run_id, "completed")
+        RunDir(tmp_path / "runs" / run_id).attempt(1).log.unlink()
+        assert client.get(f"/v1/runs/{run_id}/logs").json() == {"attempt": 1, "text": "", "next_offset": 0, "size": 0}
 
 
 def test_metrics_can_be_chosen_by_key_and_step(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import pytest
 import typer
 from typer.testing import CliRunner, Result
 
-from app.client import commands, evaluations
+from app.client import evaluations, terminal
 from app.client.api import Api
 
 SERVE = Path(__file__).parents[1] / "pages" / "serve.py"
@@ -75,7 +75,7 @@ class FakeService:
 def service(monkeypatch: pytest.MonkeyPatch) -> FakeService:
     """What `cognate` below talks to."""
     fake = FakeService()
-    monkeypatch.setattr(commands, "Api", lambda url, token: Api(url, token, httpx.MockTransport(fake)))
+    monkeypatch.setattr(terminal, "Api", lambda url, token: Api(url, token, httpx.MockTransport(fake)))
     for name in ("COGNATE_URL", "COGNATE_TOKEN"):
         monkeypatch.delenv(name, raising=False)
     return fake

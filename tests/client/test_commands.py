@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from app.client import commands, stream
+from app.client import stream, terminal
 from app.client.api import Api, ExitCode
 from tests.client.conftest import FakeService, a_run, cognate, run_id
 
@@ -82,6 +82,14 @@ def test_a_name_goes_before_the_end_of_an_id(service: FakeService) -> None:
     service.have(a_run(1), a_run(2, name=run_id(1)[-4:]))
     service.answers["POST", f"/v1/runs/{run_id(2)}/kill"] = (202, a_run(2, state="stopping"))
     assert cognate("kill", run_id(1)[-4:]).exit_code == ExitCode.OK
+
+
+def test_an_empty_name_means_no_run(service: FakeService) -> None:
+    """As an unset variable of a shell gives it: every id ends with it, and the only run would be deleted."""
+    service.have(a_run(1))
+    told = cognate("delete", "", "--yes")
+    assert told.exit_code == ExitCode.NOT_FOUND
+    assert not commanded(service)
 
 
 def test_a_name_that_several_have_commands_none(service: FakeService) -> None:
@@ -214,7 +222,7 @@ def test_the_token_is_sent_and_not_shown(monkeypatch: pytest.MonkeyPatch) -> Non
         seen.append(request.headers["authorization"])
         return httpx.Response(401, json={"title": "Unauthorized", "detail": "a bearer token is required"})
 
-    monkeypatch.setattr(commands, "Api", lambda url, token: Api(url, token, httpx.MockTransport(answer)))
+    monkeypatch.setattr(terminal, "Api", lambda url, token: Api(url, token, httpx.MockTransport(answer)))
     told = [cognate("list", COGNATE_TOKEN="hidden"), cognate("list", "--token=hidden"), cognate("list", "--help", COGNATE_TOKEN="hidden")]
     assert seen == ["Bearer hidden"] * 2
     assert not any("hidden" in shown.output for shown in told)

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import httpx
 
-from app.client import stream, view
+from app.client import stream
 from app.client.api import Api, ExitCode
+from app.client.live import WATCHED
 from tests.client.conftest import cognate
 
 COMMAND = [str(Path(sys.executable).with_name("cognate")), "runs"]
@@ -88,7 +89,7 @@ def test_a_stream_goes_on_where_it_was_cut_off(live: str) -> None:
     """Each connection is closed after a few frames; no row is told twice, and none is missing."""
     run_id = httpx.post(f"{live}/v1/runs", json={"preset": "quickstart", "config": {"training": {"max_steps": 40}}}).json()["id"]
     with Api(live, None) as api:
-        whole = stream.connecting(api, run_id, view.WATCHED)
+        whole = stream.connecting(api, run_id, WATCHED)
 
         class Cut:
             def __init__(self, cursor: str) -> None:

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from app.client import view
-from app.client.view import Bar, Lines
+from app.client import live, view
+from app.client.live import Bar, Lines
 from tests.client.conftest import a_run
 from tests.client.test_stream import batch, snapshot, state
 
@@ -82,7 +82,7 @@ def test_a_bar_shows_progress_state_and_what_is_measured() -> None:
     drawn = said(out)
     assert "step      4/60" not in drawn  # a row moves the bar; it is no line
     out = console()
-    out.print(view.bar(a_run(1)))
+    out.print(live.bar(a_run(1)))
     assert "tiny-1" in said(out)
     assert "running: training" in said(out)
     assert "step 15/60  epoch 0.25  1,234 tokens/s  0:01:23 to go  loss 2.5" in said(out)
@@ -90,5 +90,5 @@ def test_a_bar_shows_progress_state_and_what_is_measured() -> None:
 
 def test_a_bar_says_that_the_connection_is_lost() -> None:
     out = console()
-    out.print(view.bar(a_run(1), "connection lost (reset); trying again"))
+    out.print(live.bar(a_run(1), "connection lost (reset); trying again"))
     assert said(out).splitlines()[1].strip() == "connection lost (reset); trying again"

@@ -135,4 +135,6 @@ def page_of(browser: Browser, server: Server) -> Iterator[Page]:
     try:
         yield context.new_page()
     finally:
+        for page in context.pages:
+            page.unroute_all(behavior="ignoreErrors")  # the page asks on; what is answered now nobody sees
         context.close()

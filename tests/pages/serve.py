@@ -14,7 +14,6 @@ from app.settings import Settings
 
 JOB = [sys.executable, str(Path(__file__).parents[1] / "fake_job.py")]
 WORKER = [sys.executable, str(Path(__file__).with_name("fake_worker.py"))]
-JOB = [sys.executable, str(Path(__file__).parents[1] / "fake_job.py")]
 SLOTS = 8  # no test waits for the run of another
 
 

@@ -144,6 +144,27 @@ def test_a_run_launched_elsewhere_comes_to_the_top_of_the_list(page: Page, serve
     expect(page.locator("tr[data-run]").first).to_have_attribute("data-run", run_id)
 
 
+def test_what_is_renamed_or_deleted_elsewhere_is_so_in_the_list(page: Page, server: Server) -> None:
+    """Also where the first look at what has changed is not answered."""
+    kept, gone = server.launch(max_steps=2), server.launch(max_steps=2)
+    page.goto("/")
+    for run_id in (kept, gone):
+        expect(page.locator(f"tr[data-run={run_id}] .state")).to_have_text("completed")
+    refused: list[str] = []
+
+    def refuse(route: Route) -> None:
+        refused.append(route.request.url)
+        route.fulfill(status=503, json={"detail": "busy"})
+
+    page.route(f"**/v1/runs/{kept}", refuse, times=1)
+    httpx.patch(f"{server.url}/v1/runs/{kept}", json={"name": "another name", "tags": ["night"]}).raise_for_status()
+    expect(page.locator(f"tr[data-run={kept}]").get_by_role("link")).to_have_text("another name")
+    expect(page.locator(f"tr[data-run={kept}] .tag")).to_have_text("night")
+    assert len(refused) == 1
+    httpx.delete(f"{server.url}/v1/runs/{gone}").raise_for_status()
+    expect(page.locator(f"tr[data-run={gone}]")).to_have_count(0)
+
+
 def test_only_what_was_changed_is_sent(page: Page) -> None:
     page.goto("/#/launch")
     page.get_by_label("preset").select_option("speed")

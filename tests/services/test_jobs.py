@@ -142,3 +142,21 @@ def test_only_the_newest_folders_are_kept(tmp_path: Path, monkeypatch: pytest.Mo
         made = [start(client, result={"number": number}) for number in range(4)]
         assert [ended(client, job_id)["result"]["number"] for job_id in made] == [0, 1, 2, 3]
         until(lambda: {path.name for path in (tmp_path / "jobs").iterdir()} == set(made[2:]))
+
+
+def test_a_result_that_cannot_be_noted_keeps_no_run_from_being_looked_after(tmp_path: Path) -> None:
+    asked: list[Any] = []
+
+    def refuse(*given: Any) -> None:
+        asked.append(given)
+        raise KeyError("planted")
+
+    with serving(tmp_path) as client:
+        service = parts(client)
+        service.jobs._on_completed = {"odd": refuse}
+        job_id = start(client, "odd", result={})
+        until(lambda: asked)
+        service.supervisor.look()
+        wait_for(client, launch(client, steps=2), "completed")
+        service.jobs._on_completed = {}
+        assert ended(client, job_id)["state"] == "completed"

@@ -27,9 +27,9 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
-from app.api import schemas
 from app.api.deps import Parts
 from app.api.errors import PROBLEMS
+from app.api.schemas import runs as schemas
 from app.executors.base import Exit
 from app.executors.local import LocalExecutor
 from app.services import runs as use_cases

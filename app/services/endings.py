@@ -1,0 +1,44 @@
+"""How an attempt ended, from what it said and how its process was left. Pure."""
+
+from __future__ import annotations
+
+from app.executors.base import Exit
+from app.services.lifecycle import Fact, Reason, State
+from app.store.tables import Attempt, Run
+from cognate.events import Kind
+
+_FACTS = {Kind.PAUSED: Fact.PAUSED, Kind.STOPPED: Fact.STOPPED, Kind.FINISHED: Fact.FINISHED, Kind.FAILED: Fact.FAILED}
+
+
+def fact_of(attempt: Attempt, ended: Exit, *, disk_was_full: bool) -> Fact:
+    """disk_was_full: when the process was first seen to be gone"""
+    fact = _FACTS[Kind(attempt.ending)] if attempt.ending else Fact.VANISHED
+    if fact is Fact.FAILED and (attempt.ending_data or {}).get("reason") == Reason.DISK_FULL:
+        return Fact.OUT_OF_DISK
+    left_by_itself = ended.signal is None and ended.code != 0
+    return Fact.OUT_OF_DISK if fact is Fact.VANISHED and left_by_itself and disk_was_full else fact
+
+
+def explain(run: Run, attempt: Attempt, fact: Fact, ended: Exit) -> tuple[str | None, str | None]:
+    """The reason and detail of the state a run enters when an attempt has ended."""
+    if fact is Fact.OUT_OF_DISK:
+        said = (attempt.ending_data or {}).get("detail", "the worker left without a word and the disk is full")
+        return (Reason.DISK_FULL, said) if run.state != State.STOPPING else (run.state_reason, said)
+    if fact is Fact.FAILED:
+        data = attempt.ending_data or {}
+        return data.get("reason", Reason.WORKER_ERROR), data.get("detail", "the worker did not say why; see its log")
+    if run.state_reason == Reason.STALLED and fact is Fact.VANISHED:
+        return Reason.STALLED, run.state_detail
+    if fact is not Fact.VANISHED or run.kill_requested or run.state == State.STOPPING:
+        return (run.state_reason, None) if fact is not Fact.FINISHED else (None, None)
+    if run.state_reason == Reason.SHUTDOWN:
+        return Reason.SHUTDOWN, "the worker was ended before it had saved; it goes on from its last checkpoint"
+    if ended.signal is not None:
+        return Reason.SIGNAL, f"the worker was killed by signal {ended.signal}"
+    if ended.code is not None:
+        return Reason.EXIT_NONZERO, f"the worker left with code {ended.code} and no last word; see its log"
+    if ended.rebooted:
+        return Reason.HOST_RESTART, "the machine was started anew while the run was at work"
+    if run.state == State.STARTING:
+        return Reason.WORKER_LOST, "the server ended while it was starting the worker, or the worker before it could say a word"
+    return Reason.WORKER_LOST, "the worker and its shim are gone and left no record of how they ended"

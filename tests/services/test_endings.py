@@ -1,0 +1,53 @@
+"""endings.py and the delays of the supervisor: decisions as functions of what was seen."""
+
+from typing import Any
+
+import pytest
+
+from app.executors.base import Exit
+from app.services.endings import explain, fact_of
+from app.services.lifecycle import Fact, Reason, State
+from app.services.supervisor import AUTO_RESUME_AFTER_MOST_S, auto_resume_after
+from app.store.tables import Attempt, Run
+
+
+def attempt(ending: str | None = None, **data: Any) -> Attempt:
+    return Attempt(run_id="run", number=1, device="cpu", launched_at=0.0, ending=ending, ending_data=data or None)
+
+
+@pytest.mark.parametrize(
+    ("said", "ended", "disk_was_full", "fact"),
+    [
+        (attempt("finished"), Exit(0), False, Fact.FINISHED),
+        (attempt("failed", reason="error"), Exit(1), True, Fact.FAILED),
+        (attempt("failed", reason="disk_full"), Exit(1), False, Fact.OUT_OF_DISK),
+        (attempt(), Exit(1), False, Fact.VANISHED),
+        (attempt(), Exit(1), True, Fact.OUT_OF_DISK),
+        (attempt(), Exit(), True, Fact.OUT_OF_DISK),  # nor could the shim write its record
+        (attempt(), Exit(signal=9), True, Fact.VANISHED),
+        (attempt(), Exit(0), True, Fact.VANISHED),
+    ],
+)
+def test_an_ending_is_what_was_said_or_else_how_the_process_was_left(said: Attempt, ended: Exit, disk_was_full: bool, fact: Fact) -> None:
+    assert fact_of(said, ended, disk_was_full=disk_was_full) is fact
+
+
+@pytest.mark.parametrize(
+    ("ended", "reason", "words"),
+    [
+        (Exit(signal=9), Reason.SIGNAL, "killed by signal 9"),
+        (Exit(3), Reason.EXIT_NONZERO, "left with code 3"),
+        (Exit(rebooted=True), Reason.HOST_RESTART, "started anew"),
+        (Exit(), Reason.WORKER_LOST, "no record"),
+    ],
+)
+def test_a_worker_that_vanished_is_explained_by_what_it_left(ended: Exit, reason: Reason, words: str) -> None:
+    found, detail = explain(Run(id="run", state=State.RUNNING), attempt(), Fact.VANISHED, ended)
+    assert found == reason
+    assert words in str(detail)
+
+
+def test_a_run_that_is_lost_again_and_again_waits_longer_each_time_but_not_for_ever() -> None:
+    """At the 512th time, of 1000 that can be asked for, an overflow ended every look of the supervisor."""
+    delays = [auto_resume_after(times) for times in (0, 1, 2, 3, 4, 512, 1000)]
+    assert delays == [2.0, 8.0, 32.0, 128.0, *[AUTO_RESUME_AFTER_MOST_S] * 3]
