@@ -21,6 +21,7 @@ SCHEMA_VERSION: Final = 1
 
 Precision = Literal["auto", "fp32", "bf16"]
 Bptt = Literal["full", "last"]
+Recipe = Literal["report", "measured"]
 DatasetName = Literal[
     "gsm8k", "svamp", "asdiv", "mbpp", "codexglue", "arc_easy", "arc_challenge",
     "hotpotqa", "drop", "strategyqa", "piqa", "hellaswag", "boolq", "wikitext",
@@ -248,7 +249,7 @@ class RunConfig(_Section):
 
     schema_version: Literal[1] = SCHEMA_VERSION
     preset: str = Field("reasoning", description="The preset this configuration started from.")
-    recipe: Literal["report", "measured"] = Field(
+    recipe: Recipe = Field(
         "report", description="A specialist's optimizer: the numbers of the Phase 1 report, or those that were measured to be better."
     )
     seed: int = Field(42, ge=0, lt=2**31, description="Seed of weights, data order and sampling.")
@@ -294,6 +295,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 SPECIALISTS: tuple[str, ...] = ("reasoning", "memory", "speed")
+RECIPES: tuple[Recipe, ...] = get_args(Recipe)
 # What was better than the report's numbers, and by how much: docs/experiments.md.
 MEASURED: dict[str, Any] = {"optimizer": {"muon_lr": 5e-3, "embedding_lr": 1e-2, "adamw_lr": 3e-3, "grokfast_lambda": 0.0}}
 

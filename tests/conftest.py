@@ -12,6 +12,8 @@ import pytest
 os.environ.setdefault("COGNATE_WANDB", "off")  # but where it is what is tested
 os.environ.setdefault("GOMP_SPINCOUNT", "0")  # before torch: see docs/decisions/0004; tests share the cores with workers
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test needs the network
+for name in ("COLUMNS", "LINES"):  # readline sets them, and a console believes them
+    os.environ.pop(name, None)
 signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored under a shell that starts us in the background, and inherited
 
 

@@ -8,15 +8,21 @@ from typing import Any
 from fastapi import APIRouter
 
 from app.api.errors import PROBLEMS, NoSuchThing
-from cognate.config import PRESETS, json_schema, resolve
+from cognate.config import PRESETS, RECIPES, SPECIALISTS, json_schema, resolve
 from cognate.metrics import METRICS
 
 router = APIRouter(prefix="/v1", tags=["catalog"])
 
 
-@router.get("/presets", summary="Presets with their whole configuration")
+@router.get("/presets", summary="Presets with their whole configuration, by recipe")
 def list_presets() -> dict[str, Any]:
-    return {"data": [{"name": name, "config": resolve(name).model_dump(mode="json")} for name in PRESETS]}
+    return {"data": [_preset(name) for name in PRESETS]}
+
+
+def _preset(name: str) -> dict[str, Any]:
+    names = RECIPES if name in SPECIALISTS else RECIPES[:1]
+    recipes = {recipe: resolve(name, {"recipe": recipe}).model_dump(mode="json") for recipe in names}
+    return {"name": name, "config": recipes["report"], "recipes": recipes}
 
 
 @router.get("/config/schema", summary="JSON Schema of a run's configuration")

@@ -9,7 +9,7 @@ export async function metrics() {
   return (await once("/v1/metrics")).data;
 }
 
-/** [{name, config}] */
+/** [{name, config, recipes}] */
 export async function presets() {
   return (await once("/v1/presets")).data;
 }

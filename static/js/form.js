@@ -27,14 +27,18 @@ class LaunchForm {
   #outcome = this.element.querySelector(".outcome");
 
   constructor(schema, presets, from, origin = null) {
-    this.#presets = new Map(presets.map(({ name, config }) => [name, config]));
+    this.#presets = new Map(presets.map((preset) => [preset.name, preset]));
     this.#origin = origin;
     this.#drawPresets(from?.preset);
     if (origin) this.#drawOrigin();
     for (const section of sections(schema)) this.#drawSection(section);
     this.#preset.addEventListener("change", () => this.#reset());
+    const recipe = this.#fields.get("recipe");
+    recipe.element.addEventListener("input", () => this.#reset());
+    recipe.element.hidden = Boolean(origin);
     this.element.addEventListener("input", () => this.#showChanges());
     this.element.querySelector("form").addEventListener("submit", (event) => this.#submit(event));
+    if (from?.recipe) recipe.set(from.recipe);
     this.#reset();
     if (from) for (const field of this.#fields.values()) field.set(at(from, field.path));
     this.#showChanges();
@@ -44,8 +48,10 @@ class LaunchForm {
     return this.element.querySelector("#preset");
   }
 
+  /** What the fields say as long as a person changes nothing else: the preset, by the recipe that is chosen. */
   get #usual() {
-    return this.#presets.get(this.#preset.value);
+    const { config, recipes } = this.#presets.get(this.#preset.value);
+    return { ...(recipes?.[this.#fields.get("recipe").value] ?? config), recipe: config.recipe ?? "report" };
   }
 
   #drawPresets(chosen) {

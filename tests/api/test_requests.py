@@ -11,6 +11,7 @@ from starlette.testclient import TestClient
 from app.api import system
 from app.api.errors import PROBLEMS
 from app.api.runs import LOG_BLOCK, _readable
+from cognate.config import RECIPES, SPECIALISTS
 from cognate.rundir import RunDir
 from tests.service import launch, serving, until, wait_for
 
@@ -115,7 +116,13 @@ def test_a_dry_run_resolves_and_leaves_nothing(client: TestClient) -> None:
 
 def test_the_catalogue_is_complete(client: TestClient) -> None:
     assert len(client.get("/v1/metrics").json()["data"]) == 37
-    assert [preset["name"] for preset in client.get("/v1/presets").json()["data"]] == ["reasoning", "memory", "speed", "quickstart"]
+    presets = client.get("/v1/presets").json()["data"]
+    by_name = {preset["name"]: tuple(preset["recipes"]) for preset in presets}
+    assert by_name == dict.fromkeys(SPECIALISTS, RECIPES) | {"quickstart": ("report",)}
+    for preset in presets:
+        for recipe, config in preset["recipes"].items():
+            asked = {"preset": preset["name"], "config": {"recipe": recipe}}
+            assert client.post("/v1/runs?dry_run=true", json=asked).json()["config"] == config
     assert "TrainingConfig" in client.get("/v1/config/schema").json()["$defs"]
 
 

@@ -13,7 +13,7 @@ import httpx
 import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Page, Route, expect
 
-from cognate.config import resolve
+from cognate.config import MEASURED, resolve
 from tests.pages.conftest import Server, page_of
 from tests.pages.fake_worker import HOSTILE, MARKUP, UNLUCKY
 
@@ -206,6 +206,27 @@ def test_check_only_says_what_differs_and_launches_nothing(page: Page, server: S
     expect(page.locator(".outcome")).to_contain_text("This can be launched.")
     expect(page.locator(".outcome li")).to_have_text("training.batch_size 4 instead of 16")
     assert server.get("/v1/info")["runs"] == before
+
+
+def test_a_recipe_says_its_own_numbers_and_what_a_person_changed_stays(page: Page) -> None:
+    page.goto("/#/launch")
+    page.locator("[data-section=optimizer] > summary").click()
+    page.get_by_label("weight_decay", exact=True).fill("0.3")
+    usual = page.get_by_label("muon_lr", exact=True).input_value()
+    page.get_by_label("recipe", exact=True).select_option("measured")
+    expect(page.get_by_label("muon_lr", exact=True)).to_have_value(f"{MEASURED['optimizer']['muon_lr']:g}")
+    expect(page.get_by_label("weight_decay", exact=True)).to_have_value("0.3")
+    page.get_by_label("muon_lr", exact=True).fill(usual)
+    page.get_by_role("button", name="Check only").click()
+    expect(page.locator(".outcome li")).to_have_text(
+        [
+            "recipe measured instead of report",
+            f"optimizer.muon_lr {usual} instead of {MEASURED['optimizer']['muon_lr']:g}",
+            "optimizer.weight_decay 0.3 instead of 0.01",
+        ]
+    )
+    page.get_by_label("recipe", exact=True).select_option("report")
+    expect(page.locator(".field.changed")).to_have_count(1)
 
 
 # --- one run ----------------------------------------------------------------------------------------------------

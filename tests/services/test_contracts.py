@@ -158,7 +158,7 @@ def test_a_worker_that_a_full_disk_silenced_is_not_called_crashed(tmp_path: Path
 
 
 def test_silence_is_told_once_and_forgiven(tmp_path: Path) -> None:
-    with serving(tmp_path, "--fault", "doze@7", stall_after_s=0.5) as client:
+    with serving(tmp_path, "--fault", "doze@7", "--step-seconds", "0.05", stall_after_s=0.5) as client:
         run_id = launch(client, steps=20)
         wait_for(client, run_id, "completed")
         (stalled,) = events(client, run_id, "alert")
