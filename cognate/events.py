@@ -43,6 +43,7 @@ class Failure(StrEnum):
     ERROR = "worker_error"
 
 
+EXIT_DISK_FULL = 73  # a worker's exit code when the disk took no last word from it
 ENDINGS = frozenset({Kind.PAUSED, Kind.STOPPED, Kind.FINISHED, Kind.FAILED})
 
 _NAMES = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}

@@ -7,6 +7,7 @@ Whatever goes wrong becomes one `failed` event with a reason a person can act on
 from __future__ import annotations
 
 import errno
+import io
 import os
 import sys
 import traceback
@@ -22,7 +23,7 @@ import torch
 from cognate import shim
 from cognate.config import resolve
 from cognate.data.files import DataMissing, DataUnreadable
-from cognate.events import Failure, Kind
+from cognate.events import EXIT_DISK_FULL, Failure, Kind
 from cognate.model import Cognate
 from cognate.optimizer import MuGrokfast
 from cognate.rundir import AttemptDir, Journal, Places, read_limits
@@ -64,12 +65,22 @@ def run_attempt(attempt: AttemptDir, places: Places, device: str | None, *listen
         make_deterministic(chosen)
         return train(attempt.run, reporter, ControlFile(attempt).poll, places, chosen, read_limits(attempt).rows_at_most)
     except Exception as error:  # the edge of the process: everything is answered here, with a reason
-        traceback.print_exc()
+        print_traceback()
         try:
             reporter.say(Kind.FAILED, reason=explain(error), detail=f"{type(error).__name__}: {error}"[:2000])
-        except OSError:  # a disk too full for a last word; the exit code and worker.log are all there is
-            traceback.print_exc()
+        except OSError as refused:  # the exit code and worker.log are all there is then
+            print_traceback()
+            if explain(refused) is Failure.DISK_FULL:
+                sys.exit(EXIT_DISK_FULL)
         return Kind.FAILED
+
+
+def print_traceback() -> None:
+    """To worker.log, which may be on a full disk too: what it does not take must cost neither the last word nor the exit code."""
+    try:
+        traceback.print_exc()
+    except OSError:
+        sys.stderr = io.StringIO()  # Python would try again at the end, and leave with a code of its own
 
 
 def explain(error: BaseException) -> Failure:

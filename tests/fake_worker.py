@@ -8,6 +8,7 @@ process behind when it ends).
 """
 
 import argparse
+import errno
 import math
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import time
 from pathlib import Path
 
 from cognate import shim
-from cognate.events import Kind
+from cognate.events import EXIT_DISK_FULL, Kind
 from cognate.rundir import MANIFEST, AttemptDir, Journal, file_digest, read_json, write_json
 from cognate.training.control import ControlFile
 
@@ -100,4 +101,9 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        sys.exit(EXIT_DISK_FULL)

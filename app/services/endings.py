@@ -5,7 +5,7 @@ from __future__ import annotations
 from app.executors.base import Exit
 from app.services.lifecycle import Fact, Reason, State
 from app.store.tables import Attempt, Run
-from cognate.events import Kind
+from cognate.events import EXIT_DISK_FULL, Kind
 
 _FACTS = {Kind.PAUSED: Fact.PAUSED, Kind.STOPPED: Fact.STOPPED, Kind.FINISHED: Fact.FINISHED, Kind.FAILED: Fact.FAILED}
 
@@ -15,14 +15,14 @@ def fact_of(attempt: Attempt, ended: Exit, *, disk_was_full: bool) -> Fact:
     fact = _FACTS[Kind(attempt.ending)] if attempt.ending else Fact.VANISHED
     if fact is Fact.FAILED and (attempt.ending_data or {}).get("reason") == Reason.DISK_FULL:
         return Fact.OUT_OF_DISK
-    left_by_itself = ended.signal is None and ended.code != 0
-    return Fact.OUT_OF_DISK if fact is Fact.VANISHED and left_by_itself and disk_was_full else fact
+    silenced = ended.code == EXIT_DISK_FULL or (disk_was_full and ended.signal is None and ended.code != 0)
+    return Fact.OUT_OF_DISK if fact is Fact.VANISHED and silenced else fact
 
 
 def explain(run: Run, attempt: Attempt, fact: Fact, ended: Exit) -> tuple[str | None, str | None]:
     """The reason and detail of the state a run enters when an attempt has ended."""
     if fact is Fact.OUT_OF_DISK:
-        said = (attempt.ending_data or {}).get("detail", "the worker left without a word and the disk is full")
+        said = (attempt.ending_data or {}).get("detail", "the disk was full, and the worker left without a word")
         return (Reason.DISK_FULL, said) if run.state != State.STOPPING else (run.state_reason, said)
     if fact is Fact.FAILED:
         data = attempt.ending_data or {}

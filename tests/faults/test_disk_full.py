@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 
-from cognate.events import Failure, Kind
+from cognate.events import EXIT_DISK_FULL, Failure, Kind
 from cognate.rundir import MalformedLine, Places, RunDir, read_journal, verify_checkpoint
 from cognate.worker import run_attempt
 from tests.faults.processes import Service, count, end, next_attempt, service, start, times, train_once
@@ -52,11 +52,12 @@ def test_a_worker_without_space_says_so_and_spoils_nothing(whole: RunDir, cache:
         run = RunDir(tmp_path / f"run_{number}")
         shutil.copytree(whole.path, run.path, ignore=shutil.ignore_patterns("step_000004", "step_000006", "best.json", "attempts"))
         limit = round(10 ** draw.uniform(3, 5.7))
-        assert end(start(train_within, run.path, cache, limit)) == 1
+        code = end(start(train_within, run.path, cache, limit))
         attempt = run.attempt(1)
         assert not any(isinstance(entry, MalformedLine) for entry, _ in read_journal(attempt.journal))
         assert attempt.journal.read_bytes().endswith(b"\n")
         last = events(run)[-1]
+        assert code == (1 if last.kind is Kind.FAILED else EXIT_DISK_FULL)
         if last.kind is Kind.FAILED:
             assert last.data["reason"] == Failure.DISK_FULL, last.data
         met["in a checkpoint" if last.kind is Kind.FAILED else "in the journal"] += 1

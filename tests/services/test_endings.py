@@ -9,6 +9,7 @@ from app.services.endings import explain, fact_of
 from app.services.lifecycle import Fact, Reason, State
 from app.services.supervisor import AUTO_RESUME_AFTER_MOST_S, auto_resume_after
 from app.store.tables import Attempt, Run
+from cognate.events import EXIT_DISK_FULL
 
 
 def attempt(ending: str | None = None, **data: Any) -> Attempt:
@@ -23,6 +24,7 @@ def attempt(ending: str | None = None, **data: Any) -> Attempt:
         (attempt("failed", reason="disk_full"), Exit(1), False, Fact.OUT_OF_DISK),
         (attempt(), Exit(1), False, Fact.VANISHED),
         (attempt(), Exit(1), True, Fact.OUT_OF_DISK),
+        (attempt(), Exit(EXIT_DISK_FULL), False, Fact.OUT_OF_DISK),
         (attempt(), Exit(), True, Fact.OUT_OF_DISK),  # nor could the shim write its record
         (attempt(), Exit(signal=9), True, Fact.VANISHED),
         (attempt(), Exit(0), True, Fact.VANISHED),
