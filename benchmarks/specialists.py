@@ -1,10 +1,10 @@
 """The three specialists from launch to hand-off, through the service: trained, evaluated, compared, packed, reported.
 
-    make bench-specialists ARGS="--data FOLDER [--datasets six|all] [--size full|small] [--steps N] [--output DIR]"
+    make bench-specialists ARGS="--data FOLDER [--datasets six|all] [--size full|small] [--steps N] [--set NAME=VALUE ...] [--output DIR]"
 
 Starts a service of its own with its state in DIR, launches the group, waits, and leaves in DIR the hand-off archive, the training
 report, every answer of the API that the table is made from, and results.md: expected against measured, with digests.
-`--size small` is what two CPU cores train in an hour; its archive says that it is not fit for Phase 2.
+`--size small` is what two CPU cores train for longer than a fraction of an epoch; its archive says that it is not fit for Phase 2.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import httpx
 import torch
 
 from benchmarks.sidebyside import describe_machine
-from cognate.config import SIX_DATASETS, SPECIALISTS
+from cognate.config import SIX_DATASETS, SPECIALISTS, overrides
 
 SMALL: dict[str, Any] = {
     "model": {
@@ -49,6 +49,7 @@ def main() -> None:
     parser.add_argument("--datasets", choices=("six", "all"), default="six")
     parser.add_argument("--size", choices=("full", "small"), default="full")
     parser.add_argument("--steps", type=int, help="Most steps of a model; without it the whole curriculum, ten epochs.")
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="A parameter of all three; may be repeated.")
     parser.add_argument("--output", type=Path, default=Path("var/specialists"))
     options = parser.parse_args()
     if options.data is None:
@@ -68,7 +69,7 @@ def wanted(options: argparse.Namespace) -> dict[str, Any]:
     config.setdefault("data", {})["datasets"] = list(SIX_DATASETS) if options.datasets == "six" else None
     if options.steps is not None:
         config.setdefault("training", {})["max_steps"] = options.steps
-    return config
+    return overrides(options.set, config)
 
 
 # --- through the service ------------------------------------------------------------------------------------------
