@@ -52,10 +52,12 @@ def main(arguments: list[str]) -> int:
     else:
         attempt, device = Path(arguments[0]), arguments[2]
         worker = _start(command, lease=int(arguments[1]))
+    before = _oom_kills()
     _write(attempt / "started.json", {**identity(worker.pid), "shim_pid": os.getpid(), "device": device})
     code = worker.wait()
+    left = {"code": code if code >= 0 else None, "signal": -code if code < 0 else None, "oom_kills": _oom_kills() - before}
     _kill_leftovers(worker.pid)
-    _write(attempt / "exit.json", {"code": code if code >= 0 else None, "signal": -code if code < 0 else None, "at": time.time()})
+    _write(attempt / "exit.json", {**left, "at": time.time()})
     return 0
 
 
@@ -116,6 +118,15 @@ def identity(pid: int) -> dict[str, object]:
 def boot_id() -> str:
     """Different after every start of the machine."""
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def _oom_kills() -> int:
+    """Processes that the kernel has killed for want of memory since the machine started; 0 where it does not count them."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/vmstat").read_text().splitlines():
+            if line.startswith("oom_kill "):
+                return int(line.split()[1])
+    return 0
 
 
 def _kill_leftovers(session: int) -> None:

@@ -12,11 +12,15 @@ from cognate.rundir import AttemptDir, ProcessDir
 
 @dataclass(frozen=True)
 class Exit:
-    """How a worker process ended: an exit code, or the signal that killed it; neither is known when nobody saw it."""
+    """How a worker process ended: an exit code, or the signal that killed it; neither is known when nobody saw it.
+
+    oom_killed: the kernel sent the signal, for want of memory
+    """
 
     code: int | None = None
     signal: int | None = None
     rebooted: bool = False
+    oom_killed: bool = False
 
 
 class LaunchError(RuntimeError):

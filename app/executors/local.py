@@ -137,7 +137,9 @@ class LocalExecutor:
             record = rundir.read_json(work.exit)
         except (FileNotFoundError, ValueError):
             return Exit(rebooted=_rebooted_since(work))
-        return Exit(record["code"], record["signal"])
+        # Who sent a SIGKILL nobody tells; that the kernel killed for memory meanwhile, it counts.
+        oom_killed = record["signal"] == signal.SIGKILL and record.get("oom_kills", 0) > 0
+        return Exit(record["code"], record["signal"], oom_killed=oom_killed)
 
     def _holds_memory(self, work: ProcessDir) -> bool:
         """Whether the GPU still counts memory to the worker. A driver that never lets go is believed for FREED_WITHIN_S only."""

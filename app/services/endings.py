@@ -10,11 +10,13 @@ from cognate.events import EXIT_DISK_FULL, Kind
 _FACTS = {Kind.PAUSED: Fact.PAUSED, Kind.STOPPED: Fact.STOPPED, Kind.FINISHED: Fact.FINISHED, Kind.FAILED: Fact.FAILED}
 
 
-def fact_of(attempt: Attempt, ended: Exit, *, disk_was_full: bool) -> Fact:
+def fact_of(run: Run, attempt: Attempt, ended: Exit, *, disk_was_full: bool) -> Fact:
     """disk_was_full: when the process was first seen to be gone"""
     fact = _FACTS[Kind(attempt.ending)] if attempt.ending else Fact.VANISHED
     if fact is Fact.FAILED and (attempt.ending_data or {}).get("reason") == Reason.DISK_FULL:
         return Fact.OUT_OF_DISK
+    if fact is Fact.VANISHED and ended.oom_killed and run.state in (State.STARTING, State.RUNNING) and not run.kill_requested:
+        return Fact.FAILED  # nobody wanted it gone, so the signal was the kernel's
     silenced = ended.code == EXIT_DISK_FULL or (disk_was_full and ended.signal is None and ended.code != 0)
     return Fact.OUT_OF_DISK if fact is Fact.VANISHED and silenced else fact
 
@@ -24,6 +26,8 @@ def explain(run: Run, attempt: Attempt, fact: Fact, ended: Exit) -> tuple[str | 
     if fact is Fact.OUT_OF_DISK:
         said = (attempt.ending_data or {}).get("detail", "the disk was full, and the worker left without a word")
         return (Reason.DISK_FULL, said) if run.state != State.STOPPING else (run.state_reason, said)
+    if fact is Fact.FAILED and attempt.ending is None:
+        return Reason.OOM_HOST, "the machine's memory did not suffice, and the kernel killed the worker"
     if fact is Fact.FAILED:
         data = attempt.ending_data or {}
         return data.get("reason", Reason.WORKER_ERROR), data.get("detail", "the worker did not say why; see its log")

@@ -179,6 +179,8 @@ def _end(write: Write, job: Job, state: str, *, reason: str | None = None, detai
 
 
 def _how(ended: Exit) -> str:
+    if ended.oom_killed:
+        return "the machine's memory did not suffice, and the kernel killed its process"
     if ended.signal is not None:
         return f"its process was killed by signal {ended.signal}"
     return f"its process left with code {ended.code} and no result" if ended.code is not None else "its process is gone without a trace"

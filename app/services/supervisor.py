@@ -199,7 +199,7 @@ class Supervisor:
     def _conclude(self, write: Write, run: Run, attempt: Attempt, ended: Exit) -> None:
         """Every process of the attempt is gone and its whole journal is in: say how it ended."""
         attempt.ended_at, attempt.exit_code, attempt.exit_signal = time.time(), ended.code, ended.signal
-        fact = fact_of(attempt, ended, disk_was_full=self._timers.is_done(run.id, "full"))
+        fact = fact_of(run, attempt, ended, disk_was_full=self._timers.is_done(run.id, "full"))
         if fact not in TRANSITIONS[State(run.state)]:
             fact = Fact.VANISHED  # an answer to a command that is not in force; the checkpoint is there to resume from
         before, phase = State(run.state), run.phase

@@ -1,6 +1,10 @@
-"""The real worker on a device whose memory suffices for MOST rows at once from the third batch on: `hungry_worker.py MOST ATTEMPT_DIR`."""
+"""The real worker on a device whose memory suffices for MOST rows at once from the third batch on: `hungry_worker.py MOST ATTEMPT_DIR`.
+
+`hungry_worker.py MOST GROUP ATTEMPT_DIR`: in a memory group (memory_group.py), of whose memory too many rows take more than it has.
+"""
 
 import sys
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,6 +14,9 @@ from cognate import worker
 from cognate.model import Cognate
 
 most = int(sys.argv.pop(1))
+group = Path(sys.argv.pop(1)) if len(sys.argv) == 3 else None
+if group is not None:
+    (group / "cgroup.procs").write_text("0")
 batches = 0
 
 
@@ -18,6 +25,8 @@ def hungry(method: Any) -> Any:
         global batches
         batches += method is loss
         if batches > 2 and len(tokens) > most:
+            if group is not None:
+                torch.ones(4 << 30, dtype=torch.uint8)  # the kernel kills this process
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         return method(model, tokens, *arguments, **options)
 

@@ -15,6 +15,7 @@ from app.executors.local import LocalExecutor
 from app.main import create_app
 from app.settings import Settings
 from cognate.rundir import Limits, RunDir, read_limits
+from tests.faults.memory_group import memory_group
 from tests.service import URL, wait_for
 from tests.training.runs import TINY, attempt_at, new_run, rows
 
@@ -27,8 +28,8 @@ TRAINING = {**TINY["training"], "max_steps": 6, "checkpoint_every_steps": 2}
 
 
 @contextmanager
-def serving(home: Path, most: int, data_dir: Path | None = None) -> Iterator[TestClient]:
-    worker = [sys.executable, str(HUNGRY), str(most)]
+def serving(home: Path, most: int, data_dir: Path | None = None, *where: str) -> Iterator[TestClient]:
+    worker = [sys.executable, str(HUNGRY), str(most), *where]
     app = create_app(Settings(home=home, auto_resume=0, data_dir=data_dir), LocalExecutor(data_dir, home / "cache", 1, worker))
     with TestClient(app, base_url=URL) as client:
         yield client
@@ -70,6 +71,15 @@ def test_it_goes_on_with_half_the_rows_to_the_same_result(tmp_path: Path) -> Non
     attempt_at(whole, cache=tmp_path / "cache")
     assert halved[1:] == pytest.approx([event.data["values"]["loss"] for event in rows(whole)[1:]], rel=1e-4)
     assert len(halved) == 7
+
+
+def test_what_the_kernel_kills_for_memory_goes_on_with_half_the_rows_too(tmp_path: Path) -> None:
+    """It gets no chance to say a word; the kernel's count of such kills is what tells it from any other SIGKILL."""
+    with memory_group(2 << 30) as group, serving(tmp_path, 2, None, str(group)) as client:
+        run = trained(client)
+        assert (run["state"], run["attempt"], run["rows_at_most"]) == ("completed", 2, 2)
+        assert ("failed", "oom_host") in [(event["state"], event["reason"]) for event in told(client, run, "state")]
+        assert [alert["kind"] for alert in told(client, run, "alert")] == ["out_of_memory"]
 
 
 def test_the_candidates_of_a_problem_go_through_in_parts_too(tmp_path: Path) -> None:

@@ -16,6 +16,9 @@ def attempt(ending: str | None = None, **data: Any) -> Attempt:
     return Attempt(run_id="run", number=1, device="cpu", launched_at=0.0, ending=ending, ending_data=data or None)
 
 
+OOM_KILLED = Exit(signal=9, oom_killed=True)
+
+
 @pytest.mark.parametrize(
     ("said", "ended", "disk_was_full", "fact"),
     [
@@ -28,10 +31,24 @@ def attempt(ending: str | None = None, **data: Any) -> Attempt:
         (attempt(), Exit(), True, Fact.OUT_OF_DISK),  # nor could the shim write its record
         (attempt(), Exit(signal=9), True, Fact.VANISHED),
         (attempt(), Exit(0), True, Fact.VANISHED),
+        (attempt(), OOM_KILLED, False, Fact.FAILED),
+        (attempt("paused"), OOM_KILLED, False, Fact.PAUSED),
     ],
 )
 def test_an_ending_is_what_was_said_or_else_how_the_process_was_left(said: Attempt, ended: Exit, disk_was_full: bool, fact: Fact) -> None:
-    assert fact_of(said, ended, disk_was_full=disk_was_full) is fact
+    assert fact_of(Run(id="run", state=State.RUNNING), said, ended, disk_was_full=disk_was_full) is fact
+
+
+@pytest.mark.parametrize("run", [Run(id="run", state=State.RUNNING, kill_requested=True), Run(id="run", state=State.PAUSING)])
+def test_a_worker_that_was_to_be_gone_is_not_taken_for_one_that_the_kernel_killed(run: Run) -> None:
+    """The kernel's count rises by others' kills too; the signal may have been ours."""
+    assert fact_of(run, attempt(), OOM_KILLED, disk_was_full=False) is Fact.VANISHED
+
+
+def test_what_the_kernel_killed_for_memory_failed_for_it() -> None:
+    reason, detail = explain(Run(id="run", state=State.RUNNING), attempt(), Fact.FAILED, OOM_KILLED)
+    assert reason == Reason.OOM_HOST
+    assert "the kernel killed the worker" in str(detail)
 
 
 @pytest.mark.parametrize(
