@@ -30,6 +30,7 @@ AT_ONCE = 1
 ONLINE = frozenset({"fetch"})  # the kinds that may use the network
 ENDED_WITHIN_S = 10.0
 FOLDERS_KEPT = 20  # of ended jobs: their results are in the database, their files only here
+LASTING = frozenset({"handoff"})  # the kinds whose files a person asked for: kept until the next one about the same
 Completed = Callable[[Write, Job], None]
 Completion = Callable[[Session, Job], dict[str, Any]]
 
@@ -164,10 +165,11 @@ class JobService:
             _end(write, job, "failed", reason="job_lost", detail=_how(ended))
 
     def _tidy(self) -> None:
-        """Remove the folders of all but the newest ended jobs."""
+        """Remove the folders of all but the newest ended jobs, and of those that last."""
         root = self._settings.home / "jobs"
         with self._store.read() as session:
             kept = {job.id for job in jobs.page(session, FOLDERS_KEPT)} | {job.id for job in jobs.in_states(session, jobs.UNFINISHED)}
+            kept |= {job_id for kind in LASTING for job_id in jobs.newest_by_subject(session, kind)}
         for path in root.iterdir():
             if path.name not in kept:
                 shutil.rmtree(path, ignore_errors=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlmodel import Session, col
 
 from app.store.tables import Job
@@ -33,6 +33,12 @@ def in_states(session: Session, states: Collection[str]) -> Sequence[Job]:
 def unfinished(session: Session, kind: str, subject: str, spec: dict[str, Any]) -> Job | None:
     """A job that is queued or running and will do exactly this."""
     return next((job for job in in_states(session, UNFINISHED) if (job.kind, job.subject, job.spec) == (kind, subject, spec)), None)
+
+
+def newest_by_subject(session: Session, kind: str) -> Sequence[str]:
+    """The newest completed job of this kind about each subject."""
+    query = select(func.max(Job.id)).where(col(Job.kind) == kind, col(Job.state) == "completed").group_by(col(Job.subject))
+    return session.execute(query).scalars().all()
 
 
 def page(session: Session, limit: int, after: str | None = None, **equal: str | None) -> Sequence[Job]:

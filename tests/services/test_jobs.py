@@ -144,6 +144,16 @@ def test_only_the_newest_folders_are_kept(tmp_path: Path, monkeypatch: pytest.Mo
         until(lambda: {path.name for path in (tmp_path / "jobs").iterdir()} == set(made[2:]))
 
 
+def test_the_newest_of_what_a_person_asked_for_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An archive of three models went with the twentieth evaluation after it."""
+    monkeypatch.setattr(jobs, "FOLDERS_KEPT", 1)
+    monkeypatch.setattr(jobs, "LASTING", frozenset({"odd"}))
+    with serving(tmp_path) as client:
+        made = [ended(client, start(client, "odd", result={}))["id"] for _ in range(2)]
+        made += [ended(client, start(client, result={}))["id"] for _ in range(2)]
+        until(lambda: {path.name for path in (tmp_path / "jobs").iterdir()} == {made[1], made[3]})
+
+
 def test_a_result_that_cannot_be_noted_keeps_no_run_from_being_looked_after(tmp_path: Path) -> None:
     asked: list[Any] = []
 
