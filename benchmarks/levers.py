@@ -4,8 +4,8 @@
 
 Each lever is tried on the datasets it is for, beside the same run without it: same seeds, same number of steps, the loop that `cognate
 train` uses. Measured are validation rows, never test rows, so that nothing is chosen by these: the figures of `cognate evaluate`, and
-the loss on the answers alone, nats a token, which moves long before accuracy does. Every outcome is one line of RESULTS.jsonl
-and is never computed twice.
+the loss on the answers alone, nats a byte (whatever the tokens are), which moves long before accuracy does. Every outcome is one
+line of RESULTS.jsonl and is never computed twice. The model is that of the optimizer studies: one application of the recursion.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.experiments import CACHE, DATA, LITTLE_DATA, SEEDS, SMALL
+from benchmarks.experiments import CACHE, DATA, LITTLE_DATA, ONE_LOOK, SEEDS, SMALL
 from cognate.config import DatasetName, RunConfig, parse
 from cognate.data.corpus import load_corpus
 from cognate.evaluation.items import load_items
@@ -49,6 +49,7 @@ class Lever:
 
 
 LEVERS = {
+    "digits_merged": Lever(("gsm8k", "svamp"), {"data": {"digits": "merged"}}),
     "renumber": Lever(("gsm8k", "svamp"), {"data": {"augment": {"renumber": 3}}}),
     "graphs": Lever(("gsm8k", "svamp"), {"data": {"augment": {"graphs": 10_000}}}),
     "renumber+graphs": Lever(("gsm8k", "svamp"), {"data": {"augment": {"renumber": 3, "graphs": 10_000}}}),
@@ -76,7 +77,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Outcome:
-    """figures: of each dataset by name; answer_loss: nats a token of its answers; samples: trained on in an epoch of the last stage"""
+    """figures: of each dataset by name; answer_loss: nats a byte of its answers; samples: trained on in an epoch of the last stage"""
 
     figures: dict[str, dict[str, float]]
     answer_loss: dict[str, float]
@@ -142,7 +143,7 @@ def run(trial: Trial, items: int) -> Outcome:
         chosen = load_items(DATA, name, "validation", items)
         figures[name] = {key: figure.value for key, figure in measure(model, chosen).figures.items()}
         scored = likelihoods(net, tokenizer, [item.prompt for item in chosen.items], [[item.answer] for item in chosen.items])
-        answer_loss[name] = -sum(each.nats for (each,) in scored) / sum(each.tokens for (each,) in scored)
+        answer_loss[name] = -sum(each.nats for (each,) in scored) / sum(len(item.answer.encode()) for item in chosen.items)
     parts = load_corpus(config, DATA, CACHE, tokenizer).curriculum.parts
     samples = {part.dataset: part.trained + part.augmented for part in parts}
     return Outcome(figures, answer_loss, last["values"]["val_loss"], samples, last["epoch"], (time.perf_counter() - began) / 60)
@@ -158,6 +159,7 @@ def config_of(trial: Trial) -> RunConfig:
         **SMALL,
         "seed": trial.seed,
         "optimizer": {**OPTIMIZER, **settings.get("optimizer", {})},
+        "model": {**SMALL["model"], **dict(ONE_LOOK)},
         "evaluation": {"epoch_items": 0, "at_end": "off"},
         "data": {**SMALL["data"], "datasets": list(trial.datasets), **settings.get("data", {})},
         "training": {**training, **settings.get("training", {})},

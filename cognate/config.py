@@ -140,6 +140,9 @@ class DataConfig(_Section):
         (), max_length=16, description="Your own data: names of files in the data folder's `extra`, each as NAME or NAME:STAGE (1, 2 or 3)."
     )
     synthetic_problems: int = Field(20_000, ge=100, le=1_000_000, description="Problems to generate when the source is synthetic.")
+    digits: Literal["single", "merged"] = Field(
+        "single", description="Whether each digit is a token, or numbers become tokens like words; merged is there to be compared with."
+    )
     validation_batches: int = Field(8, ge=1, le=10_000, description="Batches of held-out text scored for val_loss.")
     augment: AugmentConfig = AugmentConfig()
 

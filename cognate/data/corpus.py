@@ -81,9 +81,12 @@ def load_corpus(
     warnings += planned.warnings
     read = cache(planned.read)
     key = key_of([planned.ingredients, _CODE, tokenizers.__version__])
-    vocab_size = config.model.vocab_size
+    vocab_size, merge_digits = config.model.vocab_size, config.data.digits == "merged"
     if tokenizer is None:
-        tokenizer = kept.get("tokenizer", key_of([key, vocab_size]), lambda: _learn(read(), vocab_size), _write_tokenizer, _read_tokenizer)
+        ingredients = [key, vocab_size, *(["merged digits"] if merge_digits else [])]
+        tokenizer = kept.get(
+            "tokenizer", key_of(ingredients), lambda: _learn(read(), vocab_size, merge_digits), _write_tokenizer, _read_tokenizer
+        )
     assert tokenizer.vocab_size <= vocab_size, f"the tokenizer has {tokenizer.vocab_size} tokens, the model {vocab_size}"
     augmentation = [] if planned.augmentation is None else [planned.augmentation]
     tokens = kept.get(
@@ -119,13 +122,13 @@ class _Tokens:
     validation: Mapping[str, Documents]
 
 
-def _learn(rows: Rows, vocab_size: int) -> Tokenizer:
+def _learn(rows: Rows, vocab_size: int, merge_digits: bool) -> Tokenizer:
     """The tokenizer of the training text of all stages; of nothing that is held out.
 
     Nor of augmented samples: with and without them losses are in nats of the same tokens, and can be compared.
     """
     examples = chain.from_iterable(rows.training.values())
-    return Tokenizer.train((example.prompt + example.answer for example in examples), vocab_size)
+    return Tokenizer.train((example.prompt + example.answer for example in examples), vocab_size, merge_digits=merge_digits)
 
 
 def _tokenising(read: Callable[[], Rows], tokenizer: Tokenizer) -> Callable[[], _Tokens]:

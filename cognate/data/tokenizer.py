@@ -1,4 +1,4 @@
-"""Tokenizer: byte-level BPE with digits one by one, learned from the training text and identified by its digest.
+"""Tokenizer: byte-level BPE, digits one by one unless told otherwise, learned from the training text and identified by its digest.
 
 decode(encode(text)) == text for any text: every byte is a token, and nothing is normalised away.
 A text that happens to contain "<|end|>" is ordinary text; only `end_id` itself ends a document.
@@ -37,12 +37,11 @@ class Tokenizer:
         self.vocab_size: int = inner.get_vocab_size()
 
     @classmethod
-    def train(cls, texts: Iterable[str], vocab_size: int) -> Tokenizer:
+    def train(cls, texts: Iterable[str], vocab_size: int, *, merge_digits: bool = False) -> Tokenizer:
         """At most `vocab_size` tokens; fewer when the texts have no more pairs that occur twice."""
         inner = tokenizers.Tokenizer(models.BPE())
-        inner.pre_tokenizer = pre_tokenizers.Sequence(
-            [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-        )
+        words = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        inner.pre_tokenizer = words if merge_digits else pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), words])
         inner.decoder = decoders.ByteLevel()
         trainer = trainers.BpeTrainer(
             vocab_size=vocab_size,

@@ -109,6 +109,13 @@ def test_the_tokenizer_learns_from_training_text_only(folder: Path, corpus: Corp
 # --- what is left out, and said ---------------------------------------------------------------------------
 
 
+def test_merged_digits_are_another_tokenizer_of_the_same_text(folder: Path, tmp_path: Path) -> None:
+    """Kept apart in the cache, or whoever asks second would get the other's."""
+    single, merged = (load_corpus(small_config({"digits": digits}), folder, tmp_path) for digits in ("single", "merged"))
+    assert single.tokenizer.digest != merged.tokenizer.digest
+    assert texts(single.training["gsm8k"], single.tokenizer) == texts(merged.training["gsm8k"], merged.tokenizer)
+
+
 def test_a_missing_dataset_is_left_out_and_named(tmp_path: Path) -> None:
     names: list[DatasetName] = [name for name in SOURCES if name not in ("drop", "hotpotqa")]
     corpus = load_corpus(small_config(), write_folder(tmp_path, names), None)

@@ -43,6 +43,13 @@ def test_every_digit_is_a_token_of_its_own(number: int) -> None:
     assert [trained().decode([token]) for token in trained().encode(str(number))] == list(str(number))
 
 
+def test_digits_are_merged_where_that_is_asked_for() -> None:
+    """The other side of the comparison that docs/levers.md reports."""
+    merged = Tokenizer.train(TEXTS, VOCAB_SIZE, merge_digits=True)
+    assert any(len(text) > 1 and text.strip().isdigit() for text in (merged.decode([token]) for token in range(merged.vocab_size)))
+    assert merged.decode(merged.encode("12 and 1200")) == "12 and 1200"
+
+
 def test_no_token_holds_a_digit_and_anything_else() -> None:
     texts = [trained().decode([token]) for token in range(trained().vocab_size)]
     assert all(len(text) == 1 for text in texts if any(character.isdigit() for character in text))
