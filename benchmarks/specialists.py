@@ -28,6 +28,7 @@ import torch
 
 from benchmarks.sidebyside import describe_machine
 from cognate.config import SIX_DATASETS, SPECIALISTS, overrides
+from cognate.training.checkpoint import weights_digest
 
 SMALL: dict[str, Any] = {
     "model": {
@@ -243,7 +244,7 @@ FACTS: dict[str, Callable[[dict[str, Any]], str]] = {
     "held-out loss": lambda run: f"{run['metrics']['val_loss']:.3f}",
     "held-out perplexity (expected: 7 to 10)": lambda run: f"{run['metrics']['val_perplexity']:.1f}",
     "best checkpoint, step": lambda run: f"{best(run)['step']:,}",
-    "sha-256 of its weights": lambda run: f"`{best(run)['files']['model.safetensors']['sha256'][:16]}...`",
+    "sha-256 of its weights": lambda run: f"`{weights_digest(best(run)['files'])}`",
 }
 
 

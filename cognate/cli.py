@@ -211,7 +211,8 @@ def _show_evaluation(made: dict[str, Any]) -> None:
             chance = f"{each['chance']:.3f}" if figure in (each["figure"], "acc") else ""
             before = f"{each['untrained'][figure]['value']:.3f}" if figure in (each["untrained"] or {}) else ""
             ranges = ("-".join(f"{end:g}" for end in each[kind].get(figure, ())) for kind in ("targets", "forecasts"))
-            met = {True: "met", False: "not met", None: "no target" if figure == each["figure"] else ""}[each["met"].get(figure)]
+            told = {True: "met", False: "not met", None: "undecided"}
+            met = told[each["met"][figure]] if figure in each["met"] else "no target" if figure == each["figure"] else ""
             table.add_row(name, figure, f"{found['n']:,}", f"{found['value']:.3f}", interval, chance, before, *ranges, met)
     console.print(table)
     for name, each in made["datasets"].items():

@@ -58,7 +58,7 @@ def made_up(job: JobDir, kind: str, spec: dict[str, Any]) -> dict[str, Any]:
     if kind == "handoff":
         (job.path / "archive.tar").write_bytes(b"an archive")
         models = [{"run": run_id, "best": {"step": step}} for run_id, step in spec["steps"].items()]
-        return {"file": "archive.tar", "sha256": "ab" * 32, "manifest": {"models": models}}
+        return {"file": "archive.tar", "sha256": "ab" * 32, "manifest": {"models": models}, "as_of": spec["as_of"]}
     if kind == "training_report":
         for name, text in (("report.html", "<!doctype html>"), ("report.md", "# Report")):
             (job.path / name).write_text(f"{text} {', '.join(spec['names'].values())}")

@@ -13,6 +13,7 @@ from typer.testing import CliRunner, Result
 from cognate import worker
 from cognate.cli import app
 from cognate.config import SPECIALISTS
+from cognate.data.sources import SOURCES
 from cognate.events import Event, Kind
 from cognate.rundir import Control, RunDir, take_lease
 from cognate.training.control import ControlFile
@@ -142,9 +143,13 @@ def test_the_datasets_are_listed_with_their_counts(data_dir: Path) -> None:
 
 
 def test_without_any_dataset_the_way_to_one_is_said() -> None:
+    """On the 80 columns of this output no name is cut, nor the path of a missing file."""
     done = cognate("data")
     assert done.exit_code == 0
     assert "`cognate data fetch`" in done.output
+    for source in SOURCES.values():
+        files = ", ".join(f"{split}.parquet" for split in source.splits)
+        assert f"{source.name}: missing: {source.folder}/{files}\n" in done.output
 
 
 def test_samples_are_shown_as_the_model_sees_them(here: Path) -> None:

@@ -19,8 +19,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.routing import compile_path
 
-from app.services.datasets import Offline
-from app.services.evaluations import NoData
+from app.services.datasets import NoData, Offline
 from app.services.lifecycle import InvalidTransition, allowed_commands
 from app.services.reports import NotReady
 from app.services.runs import DuplicateExternalId, Precondition, StillActive

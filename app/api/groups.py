@@ -29,7 +29,7 @@ _COMMANDED = commanded(GroupOut)
     responses={
         200: {"model": GroupOut, "description": "The group that the same request made before.", "headers": LOCATION},
         201: {"headers": LOCATION},
-        **refusals("invalid_config"),
+        **refusals("invalid_config", "data_missing"),
     },
 )
 def launch_group(body: GroupIn, service: Service, response: Response, once: Idempotent) -> GroupOut:

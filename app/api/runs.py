@@ -63,7 +63,7 @@ _COMMANDED = commanded(RunOut)
     responses={
         **_CREATED,
         200: {**_CREATED[200], "model": RunDetailOut | DryRunOut, "description": "The run made before, or what a dry run resolved."},
-        **refusals("invalid_config", "duplicate_external_id", "not_found"),
+        **refusals("invalid_config", "data_missing", "duplicate_external_id", "not_found"),
     },
 )
 def launch_run(body: LaunchIn, service: Service, response: Response, once: Idempotent, dry_run: bool = False) -> RunDetailOut | DryRunOut:

@@ -130,7 +130,8 @@ def evaluation_page(job: Json) -> Iterator[RenderableType]:
             chance = number(each["chance"]) if figure in (each["figure"], "acc") else "-"
             before = number((each["untrained"] or {}).get(figure, {}).get("value"))
             ranges = ("-".join(map(number, each[kind].get(figure, ()))) or "-" for kind in ("targets", "forecasts"))
-            met = {True: "met", False: "not met", None: ""}[each["met"].get(figure)]
+            told = {True: "met", False: "not met", None: "undecided"}
+            met = told[each["met"][figure]] if figure in each["met"] else ""
             figures.add_row(name, figure, f"{found['n']:,}", number(found["value"]), interval, chance, before, *ranges, met)
     yield figures
     for name, each in made["datasets"].items():

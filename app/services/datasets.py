@@ -21,6 +21,10 @@ STATUS, FETCH = "data_status", "fetch"
 COUNTED_AGAIN_AFTER_S: Final = 60.0  # when counting failed
 
 
+class NoData(RuntimeError):
+    """What is asked needs real datasets, and there are none."""
+
+
 class Offline(RuntimeError):
     """The machine is kept from the network."""
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final, get_args
 
+from app.services.datasets import NoData
 from app.services.jobs import JobService
 from app.settings import Settings
 from app.store import runs
@@ -17,10 +18,6 @@ from cognate.rundir import RunDir
 
 KIND: Final = "evaluation"
 SAMPLE: Final = 100  # items a dataset; on two cores some minutes
-
-
-class NoData(RuntimeError):
-    """Evaluation items come from real datasets, and there are none."""
 
 
 @dataclass(frozen=True)
@@ -62,9 +59,11 @@ class EvaluationService:
         checkpoint = left.get(best[0]) if best else None
         if checkpoint is None:
             return
-        full = at_end == "full" or (at_end == "auto" and any(slot.startswith("cuda") for slot in slots))
+        has_gpu = any(slot.startswith("cuda") for slot in slots)
+        full = at_end == "full" or (at_end == "auto" and has_gpu)
         wanted = Wanted(run.config["data"]["datasets"], None if full else SAMPLE)
-        self._jobs.start_within(write, KIND, run.id, _spec(checkpoint, wanted))
+        # Every item, which nobody is waiting for: a minute or two of a GPU, and hours of the CPU beside the next run.
+        self._jobs.start_within(write, KIND, run.id, {**_spec(checkpoint, wanted), "needs_gpu": full and has_gpu})
 
 
 def note_evaluation(write: Write, job: Job) -> None:

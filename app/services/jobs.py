@@ -1,8 +1,9 @@
 """Jobs: work that is no training run but needs torch or the network, done in processes beside the service, one at a time.
 
 A job takes a GPU that no run holds; where there is none free it works on the CPU, so it never waits for a run, nor takes
-memory from one. Asking twice for the same before it is done is asking once. What a job says and leaves are files
-(cognate/jobdir.py); like the supervisor, whose loop calls look(), nothing is remembered outside them and the database.
+memory from one. Only a job whose specification has `needs_gpu` waits for one to be free, and lets others pass. Asking twice
+for the same before it is done is asking once. What a job says and leaves are files (cognate/jobdir.py); like the supervisor,
+whose loop calls look(), nothing is remembered outside them and the database.
 """
 
 from __future__ import annotations
@@ -88,8 +89,8 @@ class JobService:
     def folder(self, job_id: str) -> Path:
         return self._settings.home / "jobs" / job_id
 
-    def look(self, free: Sequence[str]) -> None:
-        """One pass: see to what runs, start what waits. free: the slots that no run holds"""
+    def look(self, free: Sequence[str], slots: Sequence[str]) -> None:
+        """One pass: see to what runs, start what waits. free: those of the slots that no run holds"""
         with self._store.read() as session:
             found = jobs.in_states(session, jobs.UNFINISHED)
         running = [job for job in found if job.state == "running"]
@@ -98,8 +99,11 @@ class JobService:
                 self._tend(job)
             except Exception:  # one job's trouble must not keep the runs from being looked after
                 log.exception("%s: could not be looked after; trying again", job.id)
-        if len(running) < AT_ONCE and (waiting := next((job for job in found if job.state == "queued"), None)):
-            self._launch(waiting.id, next((slot for slot in free if slot.startswith("cuda")), "cpu"))
+        gpu = next((slot for slot in free if slot.startswith("cuda")), None)
+        must_wait = gpu is None and any(slot.startswith("cuda") for slot in slots)
+        waiting = [job for job in found if job.state == "queued" and not (must_wait and job.spec.get("needs_gpu"))]
+        if len(running) < AT_ONCE and waiting:
+            self._launch(waiting[0].id, gpu or "cpu")
 
     def stop(self) -> None:
         """The service ends: what runs is ended, and begun anew at the next start."""

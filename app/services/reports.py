@@ -109,12 +109,15 @@ class ReportService:
         with self._store.read() as session:
             members = self._three(runs.of_group(session, group_id))
             steps = self._best(members)
+            as_of = _enclosed(session, group_id, steps)
             newest = jobs.latest(session, HANDOFF, group_id)
             built = jobs.latest(session, HANDOFF, group_id, "completed")
         if built is not None and built.result is not None:
             archive = self._jobs.folder(built.id) / str(built.result["file"])
             held = {model["run"]: model["best"]["step"] for model in built.result["manifest"]["models"]}
             if held == steps and archive.is_file():
+                if built.result.get("as_of") != as_of:
+                    raise NotReady("evaluations or a diversity report were made since the archive was built; POST builds it with them")
                 return built, archive
         if newest is not None and newest.state in jobs.UNFINISHED:
             raise NotReady(f"the archive is being built: {newest.id}")
@@ -162,9 +165,27 @@ class ReportService:
 
 
 def results_for_handoff(session: Session, job: Job) -> dict[str, Any]:
-    """What an archive encloses beside the models, as far as it is of their weights: evaluations, and the group's diversity."""
+    """What an archive encloses beside the models, as far as it is of their weights: evaluations, and the group's diversity.
+
+    as_of: what these were, by which an archive that lacks later ones is known
+    """
     diversity = jobs.latest(session, DIVERSITY, job.subject, "completed")
-    return {"evaluations": _evaluations(session, job.spec["run_ids"]), "diversity": diversity.result if diversity else None}
+    return {
+        "evaluations": _evaluations(session, job.spec["run_ids"]),
+        "diversity": diversity.result if diversity else None,
+        "as_of": _enclosed(session, job.subject, job.spec["steps"]),
+    }
+
+
+def _enclosed(session: Session, group_id: str, steps: Mapping[str, int]) -> dict[str, str]:
+    """The newest results about these checkpoints, one a run: the jobs that made them, by the group's id or the run's."""
+    wanted = [(DIVERSITY, group_id, "steps", steps), *((EVALUATION, run_id, "step", step) for run_id, step in steps.items())]
+    newest = {}
+    for kind, subject, key, value in wanted:
+        found = jobs.page(session, MOST_EVALUATIONS, kind=kind, subject=subject, state="completed")
+        if job := next((job for job in found if job.spec[key] == value), None):
+            newest[subject] = job.id
+    return newest
 
 
 def facts_for_report(runs_dir: Path, session: Session, job: Job) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from typing import Any
 
 from uuid_utils import uuid7
 
+from app.services.datasets import NoData
 from app.services.lifecycle import AT_REST, Command, Reason, State, advance, allowed_commands, in_effect
 from app.services.mirrors import Mirrors
 from app.services.supervisor import Supervisor
@@ -94,14 +95,20 @@ class RunService:
         self._settings = settings
 
     def resolve(self, request: Request) -> RunConfig:
-        """The configuration a request would run with; raises ConfigError."""
+        """The configuration a request would run with; raises ConfigError, or NoData where there is nothing that it could train on."""
         overrides = request.config if request.seed is None else {**request.config, "seed": request.seed}
-        return resolve(request.preset, overrides)
+        config = resolve(request.preset, overrides)
+        if config.data.source == "real" and not self._settings.has_data:
+            raise NoData(
+                f"{config.preset} trains on real data, and there are none: start the service with COGNATE_DATA_DIR, fetch a dataset "
+                "(POST /v1/datasets/{name}/fetch), or set data.source to synthetic"
+            )
+        return config
 
     # --- new runs -------------------------------------------------------------------------------------------
 
     def create(self, request: Request, once: Once | None = None) -> tuple[Run, bool]:
-        """Queue a new run; the run, and whether it is new. Raises ConfigError, DuplicateExternalId, KeyReused."""
+        """Queue a new run; the run, and whether it is new. Raises ConfigError, NoData, DuplicateExternalId, KeyReused."""
         config = self._launchable(request)
         with self._store.write() as write:
             if known := runs.done_before(write, once):

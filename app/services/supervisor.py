@@ -144,7 +144,7 @@ class Supervisor:
                 self._resume_after_shutdown()
                 self._resume_lost()
                 self._resume_when_there_is_space()
-                self._jobs.look(self._launch_queued())
+                self._jobs.look(self._launch_queued(), self.slots())
                 self._executor.tend()
         self.looked_at = time.monotonic()
 

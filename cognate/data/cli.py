@@ -24,7 +24,7 @@ app = typer.Typer(help="The datasets: what is here, what the model sees of them,
 console = Console(highlight=False)
 
 DataOption = Annotated[
-    Path | None, typer.Option("--data", envvar="COGNATE_DATA_DIR", help="Folder of Parquet datasets; without it, generated problems.")
+    Path | None, typer.Option("--data", envvar="COGNATE_DATA_DIR", help="Folder of Parquet datasets, beside what was fetched.")
 ]
 
 
@@ -115,13 +115,16 @@ def cache_dir() -> Path:
 
 
 def _show_status(made: dict[str, Any]) -> None:
-    table = Table("dataset", "category", "from stage", "source", "train", "validation", "test", "samples used", "", box=None)
-    for column in table.columns[4:8]:
-        column.justify = "right"
+    table = Table("dataset", "category", "stage", "source", "train", "validation", "test", "used", box=None, pad_edge=False)
+    for number, column in enumerate(table.columns):  # whole names in 80 columns; what has no room follows as lines
+        column.no_wrap, column.justify = True, "right" if number >= 4 else "left"
     for row in made["datasets"]:
         counts = (f"{row[count]:,}" if row["present"] else "-" for count in ("train", "validation", "test", "samples"))
-        table.add_row(row["name"], row["category"], str(row["stage"]), row["origin"] or "-", *counts, _remark(row))
+        table.add_row(row["name"], row["category"], str(row["stage"]), row["origin"] or "-", *counts)
     console.print(table)
+    for row in made["datasets"]:
+        if remark := _remark(row):
+            console.print(f"{row['name']}: {remark}", soft_wrap=True)
     for title, name in (("all that is here", "all"), ("the six-dataset plan", "six_datasets")):
         sums = ", ".join(f"stage {stage}: {samples:,}" for stage, samples in made["stage_samples"][name].items())
         console.print(f"{title}: {sums} samples")
@@ -130,7 +133,8 @@ def _show_status(made: dict[str, Any]) -> None:
         console.print(f"{escape(each['name'])}: {each['samples']:,} samples{left_out}")
     if not any(row["present"] for row in made["datasets"]):
         console.print(
-            "No dataset is here: name a folder with --data or COGNATE_DATA_DIR, or `cognate data fetch`. Runs use generated problems."
+            "No dataset is here: name a folder with --data or COGNATE_DATA_DIR, or `cognate data fetch`. "
+            "Without, only the quickstart can be trained, on generated problems."
         )
 
 

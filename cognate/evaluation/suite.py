@@ -26,7 +26,7 @@ _NOT_SHOWN: Final = ("dataset", "items", "right")
 
 @dataclass(frozen=True)
 class Result:
-    """One dataset. met: whether the target is reached, by figure; only of those that have one. untrained: None, not measured"""
+    """One dataset. met: judge() of the figures that have a target. untrained: None, not measured"""
 
     dataset: DatasetName
     rows: str
@@ -36,7 +36,7 @@ class Result:
     untrained: Mapping[str, Figure] | None
     targets: Mapping[str, Range]
     forecasts: Mapping[str, Range]
-    met: Mapping[str, bool]
+    met: Mapping[str, bool | None]
     absent: Mapping[str, str]
     remarks: tuple[str, ...]
     items: tuple[Item, ...]
@@ -104,22 +104,33 @@ def sample_accuracies(net: Cognate, tokenizer: Tokenizer, samples: Iterable[Item
 
 def _result(chosen: Items, outcome: Outcome, untrained: Outcome | None) -> Result:
     task = TASKS[chosen.name]
-    met = {name: is_met(name, outcome.figures[name].value, target) for name, target in task.targets.items() if name in outcome.figures}
+    met = {name: judge(name, outcome.figures[name], target) for name, target in task.targets.items() if name in outcome.figures}
     return Result(
         chosen.name, chosen.rows, task.figure, outcome.chance, outcome.figures, untrained.figures if untrained else None,
         task.targets, task.forecasts, met, outcome.absent, outcome.remarks, chosen.items, outcome.right,
     )  # fmt: skip
 
 
-def is_met(figure: str, value: float, target: Range) -> bool:
-    """Whether a value reaches the nearer end of its target: of a perplexity from above, of all else from below."""
-    return value <= target[1] if "perplexity" in figure else value >= target[0]
+def judge(name: str, figure: Figure, target: Range) -> bool | None:
+    """Whether a figure reaches the nearer end of its target: of a perplexity from above, of all else from below.
+
+    None where its interval lies on both sides of that end: so few items do not tell. A model at chance, 0.25, has 0.30 or more of
+    100 items in one case of seven.
+    """
+    low, high = (figure.value if end is None else end for end in (figure.low, figure.high))
+    if "perplexity" in name:
+        return True if high <= target[1] else False if low > target[1] else None
+    return True if low >= target[0] else False if high < target[0] else None
 
 
 def to_json(report: Report) -> dict[str, Any]:
-    """The report as plain JSON; the items and each one's score are left out."""
+    """The report as plain JSON; the items and each one's score are left out, but for how many there were."""
     results = {
-        result.dataset: {key: _plain(value) for key, value in vars(result).items() if key not in _NOT_SHOWN} for result in report.results
+        result.dataset: {
+            **{key: _plain(value) for key, value in vars(result).items() if key not in _NOT_SHOWN},
+            "item_count": len(result.items),
+        }
+        for result in report.results
     }
     return {"datasets": results, "absent": dict(report.absent)}
 

@@ -3,7 +3,7 @@
 A measure puts the items to a model and gives its figures, each with an interval where there is one that can be defended. Nothing
 here depends on the batch size or on what was measured before. suite.py puts together what a report says of them.
 
-Source of targets and forecasts: docs/model.md, section 3, and docs/evaluation.md.
+Source of targets and forecasts: docs/evaluation.md, "Targets and forecasts".
 """
 
 from __future__ import annotations

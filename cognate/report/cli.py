@@ -44,9 +44,9 @@ def training(
         {run.path.name: run for run in found}, [_result(path, "checkpoint", "datasets") for path in evaluation]
     )
     if html is not None:
-        html.write_text(to_html(of_training.TITLE, blocks), encoding="utf-8")
+        _write(html, to_html(of_training.TITLE, blocks))
     if markdown is not None:
-        markdown.write_text(to_markdown(blocks), encoding="utf-8")
+        _write(markdown, to_markdown(blocks))
     if html is None and markdown is None:
         typer.echo(to_markdown(blocks), nl=False)
 
@@ -115,6 +115,13 @@ def verify(archive: Annotated[Path, typer.Argument(help="A hand-off archive, or 
     except verifying.BadArchive as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(1) from error
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise typer.BadParameter(f"{str(path)!r} cannot be written: {error.strerror}") from error
 
 
 def _run_directories(paths: list[Path]) -> list[RunDir]:

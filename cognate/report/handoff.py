@@ -129,7 +129,10 @@ def build(
 
 
 def perform(spec: dict[str, Any], context: JobContext) -> dict[str, Any]:
-    """The job `handoff`: run_ids of three runs, evaluations and diversity as build() has them, allow_any_size; makes archive.tar."""
+    """The job `handoff`: run_ids of three runs, evaluations and diversity as build() has them, allow_any_size; makes archive.tar.
+
+    as_of: what the service will know the archive's age by; handed back
+    """
     target = context.folder / "archive.tar"
     try:
         manifest = build(
@@ -148,7 +151,8 @@ def perform(spec: dict[str, Any], context: JobContext) -> dict[str, Any]:
         raise JobFailed("checkpoint_corrupt", str(error)) from error
     except BadArchive as error:
         raise JobFailed("archive_refused", str(error)) from error
-    return {"file": target.name, "bytes": target.stat().st_size, "sha256": file_digest(target), "manifest": manifest}
+    made = {"file": target.name, "bytes": target.stat().st_size, "sha256": file_digest(target), "manifest": manifest}
+    return {**made, "as_of": spec["as_of"]}
 
 
 # --- the models -------------------------------------------------------------------------------------------
@@ -240,8 +244,8 @@ def _attach(model: Model, evaluations: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _items(evaluation: Mapping[str, Any]) -> int:
-    """How much it stands on: items, over all datasets."""
-    return sum(figures["figures"][figures["figure"]]["n"] for figures in evaluation["datasets"].values())
+    """How much it stands on: items, over all datasets. Not n of a figure: WikiText's counts tokens."""
+    return sum(found.get("item_count", 0) for found in evaluation["datasets"].values())
 
 
 def _why_no_diversity(diversity: Mapping[str, Any] | None) -> str:

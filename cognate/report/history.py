@@ -52,12 +52,16 @@ class Attempt:
 
 @dataclass(frozen=True)
 class Epoch:
-    """Means over the logged rows of an epoch, of those that are finite; what its end was found to be, None before it came."""
+    """Means over the logged rows of an epoch, of those that are finite; what its end was found to be, None before it came.
+
+    last_loss: over the last quarter of its rows
+    """
 
     number: int
     rows: int
     last_step: int
     loss: float | None
+    last_loss: float | None
     perplexity: float | None
     is_whole: bool
     ended_with: dict[str, float]  # val_loss, accuracies, time: by metric key, of the epoch's last row that has them
@@ -144,12 +148,13 @@ def epochs(history: History) -> list[Epoch]:
 
 
 def _epoch(number: int, rows: list[Row]) -> Epoch:
-    def mean(key: str) -> float | None:
+    def mean(key: str, newest: int | None = None) -> float | None:
         finite = [row.values[key] for row in rows if math.isfinite(row.values.get(key, math.nan))]
-        return fmean(finite) if finite else None
+        return fmean(finite[-newest:] if newest else finite) if finite else None
 
     ended_with = {key: value for row in rows for key, value in row.values.items() if key not in ("loss", "perplexity")}
-    return Epoch(number, len(rows), rows[-1].step, mean("loss"), mean("perplexity"), rows[-1].epoch == number, ended_with)
+    last = mean("loss", max(1, len(rows) // 4))
+    return Epoch(number, len(rows), rows[-1].step, mean("loss"), last, mean("perplexity"), rows[-1].epoch == number, ended_with)
 
 
 def metrics_csv(history: History) -> str:

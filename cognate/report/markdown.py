@@ -44,7 +44,8 @@ def _datasets(data: dict[str, Any]) -> str:
         for each in sorted(data["datasets"], key=lambda each: each["category"])
     )  # fmt: skip
     table = _table(("dataset", "category", "from stage", "state", "train", "validation", "test", "used", "planned"), rows)
-    return f"From `{data['folder']}`.\n\n{table}"
+    origin = f"From `{data['folder']}`" if data["folder"] else "From what was fetched"
+    return f"{origin}.\n\n{table}"
 
 
 def _curriculum(data: dict[str, Any]) -> str:

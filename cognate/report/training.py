@@ -14,10 +14,10 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from cognate import events
-from cognate.config import PRESETS, DatasetName, RunConfig, resolve
+from cognate.config import PRESETS, SPECIALISTS, DatasetName, RunConfig, resolve
 from cognate.data.sources import SOURCES
-from cognate.evaluation.suite import is_met
-from cognate.evaluation.tasks import TASKS
+from cognate.evaluation.suite import judge
+from cognate.evaluation.tasks import TASKS, Figure
 from cognate.events import Kind
 from cognate.jobdir import JobContext
 from cognate.metrics import EXPECTED_LOSS, METRICS
@@ -52,8 +52,9 @@ def training_report(runs: Mapping[str, RunDir], evaluations: Sequence[Mapping[st
         _summary(told),
         Heading("Loss: expected and measured"),
         Text(
-            "Measured is the mean of the logged losses of an epoch and, beside it, the loss on held-out text at its end. "
-            "Expected is what the plan hoped for; an untrained model of this vocabulary has about the natural logarithm of its size."
+            "Measured is the mean of the losses logged in the last quarter of an epoch, and beside it the held-out loss at its end. "
+            "Expected is what the plan hoped for of a specialist at that time; an untrained model has about the natural logarithm of its "
+            "vocabulary's size."
         ),
         _expected_losses(told),
         Heading("Accuracy: expected and measured"),
@@ -123,8 +124,10 @@ def _expected_losses(told: Sequence[Told]) -> Table:
     rows: list[list[Cell]] = []
     for number, (low, high) in EXPECTED_LOSS.items():
         for each in told:
+            if each.history.config.preset not in SPECIALISTS:
+                continue
             epoch = next((epoch for epoch in each.epochs if epoch.number == number), None)
-            loss = epoch.loss if epoch else None
+            loss = epoch.last_loss if epoch else None
             place = "not reached" if epoch is None else "not over" if not epoch.is_whole else _place(loss, low, high)
             rows.append([str(number), each.name, f"{low:g}-{high:g}", _number(loss), _number(_at_end(epoch, "val_loss")), place])
     return Table(
@@ -145,30 +148,60 @@ def _expected_accuracies(told: Sequence[Told]) -> Table:
         for figure in dict.fromkeys((task.figure, *task.targets)):
             target, forecast = task.targets.get(figure), task.forecasts.get(figure)
             for each in told:
-                value, source = _measured(each, dataset, figure)
-                if target or forecast or value is not None:
-                    met = None if value is None or target is None else "reached" if is_met(figure, value, target) else "not reached"
-                    rows.append([dataset, figure, each.name, _range(target), _range(forecast), _number(value, 3), source, met])
-    columns = ("dataset", "figure", "run", "target", "forecast", "measured", "on", "target is")
-    return Table(columns, rows, frozenset({"target", "forecast", "measured"}))
+                found = _measured(each, dataset, figure)
+                if target or forecast or found.value is not None:
+                    measured = [_number(value, 3) for value in (found.chance, found.untrained, found.value)]
+                    rows.append([dataset, figure, each.name, _range(target), _range(forecast), *measured, found.source, found.verdict])
+    columns = ("dataset", "figure", "run", "target", "forecast", "chance", "untrained", "measured", "on", "target is")
+    return Table(columns, rows, frozenset({"target", "forecast", "chance", "untrained", "measured"}))
 
 
-def _measured(told: Told, dataset: DatasetName, figure: str) -> tuple[float | None, str]:
-    """The newest value of a figure and where it is from, or None and why there is none."""
-    for evaluation in reversed(told.evaluations):
-        found = evaluation["datasets"].get(dataset)
-        if found is not None and (measured := found["figures"].get(figure)) is not None:
-            interval = f", 95 % {measured['low']:.3f}-{measured['high']:.3f}" if "low" in measured else ""
-            return events.number(measured["value"]), f"{found['rows']} ({measured['n']:,}{interval}), {evaluation['checkpoint']['name']}"
+@dataclass(frozen=True)
+class _Measured:
+    """A figure and what it stands on, or None and why there is none; the verdict only where an evaluation measured it."""
+
+    value: float | None
+    source: str
+    chance: float | None = None
+    untrained: float | None = None
+    verdict: str | None = None
+
+
+def _measured(told: Told, dataset: DatasetName, figure: str) -> _Measured:
+    """By the evaluation that measured it on most, of equals the newest; else by the sample that an epoch ends with."""
+    evaluations = [each for each in reversed(told.evaluations) if figure in each["datasets"].get(dataset, {}).get("figures", ())]
+    if evaluations:
+        return _evaluated(max(evaluations, key=lambda each: int(each["datasets"][dataset]["figures"][figure]["n"])), dataset, figure)
     key = f"accuracy_{dataset}"
     value = told.history.newest(key) if figure == TASKS[dataset].figure else None
     if value is not None and math.isfinite(value):
         row = next(row for row in reversed(told.history.rows) if key in row.values)
-        return value, f"the sample of validation items at step {row.step:,}"
+        items = told.history.config.evaluation.epoch_items
+        return _Measured(value, f"the sample of at most {items} validation items at step {row.step:,}: too few for a verdict")
+    return _Measured(None, _why_not(told, dataset))
+
+
+def _evaluated(evaluation: Mapping[str, Any], dataset: DatasetName, figure: str) -> _Measured:
+    found, target = evaluation["datasets"][dataset], TASKS[dataset].targets.get(figure)
+    measured = found["figures"][figure]
+    value, low, high = (events.number(measured[end]) if end in measured else None for end in ("value", "low", "high"))
+    assert value is not None
+    interval = f", 95 % {low:.3f}-{high:.3f}" if low is not None and high is not None else ""
+    met = judge(figure, Figure(value, measured["n"], low, high), target) if target else None
+    return _Measured(
+        value,
+        f"{found['rows']} ({measured['n']:,}{interval}), {evaluation['checkpoint']['name']}",
+        found["chance"] if figure == found["figure"] else None,
+        events.number(found["untrained"][figure]["value"]) if figure in (found["untrained"] or {}) else None,
+        {True: "reached", False: "not reached", None: "undecided"}[met] if target else None,
+    )
+
+
+def _why_not(told: Told, dataset: DatasetName) -> str:
     curriculum = (told.history.plan or {}).get("curriculum", {}).get("datasets", [])
     if dataset not in [part["dataset"] for part in curriculum]:
-        return None, "the run was not trained on it, and it was not evaluated"
-    return None, "it was not evaluated"
+        return "the run was not trained on it, and it was not evaluated"
+    return "it was not evaluated"
 
 
 def _curves(told: Sequence[Told]) -> Charts:

@@ -149,7 +149,7 @@ function row(name, one, figure, found) {
     before === undefined ? NOTHING : shown(before),
     range(one.targets[figure]),
     range(one.forecasts[figure]),
-    one.met[figure] === undefined ? "" : one.met[figure] ? "met" : "not met",
+    { true: "met", false: "not met", null: "undecided" }[one.met[figure]] ?? "",
   ];
 }
 

@@ -1,4 +1,4 @@
-// What a completed group leaves: how its models differ, the training report, the archive for Phase 2.
+// What a completed group leaves: how its models differ, the training report, the archive for Phase 2; and a single run's report.
 
 import { authorization, get, hasToken, post } from "./api.js";
 import { tell, untell } from "./dialogs.js";
@@ -25,7 +25,7 @@ export class Outcome {
     const links = element(
       "div",
       { class: "buttons" },
-      maker("Training report", "report.html", () => this.#report()),
+      reportMaker(this.#url),
       maker("Hand-off archive", "handoff.tar", () => this.#handoff()),
     );
     this.#place.replaceChildren(element("h3", {}, "Outcome"), ...(runs.length > 1 ? [diversity] : []), links);
@@ -41,16 +41,6 @@ export class Outcome {
     }
   }
 
-  async #report() {
-    const url = `${this.#url}/report`;
-    for (;;) {
-      const answer = await fetch(url, { headers: { ...authorization(), Accept: "text/html" } });
-      if (answer.status === 200) return url;
-      if (answer.status !== 202) throw new Error((await answer.json()).detail);
-      await pause();
-    }
-  }
-
   async #handoff() {
     const url = `${this.#url}/handoff`;
     const built = await fetch(url, { headers: { ...authorization(), Range: "bytes=0-0" } });
@@ -63,6 +53,18 @@ export class Outcome {
     if (job.state !== "completed") throw new Error(job.detail ?? job.state);
     return url;
   }
+}
+
+/** The training report of what `url` names, a group or a run: made as of now when it is asked for. */
+export function reportMaker(url) {
+  return maker("Training report", "report.html", async () => {
+    for (;;) {
+      const answer = await fetch(`${url}/report`, { headers: { ...authorization(), Accept: "text/html" } });
+      if (answer.status === 200) return `${url}/report`;
+      if (answer.status !== 202) throw new Error((await answer.json()).detail);
+      await pause();
+    }
+  });
 }
 
 /** A button that makes something and then becomes the link to it. */

@@ -112,7 +112,7 @@ function datasets({ source, folder, datasets: found, error }) {
       each.planned,
     ]);
   const labels = ["Dataset", "State", "Category", "From stage", "Train", "Validation", "Test", "Used", "Planned"];
-  return [problem, wide("Datasets by category", labels, rows), element("p", { class: "hint" }, `From ${folder}.`)].filter(
+  return [problem, wide("Datasets by category", labels, rows), element("p", { class: "hint" }, folder === null ? "From what was fetched." : `From ${folder}.`)].filter(
     Boolean,
   );
 }

@@ -7,6 +7,7 @@ import { Evaluations } from "./evaluations.js";
 import { duration, integer, number, percent, words } from "./format.js";
 import { LogTail } from "./logtail.js";
 import { MetricsBoard } from "./metricsboard.js";
+import { reportMaker } from "./outcome.js";
 import { showAlerts, showAttempts, showCheckpoints, showEvents, showPlan, showWarnings } from "./records.js";
 import { isAtRest, isLive, progressOf } from "./run.js";
 import { showConfiguration } from "./runconfig.js";
@@ -71,6 +72,8 @@ export function showRun(place, id, onStatus, onName) {
     showCheckpoints(view.querySelector(".checkpoints"), feed.checkpoints);
     showAttempts(view.querySelector(".attempts"), feed.attempts);
     showConfiguration(view.querySelector(".configuration"), run);
+    // Made of what there is when it is asked for, so there is a new button once more has been trained.
+    refill(view.querySelector(".report"), [run.state, run.attempt], () => run.attempt > 0 && [reportMaker(`/v1/runs/${id}`)]);
     log.follow(run.attempt, isLive(run));
   }
 

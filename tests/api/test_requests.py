@@ -23,7 +23,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def client(home: Path) -> Iterator[TestClient]:
-    with serving(home) as client:
+    with serving(home, data_dir=home) as client:  # a specialist is refused where there are no data at all
         yield client
 
 

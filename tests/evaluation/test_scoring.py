@@ -25,7 +25,7 @@ from cognate.evaluation.overlap import check, overlaps, texts
 from cognate.evaluation.referee import REFEREED, Answering, RefereeMissing, referee
 from cognate.evaluation.scoring import Batching, Likelihood, continue_texts, likelihoods, read_on
 from cognate.evaluation.suite import sample_accuracies, sample_items
-from cognate.evaluation.tasks import TASKS, Model, Outcome, measure
+from cognate.evaluation.tasks import TASKS, Figure, Model, Outcome, measure
 from cognate.metrics import KEYS
 from cognate.model import Cognate
 
@@ -198,10 +198,19 @@ def test_every_figure_of_lines_has_an_interval(model: Model, folder: Path) -> No
 
 
 def test_a_target_is_met_from_its_own_side() -> None:
-    assert suite.is_met("exact_match", 0.30, (0.30, 0.40))
-    assert not suite.is_met("exact_match", 0.29, (0.30, 0.40))
-    assert suite.is_met("token_perplexity", 9.9, (7.0, 10.0))
-    assert not suite.is_met("token_perplexity", 10.1, (7.0, 10.0))
+    assert suite.judge("exact_match", Figure(0.30, 1000), (0.30, 0.40))
+    assert suite.judge("exact_match", Figure(0.29, 1000), (0.30, 0.40)) is False
+    assert suite.judge("token_perplexity", Figure(9.9, 1000), (7.0, 10.0))
+    assert suite.judge("token_perplexity", Figure(10.1, 1000), (7.0, 10.0)) is False
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "met"), [(0.31, 0.40, True), (0.30, 0.40, True), (0.22, 0.41, None), (0.29, 0.30, None), (0.20, 0.29, False)]
+)
+def test_an_interval_on_both_sides_of_a_target_decides_nothing(low: float, high: float, met: bool | None) -> None:
+    """32 of 100 right is what one model in twelve has that guesses among four."""
+    assert suite.judge("acc_norm", Figure((low + high) / 2, 100, low, high), (0.30, 0.40)) is met
+    assert suite.judge("token_perplexity", Figure(1 / 0.32, 100, 1 / high, 1 / low), (0.0, 1 / 0.30)) is met
 
 
 # --- the whole --------------------------------------------------------------------------------------------

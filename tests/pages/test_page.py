@@ -463,6 +463,15 @@ def test_a_completed_group_shows_what_came_of_it(page: Page, server: Server) -> 
     assert page.evaluate("window.violations") == []
 
 
+def test_the_training_report_of_a_run_is_at_its_page(page: Page, server: Server) -> None:
+    run_id = server.launch(max_steps=20)
+    open_run(page, run_id)
+    expect_state(page, "completed")
+    page.get_by_role("button", name="Training report").click()
+    expect(page.get_by_role("link", name="Training report")).to_have_attribute("href", f"/v1/runs/{run_id}/report")
+    assert page.evaluate("window.violations") == []
+
+
 @pytest.mark.usefixtures("_held")
 def test_the_queue_is_reordered_and_let_go(page: Page, server: Server) -> None:
     first, second = (server.launch(max_steps=20, name=name) for name in ("comes first", "comes second"))

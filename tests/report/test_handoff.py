@@ -147,11 +147,12 @@ def test_the_most_thorough_evaluation_is_enclosed(trio: list[RunDir], tmp_path: 
     """A glance at four items does not take the place of all of them; of two alike the newer one counts."""
     sha256 = build(trio, tmp_path / "a.tar", allow_any_size=True)["files"]["speed_best.safetensors"]["sha256"]
 
-    def evaluation(name: str, items: int) -> dict[str, Any]:
-        datasets = {"gsm8k": {"figure": "exact_match", "figures": {"exact_match": {"value": 0.5, "n": items}}}}
+    def evaluation(name: str, items: int, dataset: str = "gsm8k", n: int | None = None) -> dict[str, Any]:
+        datasets = {dataset: {"figure": "any", "figures": {"any": {"value": 0.5, "n": n or items}}, "item_count": items}}
         return {"checkpoint": {"model_sha256": sha256, "name": name}, "datasets": datasets}
 
     given = [evaluation("all, once", 1319), evaluation("all, again", 1319), evaluation("a glance", 4)]
+    given.append(evaluation("many tokens of few lines", 300, "wikitext", 240_000))
     build(trio, tmp_path / "b.tar", evaluations=given, allow_any_size=True)
     enclosed = read_json(unpacked(tmp_path / "b.tar", tmp_path) / "speed_evaluation.json")
     assert enclosed["checkpoint"]["name"] == "all, again"

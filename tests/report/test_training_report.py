@@ -77,7 +77,7 @@ def test_the_row_of_the_latest_attempt_counts(interrupted: RunDir) -> None:
 
 def test_an_epoch_is_the_mean_of_its_finite_rows(interrupted: RunDir) -> None:
     first, second = epochs(read_history(interrupted))
-    assert (first.loss, first.rows, first.last_step, first.is_whole) == (7.5, 4, 4, True)
+    assert (first.loss, first.last_loss, first.rows, first.last_step, first.is_whole) == (7.5, 6.0, 4, 4, True)
     assert (second.loss, second.rows) == (1.0, 4)
     assert (first.ended_with["val_loss"], second.ended_with["val_loss"]) == (5.5, 0.5)
 
@@ -116,13 +116,13 @@ def test_a_damaged_line_becomes_a_warning(interrupted: RunDir) -> None:
 
 def test_what_was_measured_stands_beside_what_was_expected(interrupted: RunDir) -> None:
     report = to_markdown(training_report({"my run": interrupted}))
-    assert "| 1 | my run | 8-10 | 7.5000 | 5.5000 | lower |" in report
+    assert "| 1 | my run | 8-10 | 6.0000 | 5.5000 | lower |" in report
     assert "| 3 | my run | 5-7 | – | – | not reached |" in report
     assert (
-        r"| gsm8k | exact\_match | my run | 0.3-0.4 | 0.01-0.03 | 0.125 | the sample of validation items at step 4 | not reached |"
-        in report
+        r"| gsm8k | exact\_match | my run | 0.3-0.4 | 0.01-0.03 | – | – | 0.125 | the sample of at most 32 validation items at step 4: "
+        r"too few for a verdict | – |" in report
     )
-    assert "| mbpp | pass@1 | my run | 0.2-0.3 | 0 | – | the run was not trained on it, and it was not evaluated | – |" in report
+    assert "| mbpp | pass@1 | my run | 0.2-0.3 | 0 | – | – | – | the run was not trained on it, and it was not evaluated | – |" in report
     assert "killed by signal 9, without a last word" in report
     assert re.search(r"\| 2 \| .* \| cpu \| 4 \| 8 \| 1 \| finished at step 8 \|", report)
     assert "removed since" in report  # the checkpoint that was told of is not there
@@ -130,34 +130,52 @@ def test_what_was_measured_stands_beside_what_was_expected(interrupted: RunDir) 
 
 
 def test_an_evaluation_counts_before_the_epochs_sample(interrupted: RunDir) -> None:
-    figure = {"value": 0.31, "n": 1319, "low": 0.28, "high": 0.34}
-    made = {"datasets": {"gsm8k": {"figure": "exact_match", "figures": {"exact_match": figure}, "rows": "test rows"}}}
+    made = measured("gsm8k", "exact_match", {"value": 0.36, "n": 1319, "low": 0.33, "high": 0.39}, untrained={"value": 0.001, "n": 1319})
     ours = {"checkpoint": {"model_sha256": "ab" * 32, "name": "step_000004"}, **made}
     theirs = {"checkpoint": {"model_sha256": "00" * 32, "name": "step_000009"}, **made}
     report = to_markdown(training_report({"run": interrupted}, [ours]))
-    assert "| 0.310 | test rows (1,319, 95 % 0.280-0.340), step\\_000004 | reached |" in report
+    assert "| 0.000 | 0.001 | 0.360 | test rows (1,319, 95 % 0.330-0.390), step\\_000004 | reached |" in report
     assert to_markdown(training_report({"run": interrupted}, [theirs])) == to_markdown(training_report({"run": interrupted}))
 
 
-def test_of_several_evaluations_the_newest_that_has_a_figure_counts(interrupted: RunDir) -> None:
-    def evaluation(dataset: str, figure: str, value: float | str) -> dict[str, Any]:
-        datasets = {dataset: {"figure": figure, "figures": {figure: {"value": value, "n": 10}}, "rows": "test rows"}}
-        return {"checkpoint": {"model_sha256": "ab" * 32, "name": "step_000004"}, "datasets": datasets}
+def measured(dataset: str, figure: str, value: dict[str, Any], untrained: dict[str, Any] | None = None) -> dict[str, Any]:
+    """What an evaluation says of one dataset."""
+    before = {figure: untrained} if untrained else None
+    return {"datasets": {dataset: {"figure": figure, "figures": {figure: value}, "rows": "test rows", "chance": 0.0, "untrained": before}}}
 
-    given = [evaluation("gsm8k", "exact_match", 0.1), evaluation("gsm8k", "exact_match", 0.2), evaluation("svamp", "exact_match", 0.3)]
+
+def test_of_several_evaluations_the_one_of_most_items_counts_and_of_equals_the_newest(interrupted: RunDir) -> None:
+    """A look at twenty items must not displace all of them."""
+
+    def evaluation(dataset: str, value: float, n: int) -> dict[str, Any]:
+        found = measured(dataset, "exact_match", {"value": value, "n": n})
+        return {"checkpoint": {"model_sha256": "ab" * 32, "name": "step_000004"}, **found}
+
+    given = [evaluation("gsm8k", 0.1, 30), evaluation("gsm8k", 0.2, 30), evaluation("svamp", 0.3, 10), evaluation("gsm8k", 0.9, 20)]
     report = to_markdown(training_report({"run": interrupted}, given))
-    assert "| 0.200 | test rows (10), step\\_000004 | not reached |" in report
+    assert "| 0.200 | test rows (30), step\\_000004 | not reached |" in report
     assert "| 0.300 | test rows (10), step\\_000004 | – |" in report
+
+
+def test_a_target_within_the_interval_is_undecided(interrupted: RunDir) -> None:
+    made = measured("hellaswag", "acc_norm", {"value": 0.33, "n": 100, "low": 0.25, "high": 0.43})
+    report = to_markdown(training_report({"run": interrupted}, [{"checkpoint": {"model_sha256": "ab" * 32, "name": "step"}, **made}]))
+    assert "| 0.330 | test rows (100, 95 % 0.250-0.430), step | undecided |" in report
+
+
+def test_only_specialists_are_held_against_the_plans_losses(tmp_path: Path) -> None:
+    """A quickstart of 512 tokens begins where a specialist is expected after two epochs."""
+    run = run_of(tmp_path / "run_1", [*began(), *(row(step, loss=6.0) for step in range(1, 5))], preset="quickstart")
+    assert "8-10" not in to_markdown(training_report({"run": run})).partition("## Accuracy")[0]
 
 
 @pytest.mark.parametrize(
     ("value", "shown", "met"), [(8.5, "8.500", "reached"), (12.0, "12.000", "not reached"), ("Infinity", "inf", "not reached")]
 )
 def test_a_perplexity_has_its_target_too_and_reaches_it_from_above(interrupted: RunDir, value: float | str, shown: str, met: str) -> None:
-    figures = {"token_accuracy": {"value": 0.4, "n": 10}, "token_perplexity": {"value": value, "n": 10}}
-    made = {"datasets": {"wikitext": {"figure": "token_accuracy", "figures": figures, "rows": "test rows"}}}
+    made = measured("wikitext", "token_perplexity", {"value": value, "n": 10})
     report = to_markdown(training_report({"run": interrupted}, [{"checkpoint": {"model_sha256": "ab" * 32, "name": "step"}, **made}]))
-    assert f"| wikitext | token\\_perplexity | run | 7-10 | – | {shown} | test rows (10), step | {met} |" in report
+    assert f"| wikitext | token\\_perplexity | run | 7-10 | – | 0.000 | – | {shown} | test rows (10), step | {met} |" in report
 
 
 def test_the_figures_follow_the_journal(tmp_path: Path) -> None:
@@ -182,6 +200,12 @@ def test_a_failure_says_why(tmp_path: Path) -> None:
     failed = (Kind.FAILED, {"step": 1, "reason": "nonfinite_loss", "detail": "the loss of step 1"})
     run = run_of(tmp_path / "run_1", [*began(), failed])
     assert "failed: nonfinite\\_loss: the loss of step 1" in to_markdown(training_report({"run": run}))
+
+
+def test_a_path_that_cannot_be_written_is_named(interrupted: RunDir) -> None:
+    done = CliRunner().invoke(app, ["report", "training", str(interrupted.path), "--html", "/nowhere/report.html"])
+    assert done.exit_code == 2
+    assert "cannot be written" in done.output
 
 
 class Document(HTMLParser):

@@ -250,7 +250,7 @@ def test_a_stall_is_told_once_though_the_server_starts_anew(tmp_path: Path) -> N
 
 def test_what_a_specialist_is_expected_to_reach_comes_with_its_plan(tmp_path: Path) -> None:
     with serving(tmp_path) as client:
-        body = {"preset": "reasoning", "config": {"training": {"max_steps": 5}}}
+        body = {"preset": "reasoning", "config": {"data": {"source": "synthetic"}, "training": {"max_steps": 5}}}
         run = wait_for(client, client.post("/v1/runs", json=body).json()["id"], "completed")
         assert run["expected_loss"] == [{"epoch": 1, "step": 5, "low": 8.0, "high": 10.0}]
         assert wait_for(client, launch(client, steps=5), "completed")["expected_loss"] == []

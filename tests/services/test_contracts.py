@@ -293,6 +293,20 @@ def test_a_command_to_a_group_takes_effect_once(tmp_path: Path) -> None:
         assert client.post(f"{path}/stop", headers=key).json()["type"] == "/v1/problems/idempotency_key_reused"
 
 
+def test_what_trains_on_real_data_only_is_refused_where_there_are_none(tmp_path: Path) -> None:
+    """It had been queued and launched, to fail a minute later."""
+    with serving(tmp_path) as client:
+        for path, body in (("runs", {"preset": "memory"}), ("runs?dry_run=true", {"preset": "memory"}), ("groups", {})):
+            answer = client.post(f"/v1/{path}", json=body)
+            assert (answer.status_code, answer.json()["type"]) == (409, "/v1/problems/data_missing")
+            assert "COGNATE_DATA_DIR" in answer.json()["detail"]
+        assert client.get("/v1/runs").json()["data"] == []
+        file = tmp_path / "cache" / "datasets" / "svamp" / "train.parquet"
+        file.parent.mkdir(parents=True)
+        file.touch()  # fetched since
+        assert client.post("/v1/runs", json={"preset": "memory"}).status_code == 201
+
+
 def test_a_group_is_launched_and_commanded_as_one(tmp_path: Path) -> None:
     changes = {"data": {"source": "synthetic"}, "training": {"max_steps": 500}}
     with serving(tmp_path, *SLOW, cpu_slots=2) as client:

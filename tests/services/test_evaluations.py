@@ -74,6 +74,7 @@ def test_a_completed_run_is_evaluated_at_its_best(
         best = RunDir(tmp_path / "runs" / run_id).best()
         assert best is not None
         assert (job["spec"]["step"], job["spec"]["limit"]) == (best[0], limit)
+        assert job["spec"]["needs_gpu"] is (limit is None and gpus != [])
         assert best[0] < client.get(f"/v1/runs/{run_id}").json()["progress"]["step"]
 
 

@@ -119,8 +119,17 @@ def test_a_job_takes_a_gpu_that_no_run_holds_and_no_run_is_put_on_it(tmp_path: P
         job = ended(client, job_id)
         assert (job["device"], job["result"]["device"]) == ("cuda:0", "cuda:0")
         wait_for(client, runs[1], "running")
+        patient = start(client, tell=True, needs_gpu=True)
         job = ended(client, start(client, tell=True))  # no GPU is left
         assert (job["device"], job["result"]["device"]) == ("cpu", "cpu")
+        assert client.get(f"/v1/jobs/{patient}").json()["state"] == "queued"
+        client.post(f"/v1/runs/{runs[1]}/kill")
+        assert ended(client, patient)["device"] == "cuda:0"
+
+
+def test_where_there_is_no_gpu_none_is_waited_for(tmp_path: Path) -> None:
+    with serving(tmp_path) as client:
+        assert ended(client, start(client, result={}, needs_gpu=True))["device"] == "cpu"
 
 
 def test_a_job_sees_no_secret_and_only_one_kind_the_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

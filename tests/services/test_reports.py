@@ -200,6 +200,23 @@ def test_a_handoff_encloses_what_is_there_when_it_begins(tmp_path: Path) -> None
         assert len(spec_of(tmp_path, job)["evaluations"]) == 2
 
 
+def test_an_archive_without_results_that_there_are_by_now_is_not_given_out(tmp_path: Path) -> None:
+    """It says "no evaluation of these weights was given" for ever otherwise. Of other checkpoints' results it would have none."""
+    with serving(tmp_path) as client:
+        group = launch_group(client)
+        completed(client, group)
+        until(lambda: client.get(f"/v1/groups/{group['id']}/diversity").json()["state"] == "measured")
+        url, run_id = f"/v1/groups/{group['id']}/handoff", group["runs"][0]["id"]
+        service = client.app.state.parts.jobs  # type: ignore[attr-defined]
+        ended(client, client.post(url).json()["id"])
+        for step, status in ((5, 200), (20, 409)):
+            job, _ = service.start("evaluation", run_id, {"run_id": run_id, "step": step})
+            ended(client, job.id)
+            assert client.get(url).status_code == status
+        ended(client, client.post(url).json()["id"])
+        assert client.get(url).status_code == 200
+
+
 def test_a_handoff_names_what_is_missing(tmp_path: Path) -> None:
     with serving(tmp_path, "--step-seconds", "1") as client:
         pair, trio = launch_group(client, ("reasoning", "speed")), launch_group(client)
