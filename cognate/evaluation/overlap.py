@@ -20,6 +20,7 @@ import numpy as np
 
 from cognate.config import DatasetName, RunConfig
 from cognate.data.corpus import Documents, load_corpus
+from cognate.data.files import DataMissing
 from cognate.data.tokenizer import Tokenizer
 from cognate.evaluation.items import Item
 from cognate.evaluation.suite import Report
@@ -48,17 +49,24 @@ class Overlap:
 
 
 def check(
-    report: Report, config: RunConfig, data_dir: Path | None, cache_dir: Path | None, tokenizer: Tokenizer, fingerprint: str
+    report: Report,
+    config: RunConfig,
+    data_dir: Path | None,
+    cache_dir: Path | None,
+    tokenizer: Tokenizer,
+    fingerprint: str,
+    digests: Mapping[str, str] | None,
 ) -> dict[str, Any]:
-    """Of each dataset of the report with what a run of `config` trains on, as plain JSON.
+    """Of each dataset of the report with what a run of `config` was trained on, as plain JSON. Raises DataMissing, DataUnreadable.
 
-    fingerprint: of the corpus that the checkpoint was trained on; another one now is said in "trained_on"
+    fingerprint, digests: of the corpus that the checkpoint was trained on, and of its files (None where it does not know)
     score_without: the headline figure of the items that share nothing
     """
-    corpus = load_corpus(config, data_dir, cache_dir, tokenizer)
+    corpus = load_corpus(config, data_dir, cache_dir, tokenizer, digests)
+    if corpus.fingerprint != fingerprint:
+        raise DataMissing("the data have changed since")
     each = overlaps(texts(corpus.training, tokenizer), {result.dataset: result.items for result in report.results})
-    trained_on = "the same text" if corpus.fingerprint == fingerprint else "another text than is looked at here: the data have changed"
-    found: dict[str, Any] = {"trained_on": trained_on}
+    found: dict[str, Any] = {}
     for result in report.results:
         overlap = each[result.dataset]
         clean = [right for place, right in enumerate(result.right) if place not in overlap.touched]

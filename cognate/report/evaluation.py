@@ -48,7 +48,7 @@ def evaluate_checkpoint(
     """
     # All that is needed of the checkpoint is read now: a run at work may remove it before its figures are there.
     net, tokenizer = load_model(folder)
-    config, trained_on = parse(read_json(folder / "config.json")), read_json(folder / "state.json")["data"]
+    config, state = parse(read_json(folder / "config.json")), read_json(folder / "state.json")
     named = {"name": folder.name, "model_sha256": file_digest(weights_file(folder)), "tokenizer_sha256": tokenizer.digest}
     model = Model(net.to(device), tokenizer, calculator=calculator, votes=votes)
     warnings: list[str] = []
@@ -58,7 +58,7 @@ def evaluate_checkpoint(
     if with_overlap:
         say("overlap with the training text")
         try:
-            made["overlap"] = check(report, config, places.data_dir, places.cache_dir, tokenizer, trained_on)
+            made["overlap"] = check(report, config, places.data_dir, places.cache_dir, tokenizer, state["data"], state.get("data_files"))
         except (DataMissing, DataUnreadable) as error:
             made["overlap"] = {"absent": f"the training text is not here: {error}"}
     if with_referee:

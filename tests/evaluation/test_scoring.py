@@ -14,7 +14,7 @@ import torch
 from cognate.config import DatasetName, RunConfig, resolve
 from cognate.data.cache import Cache
 from cognate.data.corpus import load_corpus
-from cognate.data.files import DataUnreadable
+from cognate.data.files import DataMissing, DataUnreadable
 from cognate.data.rows import plan
 from cognate.data.sources import SOURCES
 from cognate.data.tokenizer import Tokenizer
@@ -343,10 +343,23 @@ def test_overlap_is_looked_for_in_the_tokens_that_are_trained(folder: Path, mode
     corpus = load_corpus(CONFIG, folder, None)
     assert " ".join(texts(corpus.training, corpus.tokenizer)).count("did boolq train three?") == 1
     report = suite.evaluate(model, folder, ["boolq", "piqa"])
-    found = check(report, CONFIG, folder, None, model.tokenizer, corpus.fingerprint)
-    assert found["trained_on"] == "the same text"
-    assert found["boolq"]["items"] == 4
-    assert "changed" in check(report, CONFIG, folder, None, model.tokenizer, "another")["trained_on"]
+    assert check(report, CONFIG, folder, None, model.tokenizer, corpus.fingerprint, corpus.digests)["boolq"]["items"] == 4
+    with pytest.raises(DataMissing, match="the data have changed"):
+        check(report, CONFIG, folder, None, model.tokenizer, "another", corpus.digests)
+
+
+def test_overlap_is_with_the_text_that_was_trained_on_whatever_came_since(tmp_path: Path, model: Model) -> None:
+    """A folder that comes first now holds other rows: none of them was read, and leaks of those that were must still show."""
+    own, fetched = tmp_path / "own", write_folder(tmp_path / "datasets", ("svamp",))
+    write_split(fetched, "svamp", "train", [row("svamp", number) | {"question_concat": f"{LONG} {number}?"} for number in range(30)])
+    began = load_corpus(CONFIG, None, tmp_path)
+    write_folder(own, ("svamp", "boolq"))
+    write_split(own, "boolq", "validation", [row("boolq", number) | {"passage": LONG} for number in range(4)])
+    report = suite.evaluate(model, own, ["boolq"], cache_dir=tmp_path)
+    assert check(report, CONFIG, own, tmp_path, began.tokenizer, began.fingerprint, began.digests)["boolq"]["touched"] == 4
+    (fetched / "svamp" / "train.parquet").unlink()
+    with pytest.raises(DataMissing, match="the data have changed"):
+        check(report, CONFIG, own, tmp_path, began.tokenizer, began.fingerprint, began.digests)
 
 
 # --- the referee ------------------------------------------------------------------------------------------
