@@ -333,9 +333,33 @@ def test_thirteen_words_in_a_row_are_found_and_twelve_are_not(folder: Path) -> N
     items = [replace(item, prompt=text, answer="") for text in (LONG, f"x {LONG[:-9]} y", "too short")]
     assert LONG[:-9].split()[-1] == "thirteen"
     found = overlaps([f"before. {LONG.upper()[:-9]}, after"], {"boolq": items})["boolq"]
-    assert (found.touched, found.short, found.checked, found.share, found.mostly) == ({0, 1}, 1, 2, 1.0, 1)
+    assert (found.touched, found.share, found.mostly, found.short, found.short_touched) == ({0, 1}, 2 / 3, 1, 1, 0)
     twelve = " ".join(LONG.split()[:12])
     assert overlaps([twelve, f"{twelve} x", " ".join(LONG.split()[1:13])], {"boolq": items})["boolq"].touched == frozenset()
+
+
+@pytest.mark.parametrize(
+    ("text", "is_touched"), [("is it (too) short?", True), ("is it too", False), ("x is it too. Short", True), ("", False)]
+)
+def test_fewer_than_thirteen_words_are_looked_for_as_a_whole(folder: Path, text: str, is_touched: bool) -> None:
+    item = load_items(folder, "boolq", "validation").items[0]
+    items = [replace(item, prompt=text, answer="") for text in ("Is it too short", "...", LONG)]
+    found = overlaps([text, "short"], {"boolq": items})["boolq"]
+    assert (found.touched, found.mostly, found.short, found.short_touched) == ({0} if is_touched else set(), is_touched, 2, is_touched)
+
+
+def test_every_final_item_is_looked_for_also_where_a_sample_is_scored(tmp_path: Path, model: Model) -> None:
+    """Which needs no model; the score of the others is that of the scored ones."""
+    write_folder(tmp_path, ("svamp", "boolq"))
+    leaks = [row("boolq", number) | {"passage": f"{LONG} {number}."} for number in range(4)]
+    write_split(tmp_path, "boolq", "validation", leaks)
+    write_split(tmp_path, "svamp", "train", [row("svamp", 1) | {"question_concat": f"{LONG} {number}"} for number in range(2)])
+    corpus = load_corpus(CONFIG, tmp_path, None)
+    report = suite.evaluate(model, tmp_path, ["boolq", "svamp"], 2)
+    found = check(report, CONFIG, tmp_path, None, corpus.tokenizer, corpus.fingerprint, corpus.digests)
+    assert [(found[name]["items"], found[name]["touched"]) for name in ("boolq", "svamp")] == [(4, 4), (4, 0)]
+    assert [result.figures[result.figure].n for result in report.results] == [2, 2]
+    assert (found["boolq"]["score_without"], found["svamp"]["score_without"]) == (None, report.results[1].figures["exact_match"].value)
 
 
 def test_overlap_is_looked_for_in_the_tokens_that_are_trained(folder: Path, model: Model) -> None:
