@@ -64,7 +64,7 @@ def check(
     corpus = load_corpus(config, data_dir, cache_dir, tokenizer, digests)
     if corpus.fingerprint != fingerprint:
         raise DataMissing("the data have changed since")
-    final = {result.dataset: find_items(data_dir, cache_dir, result.dataset, "final").items for result in report.results}
+    final = {result.dataset: find_items(data_dir, cache_dir, result.dataset, "final", known=digests).items for result in report.results}
     each = overlaps(texts(corpus.training, tokenizer), final)
     found: dict[str, Any] = {}
     for result in report.results:

@@ -53,7 +53,7 @@ def evaluate_checkpoint(
     model = Model(net.to(device), tokenizer, calculator=calculator, votes=votes)
     warnings: list[str] = []
     fresh = untrained(config, tokenizer, device, Cache(places.cache_dir, warnings.append), USUAL) if with_untrained else None
-    report = suite.evaluate(model, places.data_dir, datasets, limit, fresh, say, places.cache_dir)
+    report = suite.evaluate(model, places.data_dir, datasets, limit, fresh, say, places.cache_dir, state.get("data_files"))
     made: dict[str, Any] = {"checkpoint": named, "limit": limit, **suite.to_json(report)}
     if with_overlap:
         say("overlap with the training text")

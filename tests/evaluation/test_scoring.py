@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -222,6 +223,20 @@ def test_the_report_has_a_result_or_a_reason_for_every_dataset(tmp_path: Path, m
     assert set(found["untrained"]) == {"acc_norm", "acc"}
     assert found["chance"] == 0.5
     assert made["datasets"]["wikitext"]["met"] == {"token_perplexity": False}
+
+
+def test_a_model_is_not_measured_on_another_copy_than_it_was_trained_with(tmp_path: Path, model: Model) -> None:
+    """StrategyQA is divided otherwise on the hub than in other folders; what came since and was not known has no such trouble."""
+    fetched, own = write_folder(tmp_path / "datasets", ("strategyqa",)), tmp_path / "own"
+    known = load_corpus(CONFIG, None, tmp_path).digests
+    write_folder(own, ("strategyqa", "boolq"))
+    write_split(own, "strategyqa", "validation", [row("strategyqa", number) for number in range(4)])
+    report = suite.evaluate(model, own, ["strategyqa", "boolq"], cache_dir=tmp_path, known=known)
+    assert report.results[0].items == load_items(fetched, "strategyqa", "final").items
+    shutil.rmtree(fetched)
+    report = suite.evaluate(model, own, ["strategyqa", "boolq"], cache_dir=tmp_path, known=known)
+    assert [result.dataset for result in report.results] == ["boolq"]
+    assert "another copy than training had" in report.absent["strategyqa"]
 
 
 def test_the_untrained_model_is_the_one_the_run_began_with_and_measured_once(folder: Path, tokenizer: Tokenizer, tmp_path: Path) -> None:
