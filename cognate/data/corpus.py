@@ -104,6 +104,12 @@ def _remarks(curriculum: Curriculum, n_tokens: int, vocab_size: int) -> list[str
         for part in curriculum.parts
         if part.malformed
     ]
+    remarks += [
+        f"{part.dataset}: nothing of it is trained on; of its {part.samples:,} rows {part.held_out:,} are held out, "
+        f"and {part.duplicates:,} equal an evaluation item"
+        for part in curriculum.parts
+        if not part.trained and not part.augmented
+    ]
     if n_tokens < vocab_size:
         remarks.append(f"the training text has only {n_tokens:,} different tokens; {vocab_size - n_tokens:,} of the vocabulary stay unused")
     for stage in STAGES:

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cognate.config import EXTRA_NAME
+from cognate.data.curriculum import HELD_OUT_SHARE
 from cognate.data.files import DataUnreadable
 from cognate.data.formats import Example, words
 from cognate.data.sources import Stage
@@ -78,18 +80,33 @@ def read(extra: Extra) -> tuple[list[Example], int]:
     rows = _lines(extra.file) if extra.file.suffix == ".jsonl" else _table(extra)
     examples = [_example(row) for row in rows]
     samples = [example for example in examples if example is not None]
-    return samples, len(examples) - len(samples)
+    return _told_apart(samples), len(examples) - len(samples)
 
 
-def equals_one(example: Example, written_out: Collection[str]) -> bool:
-    """Whether the row is an evaluation item as a whole, with its answer or without. written_out: by texts_of()"""
-    return any(text in written_out for text in texts_of([example]))
+def equals_one(example: Example, items: Collection[str]) -> bool:
+    """Whether the row is an evaluation item as a whole, with its answer or without. items: their keys, and by texts_of()"""
+    texts = (words(example.prompt), words(example.prompt + example.answer))
+    return any(text in items for text in texts if text)
 
 
 def texts_of(examples: Iterable[Example]) -> Iterator[str]:
     """How evaluation items may stand in somebody's own file, besides as the bare question, which is their key."""
     for example in examples:
-        yield from filter(None, (words(example.prompt), words(example.prompt + example.answer)))
+        whole = words(example.prompt + example.answer)
+        prompt = words(example.prompt) if example.key != whole else ""  # else a prompt that other rows have as well
+        yield from filter(None, (prompt, whole))
+
+
+def _told_apart(samples: list[Example]) -> list[Example]:
+    """With the answer in the key where more rows share a prompt than may be held out: it is a frame, such as "User:", and no problem.
+
+    Fewer rows stay one problem with several answers, of which none may be trained on while another is held out.
+    """
+    shared = Counter(example.key for example in samples)
+    most = HELD_OUT_SHARE * len(samples)
+    return [
+        replace(example, identity=example.prompt + example.answer) if 1 < shared[example.key] > most else example for example in samples
+    ]
 
 
 def _lines(file: Path) -> Iterator[Any]:

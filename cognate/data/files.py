@@ -7,7 +7,7 @@ is read from the first of them in which it is whole; one dataset is never put to
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -40,9 +40,14 @@ def folders(data_dir: Path | None, cache_dir: Path | None) -> dict[Origin, Path]
     return {origin: folder for origin, folder in named.items() if folder is not None}
 
 
-def home(data_dir: Path | None, cache_dir: Path | None, source: Source) -> Path | None:
-    """The data folder that the dataset is read from; None where it is whole in none."""
-    candidates = folders(data_dir, cache_dir).values()
+def home(data_dir: Path | None, cache_dir: Path | None, source: Source, known: Mapping[str, str] | None = None) -> Path | None:
+    """The data folder that the dataset is read from; None where it is whole in none.
+
+    known: the digests of a run, by path; of a dataset that it had whole, no other copy will do
+    """
+    candidates: Iterable[Path] = folders(data_dir, cache_dir).values()
+    if known is not None and all(_path(source, split) in known for split in source.splits):
+        candidates = [folder for folder in candidates if copy_of(folder, source).among(known).is_whole]
     return next((folder for folder in candidates if not missing_splits(folder, source)), None)
 
 

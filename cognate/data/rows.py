@@ -162,10 +162,10 @@ def _read_real(
         if source.held_out == "split":
             held_out = list(files.read_usable(copies[source].folder, source, source.validation))
         shares.append(_share(source.name, source.category, source.stage, samples, held_out, source.held_out, keys))
-    written_out = set(extra.texts_of(items)) if own else set()
+    equals = keys.union(extra.texts_of(items)) if own else set()
     for each, (samples, malformed) in read.items():
         _, held_out = select(samples, None, "hash")
-        equal = {example.key for example in samples if extra.equals_one(example, written_out)}
+        equal = {example.key for example in samples if extra.equals_one(example, equals)}
         shares.append(_share(each.name, extra.FOLDER, each.stage, samples, held_out, "hash", keys | equal, malformed))
     return _with_augmented(_rows(shares), augmentation, keys, kept)
 

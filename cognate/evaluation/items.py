@@ -56,9 +56,22 @@ class Items:
     rows: str
 
 
-def find_items(data_dir: Path | None, cache_dir: Path | None, name: DatasetName, which: Which, limit: int | None = None) -> Items:
-    """As load_items(), from the data folder that a run would read the dataset from."""
-    folder = files.home(data_dir, cache_dir, SOURCES[name]) or data_dir
+def find_items(
+    data_dir: Path | None,
+    cache_dir: Path | None,
+    name: DatasetName,
+    which: Which,
+    limit: int | None = None,
+    known: Mapping[str, str] | None = None,
+) -> Items:
+    """As load_items(), from the data folder that a run would read the dataset from.
+
+    known: the digests of the run whose model is asked: another copy may divide the rows otherwise, and its items be trained on
+    """
+    folder = files.home(data_dir, cache_dir, SOURCES[name], known)
+    if folder is None and files.home(data_dir, cache_dir, SOURCES[name]) is not None:
+        raise files.DataMissing(f"{name} is here in another copy than training had, and what that holds out may be trained on")
+    folder = folder or data_dir
     if folder is None:
         raise files.DataMissing(f"{name} is in no data folder")
     return load_items(folder, name, which, limit)

@@ -59,16 +59,18 @@ def evaluate(
     untrained: Callable[[Items], Outcome] | None = None,
     say: Callable[[str], None] = lambda _: None,
     cache_dir: Path | None = None,
+    known: Mapping[str, str] | None = None,
 ) -> Report:
     """Measure the model on the final items of each dataset, or a fixed sample of `limit` of them.
 
     untrained: what the untrained model does on the same items (baseline.py); None leaves that out
+    known: the digests of the files that the model was trained on; items are of the same copy, or the dataset is absent
     """
     results: list[Result] = []
     absent: dict[DatasetName, str] = {}
     for name in datasets:
         try:
-            chosen = find_items(data_dir, cache_dir, name, "final", limit)
+            chosen = find_items(data_dir, cache_dir, name, "final", limit, known)
         except (DataMissing, DataUnreadable) as error:
             absent[name] = str(error)
             continue
@@ -81,13 +83,20 @@ def evaluate(
 
 
 def sample_items(
-    data_dir: Path | None, datasets: Iterable[DatasetName] | None = None, count: int = 32, cache_dir: Path | None = None
+    data_dir: Path | None,
+    datasets: Iterable[DatasetName] | None = None,
+    count: int = 32,
+    cache_dir: Path | None = None,
+    known: Mapping[str, str] | None = None,
 ) -> list[Items]:
-    """The fixed small samples that an epoch ends with: validation items of those datasets that are there. Load them once."""
+    """The fixed small samples that an epoch ends with: validation items of those datasets that are there. Load them once.
+
+    known: as in evaluate()
+    """
     samples = []
     for name in SOURCES if datasets is None else datasets:
         try:
-            sample = find_items(data_dir, cache_dir, name, "validation", count)
+            sample = find_items(data_dir, cache_dir, name, "validation", count, known)
         except DataMissing:
             continue
         if sample.items:

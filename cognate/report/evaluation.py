@@ -48,17 +48,17 @@ def evaluate_checkpoint(
     """
     # All that is needed of the checkpoint is read now: a run at work may remove it before its figures are there.
     net, tokenizer = load_model(folder)
-    config, trained_on = parse(read_json(folder / "config.json")), read_json(folder / "state.json")["data"]
+    config, state = parse(read_json(folder / "config.json")), read_json(folder / "state.json")
     named = {"name": folder.name, "model_sha256": file_digest(weights_file(folder)), "tokenizer_sha256": tokenizer.digest}
     model = Model(net.to(device), tokenizer, calculator=calculator, votes=votes)
     warnings: list[str] = []
     fresh = untrained(config, tokenizer, device, Cache(places.cache_dir, warnings.append), USUAL) if with_untrained else None
-    report = suite.evaluate(model, places.data_dir, datasets, limit, fresh, say, places.cache_dir)
+    report = suite.evaluate(model, places.data_dir, datasets, limit, fresh, say, places.cache_dir, state.get("data_files"))
     made: dict[str, Any] = {"checkpoint": named, "limit": limit, **suite.to_json(report)}
     if with_overlap:
         say("overlap with the training text")
         try:
-            made["overlap"] = check(report, config, places.data_dir, places.cache_dir, tokenizer, trained_on)
+            made["overlap"] = check(report, config, places.data_dir, places.cache_dir, tokenizer, state["data"], state.get("data_files"))
         except (DataMissing, DataUnreadable) as error:
             made["overlap"] = {"absent": f"the training text is not here: {error}"}
     if with_referee:

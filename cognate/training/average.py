@@ -87,8 +87,9 @@ def soup(folders: Sequence[Path], output: Path) -> list[str]:
     try:
         for name in ("tokenizer.json", "config.json"):
             shutil.copyfile(folders[0] / name, beside / name)
-        state = {"averaged": [str(folder) for folder in folders], "data": read_json(folders[0] / "state.json")["data"]}
-        write_json(beside / "state.json", state)
+        of_first = read_json(folders[0] / "state.json")
+        data = {name: of_first[name] for name in ("data", "data_files") if name in of_first}
+        write_json(beside / "state.json", {"averaged": [str(folder) for folder in folders], **data})
         checkpoint.write_weights(mean, beside)
         beside.rename(output)
     finally:

@@ -338,11 +338,11 @@ class Training:
 
 
 def evaluation_samples(config: RunConfig, places: Places, corpus: Corpus) -> list[Items]:
-    """What an epoch ends with: a few held-out items of each real dataset that the run uses."""
+    """What an epoch ends with: a few held-out items of each real dataset that the run uses, from the copy that it uses."""
     if config.evaluation.epoch_items == 0:
         return []
     used = [name for name in SOURCES if name in corpus.training]
-    return sample_items(places.data_dir, used, config.evaluation.epoch_items, places.cache_dir)
+    return sample_items(places.data_dir, used, config.evaluation.epoch_items, places.cache_dir, corpus.digests)
 
 
 def build_optimizer(model: Cognate, config: RunConfig) -> MuGrokfast:

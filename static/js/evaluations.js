@@ -130,7 +130,7 @@ function shared([name, found]) {
   if (typeof found === "string") return [note("overlap", [`${words(name)}: ${found}`])];
   if (!found.touched) return [];
   const without = found.score_without === null ? "" : `; the score without them is ${share(found.score_without)}`;
-  const touched = `${integer(found.touched)} of ${integer(found.items)} items share 13 words in a row with the training text`;
+  const touched = `${integer(found.touched)} of ${integer(found.items)} items share 13 words in a row, or all they have, with the training text`;
   return [note(name, [touched + without])];
 }
 

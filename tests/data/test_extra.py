@@ -136,6 +136,36 @@ def test_evaluation_items_in_it_are_not_trained_on(folder: Path) -> None:
     assert corpus.curriculum.parts[-1].duplicates == 4
 
 
+@pytest.mark.parametrize("prompt", ["User:", "Text:", ""])
+def test_rows_of_one_prompt_are_told_apart_by_their_answers(folder: Path, prompt: str) -> None:
+    """By the prompt alone all of them were held out, or none."""
+    write_lines(folder, "mine", [{"prompt": prompt, "answer": f"Line {n}."} for n in range(200)])
+    part = load_corpus(small_config({"extra": ["mine"]}), folder, None).curriculum.parts[-1]
+    assert (part.samples, part.duplicates) == (200, 0)
+    assert 0 < part.held_out < 25
+
+
+def test_several_answers_of_one_problem_are_held_out_together(folder: Path) -> None:
+    """Else the problem would be trained on with one of them, and validated with another."""
+    write_lines(folder, "mine", [{"prompt": f"Say {n}.", "answer": f"{n}{end}"} for n in range(100) for end in "!?"])
+    extra = find("mine", [folder])
+    assert extra is not None
+    assert {sample.key for sample in read(extra)[0]} == {f"say {n}" for n in range(100)}
+
+
+def test_an_evaluation_item_that_fills_a_file_is_not_trained_on(folder: Path) -> None:
+    """As the bare question, once with each of many answers; nothing is left then, and that is said."""
+    (item,) = [FORMATS["gsm8k"](row("gsm8k", 2, "test"))]
+    write_lines(folder, "mine", [{"prompt": item.identity, "answer": f"{n}"} for n in range(40)])
+    corpus = load_corpus(small_config({"extra": ["mine"]}), folder, None)
+    part = corpus.curriculum.parts[-1]
+    assert part.trained == 0
+    assert (
+        f"extra/mine: nothing of it is trained on; of its 40 rows {part.held_out} are held out, and {part.duplicates} equal an "
+        in " ".join(corpus.warnings)
+    )
+
+
 def test_what_it_holds_out_is_trained_on_nowhere(folder: Path) -> None:
     held_out = next(f"is it {n}" for n in range(100) if is_held_out(words(f"is it {n}")))
     write_lines(folder, "mine", [*GOOD, {"prompt": held_out, "answer": "yes"}])

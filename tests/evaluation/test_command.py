@@ -66,7 +66,7 @@ def test_a_run_is_evaluated_by_its_newest_checkpoint(here: Path) -> None:
     assert made["datasets"]["boolq"]["figures"]["acc"]["n"] == 3
     assert set(made["datasets"]["boolq"]["untrained"]) == {"acc", "acc_norm"}
     assert made["datasets"]["gsm8k"]["met"] == {"exact_match": False}
-    assert made["overlap"]["trained_on"] == "the same text"
+    assert set(made["overlap"]) == set(made["datasets"])
     assert evaluated(here, "--json", "--overlap", "--limit=3").stdout == done.stdout
 
 
@@ -112,7 +112,7 @@ def test_a_checkpoint_may_be_removed_while_it_is_measured(here: Path, tmp_path: 
     made = evaluate_checkpoint(copy, places, CPU, ["boolq"], 2, with_untrained=False, say=lambda _: shutil.rmtree(copy, ignore_errors=True))
     assert not copy.exists()
     assert len(made["checkpoint"]["model_sha256"]) == 64
-    assert made["overlap"]["trained_on"] == "the same text"
+    assert set(made["overlap"]) == {"boolq"}
 
 
 def test_without_the_training_text_the_figures_are_still_there(here: Path, tmp_path: Path) -> None:

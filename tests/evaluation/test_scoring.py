@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 from cognate.config import DatasetName, RunConfig, resolve
 from cognate.data.cache import Cache
 from cognate.data.corpus import load_corpus
-from cognate.data.files import DataUnreadable
+from cognate.data.files import DataMissing, DataUnreadable
 from cognate.data.rows import plan
 from cognate.data.sources import SOURCES
 from cognate.data.tokenizer import Tokenizer
@@ -233,6 +234,20 @@ def test_the_report_has_a_result_or_a_reason_for_every_dataset(tmp_path: Path, m
     assert made["datasets"]["wikitext"]["met"] == {"token_perplexity": False}
 
 
+def test_a_model_is_not_measured_on_another_copy_than_it_was_trained_with(tmp_path: Path, model: Model) -> None:
+    """StrategyQA is divided otherwise on the hub than in other folders; what came since and was not known has no such trouble."""
+    fetched, own = write_folder(tmp_path / "datasets", ("strategyqa",)), tmp_path / "own"
+    known = load_corpus(CONFIG, None, tmp_path).digests
+    write_folder(own, ("strategyqa", "boolq"))
+    write_split(own, "strategyqa", "validation", [row("strategyqa", number) for number in range(4)])
+    report = suite.evaluate(model, own, ["strategyqa", "boolq"], cache_dir=tmp_path, known=known)
+    assert report.results[0].items == load_items(fetched, "strategyqa", "final").items
+    shutil.rmtree(fetched)
+    report = suite.evaluate(model, own, ["strategyqa", "boolq"], cache_dir=tmp_path, known=known)
+    assert [result.dataset for result in report.results] == ["boolq"]
+    assert "another copy than training had" in report.absent["strategyqa"]
+
+
 def test_the_untrained_model_is_the_one_the_run_began_with_and_measured_once(folder: Path, tokenizer: Tokenizer, tmp_path: Path) -> None:
     torch.manual_seed(CONFIG.seed)
     begun = Cognate(CONFIG.model).eval()
@@ -342,9 +357,33 @@ def test_thirteen_words_in_a_row_are_found_and_twelve_are_not(folder: Path) -> N
     items = [replace(item, prompt=text, answer="") for text in (LONG, f"x {LONG[:-9]} y", "too short")]
     assert LONG[:-9].split()[-1] == "thirteen"
     found = overlaps([f"before. {LONG.upper()[:-9]}, after"], {"boolq": items})["boolq"]
-    assert (found.touched, found.short, found.checked, found.share, found.mostly) == ({0, 1}, 1, 2, 1.0, 1)
+    assert (found.touched, found.share, found.mostly, found.short, found.short_touched) == ({0, 1}, 2 / 3, 1, 1, 0)
     twelve = " ".join(LONG.split()[:12])
     assert overlaps([twelve, f"{twelve} x", " ".join(LONG.split()[1:13])], {"boolq": items})["boolq"].touched == frozenset()
+
+
+@pytest.mark.parametrize(
+    ("text", "is_touched"), [("is it (too) short?", True), ("is it too", False), ("x is it too. Short", True), ("", False)]
+)
+def test_fewer_than_thirteen_words_are_looked_for_as_a_whole(folder: Path, text: str, is_touched: bool) -> None:
+    item = load_items(folder, "boolq", "validation").items[0]
+    items = [replace(item, prompt=text, answer="") for text in ("Is it too short", "...", LONG)]
+    found = overlaps([text, "short"], {"boolq": items})["boolq"]
+    assert (found.touched, found.mostly, found.short, found.short_touched) == ({0} if is_touched else set(), is_touched, 2, is_touched)
+
+
+def test_every_final_item_is_looked_for_also_where_a_sample_is_scored(tmp_path: Path, model: Model) -> None:
+    """Which needs no model; the score of the others is that of the scored ones."""
+    write_folder(tmp_path, ("svamp", "boolq"))
+    leaks = [row("boolq", number) | {"passage": f"{LONG} {number}."} for number in range(4)]
+    write_split(tmp_path, "boolq", "validation", leaks)
+    write_split(tmp_path, "svamp", "train", [row("svamp", 1) | {"question_concat": f"{LONG} {number}"} for number in range(2)])
+    corpus = load_corpus(CONFIG, tmp_path, None)
+    report = suite.evaluate(model, tmp_path, ["boolq", "svamp"], 2)
+    found = check(report, CONFIG, tmp_path, None, corpus.tokenizer, corpus.fingerprint, corpus.digests)
+    assert [(found[name]["items"], found[name]["touched"]) for name in ("boolq", "svamp")] == [(4, 4), (4, 0)]
+    assert [result.figures[result.figure].n for result in report.results] == [2, 2]
+    assert (found["boolq"]["score_without"], found["svamp"]["score_without"]) == (None, report.results[1].figures["exact_match"].value)
 
 
 def test_overlap_is_looked_for_in_the_tokens_that_are_trained(folder: Path, model: Model) -> None:
@@ -352,10 +391,23 @@ def test_overlap_is_looked_for_in_the_tokens_that_are_trained(folder: Path, mode
     corpus = load_corpus(CONFIG, folder, None)
     assert " ".join(texts(corpus.training, corpus.tokenizer)).count("did boolq train three?") == 1
     report = suite.evaluate(model, folder, ["boolq", "piqa"])
-    found = check(report, CONFIG, folder, None, model.tokenizer, corpus.fingerprint)
-    assert found["trained_on"] == "the same text"
-    assert found["boolq"]["items"] == 4
-    assert "changed" in check(report, CONFIG, folder, None, model.tokenizer, "another")["trained_on"]
+    assert check(report, CONFIG, folder, None, model.tokenizer, corpus.fingerprint, corpus.digests)["boolq"]["items"] == 4
+    with pytest.raises(DataMissing, match="the data have changed"):
+        check(report, CONFIG, folder, None, model.tokenizer, "another", corpus.digests)
+
+
+def test_overlap_is_with_the_text_that_was_trained_on_whatever_came_since(tmp_path: Path, model: Model) -> None:
+    """A folder that comes first now holds other rows: none of them was read, and leaks of those that were must still show."""
+    own, fetched = tmp_path / "own", write_folder(tmp_path / "datasets", ("svamp",))
+    write_split(fetched, "svamp", "train", [row("svamp", number) | {"question_concat": f"{LONG} {number}?"} for number in range(30)])
+    began = load_corpus(CONFIG, None, tmp_path)
+    write_folder(own, ("svamp", "boolq"))
+    write_split(own, "boolq", "validation", [row("boolq", number) | {"passage": LONG} for number in range(4)])
+    report = suite.evaluate(model, own, ["boolq"], cache_dir=tmp_path)
+    assert check(report, CONFIG, own, tmp_path, began.tokenizer, began.fingerprint, began.digests)["boolq"]["touched"] == 4
+    (fetched / "svamp" / "train.parquet").unlink()
+    with pytest.raises(DataMissing, match="the data have changed"):
+        check(report, CONFIG, own, tmp_path, began.tokenizer, began.fingerprint, began.digests)
 
 
 # --- the referee ------------------------------------------------------------------------------------------

@@ -13,18 +13,18 @@ from safetensors.torch import load_file
 
 from cognate.config import overlaid, resolve
 from cognate.data.batches import Batch, TrainingBatches
-from cognate.data.corpus import Corpus
+from cognate.data.corpus import Corpus, load_corpus
 from cognate.data.report import describe_sources
 from cognate.evaluation.suite import sample_accuracies, sample_items
 from cognate.events import Failure, Kind
 from cognate.metrics import METRICS, Cadence
 from cognate.model import Cognate
 from cognate.optimizer import MuGrokfast
-from cognate.rundir import RunDir
+from cognate.rundir import Places, RunDir
 from cognate.training import checkpoint, loop
 from cognate.training.checkpoint import load_model
-from cognate.training.loop import DataChanged
-from tests.data.data_folders import write_folder
+from cognate.training.loop import DataChanged, evaluation_samples
+from tests.data.data_folders import row, write_folder, write_split
 from tests.training.runs import TINY, CommandAt, attempt_at, digests, events, new_run, reproducible_rows, rows, tiny
 
 
@@ -344,6 +344,18 @@ def test_an_epoch_ends_with_the_accuracies_of_the_datasets_that_are_there(tmp_pa
         run = new_run(tmp_path / f"none-{number}", overlaid(config.model_dump(mode="json"), {**changes, "training": {"max_steps": 1}}))
         assert attempt_at(run, data_dir=data_dir) is Kind.FINISHED
         assert not [key for key in rows(run)[-1].data["values"] if key.startswith("accuracy_")]
+
+
+def test_an_epochs_items_are_of_the_copy_that_is_trained_on(tmp_path: Path) -> None:
+    """A copy that comes first since then may hold out rows of the other's training text."""
+    config = tiny(data={"source": "real", "datasets": ["strategyqa"]}, evaluation={"epoch_items": 3})
+    write_folder(tmp_path / "datasets", ("strategyqa",))
+    corpus = load_corpus(config, None, tmp_path)
+    began = evaluation_samples(config, Places(None, tmp_path), corpus)
+    own = write_folder(tmp_path / "own", ("strategyqa",))
+    write_split(own, "strategyqa", "validation", [row("strategyqa", number) for number in range(4)])
+    resumed = load_corpus(config, own, tmp_path, corpus.tokenizer, corpus.digests)
+    assert evaluation_samples(config, Places(own, tmp_path), resumed) == began != []
 
 
 def test_without_a_dataset_a_run_goes_by_another_plan_and_says_so(tmp_path: Path) -> None:
