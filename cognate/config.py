@@ -223,7 +223,7 @@ class HealthConfig(_Section):
     plateau_steps: int = Field(1000, ge=20, le=100_000, description="Steps whose second half must have a lower loss than the first.")
     plateau_min_fall: float = Field(0.02, gt=0, lt=1, description="Share by which it must be lower; noise is allowed for.")
     explosion_deviations: float = Field(
-        8.0, gt=0, le=1000, description="A loss this many deviations (MAD) above the median of the last 50 rows has exploded ..."
+        8.0, gt=0, le=1000, description="A loss this many deviations above the median of the rows before has exploded ..."
     )
     explosion_ratio: float = Field(1.5, gt=1, le=1000, description="... if it is also this many times the median.")
     slow_ratio: float = Field(2.0, gt=1, le=1000, description="Steps or epochs that take this many times what earlier ones took are slow.")

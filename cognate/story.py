@@ -25,7 +25,8 @@ _KEYS = frozenset(KEYS)
 class Row:
     """What was measured at one step; `values` by metric key, only what was. at: seconds since the epoch; tokens: read so far.
 
-    number: its place in a history of strictly rising numbers: the step, or one more for what was measured when all was over
+    number: its place in a history of strictly rising numbers: the step; what was measured when all was over has the next ones, one
+            for each time it was measured
     """
 
     number: int
@@ -103,6 +104,7 @@ class Chapter:
         self.journal = journal
         self.is_afterwards = is_afterwards
         self._offset = 0
+        self._afterwards = 0  # rows told so far, where it is what was measured afterwards
         self.plan: dict[str, Any] | None = None
         self.warnings: list[str] = []
         self.ending: Event | None = None
@@ -131,5 +133,6 @@ class Chapter:
 
     def _row(self, event: Event) -> Row:
         data = event.data
+        self._afterwards += self.is_afterwards
         values = {key: value for key, value in data["values"].items() if key in _KEYS}
-        return Row(data["step"] + self.is_afterwards, data["step"], event.at, data["epoch"], data["progress"].get("tokens"), values)
+        return Row(data["step"] + self._afterwards, data["step"], event.at, data["epoch"], data["progress"].get("tokens"), values)

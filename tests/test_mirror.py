@@ -381,3 +381,18 @@ def test_what_is_measured_afterwards_comes_behind_the_last_row(tmp_path: Path) -
     assert rows(run)[11]["train/step"] == 10
     assert mirrored(run).folders == found.folders
     assert records(run)["summary"]
+
+
+def test_what_is_measured_again_afterwards_comes_once_and_last(tmp_path: Path) -> None:
+    """Else W&B keeps the first value, where the run's own tables have the newest."""
+    run = new_run(tmp_path)
+    attempt(run, range(11), Kind.FINISHED)
+    journal = Journal(run.afterwards)
+    journal.append(Kind.METRICS, step=10, epoch=0.2, values={"diversity_ltm_usage": 1.0}, progress={})
+    mirrored(run)
+    journal.append(Kind.METRICS, step=10, epoch=0.2, values={"diversity_ltm_usage": 7.0}, progress={})
+    journal.close()
+    assert compare(run).missing == [12]
+    assert mirrored(run).is_complete
+    assert [steps[-1] for steps in steps_in(run)] == [11, 12]
+    assert (rows(run)[12]["diversity_ltm_usage"], rows(run)[12]["train/step"]) == (7.0, 10)

@@ -59,8 +59,11 @@ ABOUT: Mapping[Ailment, About] = {
     Ailment.EXPLOSION: About(
         "critical",
         "the loss has jumped up",
-        "a loss `health.explosion_deviations` deviations (MAD) above the median of the last 50 rows, and `health.explosion_ratio` "
-        "times it",
+        "a loss `health.explosion_deviations` deviations above the median of the last 50 rows, or of the last 5 where that is lower, and "
+        "`health.explosion_ratio` times it. The deviation is told by the rises from row to row (five in six changes of noise are below "
+        "1.4 deviations), so a falling loss has none. "
+        "Rows of the same stage of the curriculum are compared, from the 7th on; with fewer than 20 before it, n, the loss must be 20/n "
+        "times as many deviations above",
         "10 rows in a row are not; or the next stage of the curriculum began",
         "the step, its loss, the median and the deviation of the rows before",
         "If it does not come back by itself, stop and fork from a checkpoint before it with optimizer.muon_lr and embedding_lr halved, "

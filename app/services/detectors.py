@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import bisect
+import itertools
 import math
 import statistics
 from collections import deque
@@ -16,13 +16,13 @@ from cognate.config import HealthConfig, RunConfig
 Evidence = dict[str, Any]
 
 RECENT_ROWS = 10  # whose median is the loss now
-SPIKE_ROWS, LEAST_SPIKE_ROWS = 50, 20
+SPIKE_ROWS, NEWEST_ROWS = 50, 5  # the lower of whose medians a spike is compared with
+LEAST_SPIKE_ROWS, SURE_SPIKE_ROWS = 6, 20  # with fewer, their deviation is uncertain, and none is judged or by a wider margin
 QUIET_ROWS = 10  # after which a spike, or a number that was not finite, is over
 BUCKETS = 20  # of a plateau's window; half against half
 SURE = 3.0  # standard errors
 STRETCH_S, STRETCH_ROWS = 60.0, 5  # of steps that are compared with earlier ones
 GPU_LOOK_EVERY_S, GPU_LOOKS = 5.0, 24  # two minutes
-MAD_TO_DEVIATION = 1.4826  # of a normal distribution
 MEASURED = ("loss", "loss_ce", "val_loss", "grad_norm")
 
 
@@ -140,7 +140,12 @@ class Plateau:
 
 
 class Explosion:
-    """A spike over the median of the rows before it. Rows of the spike do not join them: what exploded never becomes usual."""
+    """A spike over the rows before it. Rows of the spike do not join them: what exploded never becomes usual.
+
+    Where rows are sparse the loss falls far between two of them. So the median is that of the newest rows where it is the lower one,
+    and the deviation is told by what rose from row to row: five in six changes of noise without a trend are below sqrt(2) of its
+    deviations, and neither falls nor a few rows of a loss that begins to climb count.
+    """
 
     kind = Ailment.EXPLOSION
 
@@ -149,8 +154,7 @@ class Explosion:
         self.begin_anew()
 
     def begin_anew(self) -> None:
-        self._window: deque[float] = deque()
-        self._sorted: list[float] = []
+        self._window: deque[float] = deque(maxlen=SPIKE_ROWS)
         self._quiet = QUIET_ROWS
         self._evidence: Evidence = {}
 
@@ -158,28 +162,30 @@ class Explosion:
         loss = row.values.get("loss")
         if loss is None or not math.isfinite(loss):
             return None
-        is_judged = len(self._sorted) >= LEAST_SPIKE_ROWS
+        is_judged = len(self._window) >= LEAST_SPIKE_ROWS
         if is_judged:
-            median = self._sorted[len(self._sorted) // 2]
+            median = self._median()
             self._evidence = {"step": row.step, "loss": loss, "median": median}
             if loss > self._ratio * median and self._is_far_above(loss, median):
                 self._quiet = 0
                 return True
-        if len(self._window) == SPIKE_ROWS:
-            self._sorted.pop(bisect.bisect_left(self._sorted, self._window.popleft()))
         self._window.append(loss)
-        bisect.insort(self._sorted, loss)
         self._quiet += 1
         return False if is_judged and self._quiet >= QUIET_ROWS else None
 
+    def _median(self) -> float:
+        rows = list(self._window)
+        return min(sorted(some)[len(some) // 2] for some in (rows, rows[-NEWEST_ROWS:]))
+
     def _is_far_above(self, loss: float, median: float) -> bool:
-        deviation = MAD_TO_DEVIATION * statistics.median(abs(value - median) for value in self._sorted)
+        changes = sorted(later - earlier for earlier, later in itertools.pairwise(self._window))
+        deviation = max(0.0, changes[len(changes) * 5 // 6]) / math.sqrt(2)
         self._evidence["deviation"] = deviation
-        return loss - median > self._deviations * deviation
+        return loss - median > self._deviations * max(1.0, SURE_SPIKE_ROWS / len(self._window)) * deviation
 
     def why(self) -> tuple[str, Evidence]:
         found = self._evidence
-        message = f"the loss is {found['loss']:.4g} at step {found['step']:,}; the median of the rows before is {found['median']:.4g}"
+        message = f"the loss is {found['loss']:.4g} at step {found['step']:,}; the usual before was {found['median']:.4g}"
         return message, found
 
 

@@ -2,7 +2,7 @@
 
 A Monitor takes one reading at a time and answers with what changed: an ailment that began, or one that is over. What the
 ailments are stands in ailments.py, and what finds them in detectors.py; alerts.py feeds the monitors and keeps what they
-say. A row costs a few microseconds: windows are bounded, and are kept sorted or averaged as rows come.
+say. A row costs a few microseconds: windows are bounded, and the long ones are averaged as rows come.
 """
 
 from __future__ import annotations

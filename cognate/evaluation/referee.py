@@ -1,7 +1,8 @@
 """A second opinion: EleutherAI's lm-evaluation-harness asks the same model, and its figures stand beside ours.
 
 The harness gets our items, in our prompts, from Parquet files in a folder of its own; how it asks, compares and counts is its own
-affair. `Answering` is what it asks of a model; it needs no harness. Nothing is fetched.
+affair. `Answering` is what it asks of a model; it needs no harness, and shares nothing with scoring.py: every answer comes of plain
+forward passes over one whole text. Nothing is fetched.
 
 acc must agree; our acc_norm is per byte, which the harness calls acc_bytes (its own acc_norm is per character).
 """
@@ -12,18 +13,21 @@ import os
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Final
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
+from torch import Tensor
 
 from cognate.config import DatasetName
 from cognate.evaluation.items import Items
-from cognate.evaluation.scoring import continue_texts, likelihoods, read_on
 from cognate.evaluation.tasks import TASKS, Model
 
 REFEREED: Final[tuple[DatasetName, ...]] = ("arc_easy", "arc_challenge", "hellaswag", "piqa", "boolq", "gsm8k")
+_GUESSED_AT_ONCE: Final = 32  # texts
 _OUR_NAMES: Final = {"acc,none": "acc", "acc_bytes,none": "acc_norm", "exact_match,strict-match": "exact_match"}
 
 
@@ -39,24 +43,54 @@ class Answering:
 
     def loglikelihood(self, requests: Sequence[tuple[str, str]]) -> list[tuple[float, bool]]:
         """(nats, whether it is what greedy decoding would say) of each (context, continuation)"""
-        prompts = list(dict.fromkeys(context for context, _ in requests))
-        wanted: dict[str, list[str]] = {prompt: [] for prompt in prompts}
-        for context, continuation in requests:
-            wanted[context].append(continuation)
-        scored = likelihoods(self.model.net, self.model.tokenizer, prompts, [wanted[prompt] for prompt in prompts], self.model.batching)
-        found = {prompt: iter(each) for prompt, each in zip(prompts, scored, strict=True)}
-        return [(each.nats, each.is_greedy) for each in (next(found[context]) for context, _ in requests)]
+        encode = self.model.tokenizer.encode
+        return [self._weigh(encode(context), encode(continuation)) for context, continuation in requests]
 
     def loglikelihood_rolling(self, requests: Sequence[tuple[str]]) -> list[float]:
         """Nats of whole texts, but for their first token."""
-        read = read_on(self.model.net, self.model.tokenizer, [text for (text,) in requests], self.model.batching)
-        return [each.nats for each in read]
+        encoded = [[*self.model.tokenizer.encode(text), self.model.tokenizer.end_id] for (text,) in requests]
+        return [self._weigh(tokens[:1], tokens[1:])[0] for tokens in encoded]
 
     def generate_until(self, requests: Sequence[tuple[str, dict[str, Any]]]) -> list[str]:
         """Greedy text of each (context, {until, max_gen_toks}), cut before the first of `until`."""
         most = max(settings.get("max_gen_toks", 256) for _, settings in requests)
-        written = continue_texts(self.model.net, self.model.tokenizer, [context for context, _ in requests], most, self.model.batching)
-        return [_cut(text, settings.get("until", [])) for text, (_, settings) in zip(written, requests, strict=True)]
+        prompts = [self.model.tokenizer.encode(context) for context, _ in requests]
+        starts = range(0, len(prompts), _GUESSED_AT_ONCE)
+        guesses = [guess for start in starts for guess in self._guess(prompts[start : start + _GUESSED_AT_ONCE], most)]
+        written = [self._write(prompt, guess, most) for prompt, guess in zip(prompts, guesses, strict=True)]
+        texts = [self.model.tokenizer.decode(tokens) for tokens in written]
+        return [_cut(text, settings.get("until", [])) for text, (_, settings) in zip(texts, requests, strict=True)]
+
+    def _weigh(self, context: list[int], continuation: list[int]) -> tuple[float, bool]:
+        logits = self._read([*context, *continuation])[len(context) - 1 : -1]  # [token of the continuation, vocabulary]
+        wanted = torch.tensor(continuation)
+        nats = torch.log_softmax(logits, dim=-1)[torch.arange(len(wanted)), wanted]
+        return float(nats.sum()), bool((logits.argmax(-1) == wanted).all())
+
+    def _write(self, prompt: list[int], guess: list[int], most: int) -> list[int]:
+        """The likeliest token each time, by a pass over all before it. `guess` saves passes, for one judges all its tokens at once."""
+        written: list[int] = []
+        while True:
+            logits = self._read([*prompt, *written, *guess])[len(prompt) + len(written) - 1 :, : self.model.tokenizer.vocab_size]
+            likeliest = logits.argmax(-1).tolist()
+            right = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(guess, likeliest, strict=False)))
+            written = [*written, *likeliest[: right + 1]][:most]  # what is likeliest after a wrong token counts no more
+            if self.model.tokenizer.end_id in written:
+                return written[: written.index(self.model.tokenizer.end_id) + 1]
+            if len(written) == most:
+                return written
+            (guess,) = self._guess([[*prompt, *written]], most - len(written))
+
+    def _guess(self, prompts: Sequence[list[int]], most: int) -> list[list[int]]:
+        net, tokenizer = self.model.net, self.model.tokenizer
+        return net.generate(prompts, most, stop={tokenizer.end_id}, vocab_size=tokenizer.vocab_size, adaptive=False).tokens
+
+    @torch.no_grad()
+    def _read(self, tokens: list[int]) -> Tensor:
+        """The logits behind each token, [time, vocabulary], float64: by the whole text at once, without a state and in no batch."""
+        device = self.model.net.embedding.weight.device
+        logits: Tensor = self.model.net(torch.tensor([tokens], device=device)).logits
+        return logits[0].double().cpu()
 
 
 def referee(model: Model, chosen: Sequence[Items]) -> dict[str, dict[str, float]]:

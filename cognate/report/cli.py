@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -12,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cognate import worker
+from cognate.data.cli import cache_dir
 from cognate.data.files import DataUnreadable
 from cognate.events import spelled
 from cognate.report import handoff as handing_off
@@ -61,9 +61,10 @@ def diversity(
 ) -> None:
     """How different the models of a group are, measured on the same held-out texts."""
     found = _run_directories(runs)
-    places = Places(data, Path(os.environ.get("COGNATE_CACHE_DIR") or "var/cache"))
     try:
-        made = measure_runs(found, places, worker.choose_device("auto"), lambda sentence, _: typer.echo(sentence, err=True))
+        made = measure_runs(
+            found, Places(data, cache_dir()), worker.choose_device("auto"), lambda sentence, _: typer.echo(sentence, err=True)
+        )
     except (NothingSaved, CorruptCheckpoint, DataUnreadable, FileNotFoundError) as error:
         _refuse(str(error))
     if as_json:

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 from cognate.config import ConfigError, overrides, resolve
+from cognate.data.cli import cache_dir
 from cognate.report.markdown import markdown
 from cognate.report.readiness import PROBE_S, readiness
 from cognate.rundir import Places
@@ -35,7 +36,7 @@ def show(
         raise typer.BadParameter(str(error)) from error
     report = readiness(
         config,
-        Places(data, Path(os.environ.get("COGNATE_CACHE_DIR") or "var/cache")),
+        Places(data, cache_dir()),
         output,
         choose_device(config.training.device),
         probe_s=PROBE_S,

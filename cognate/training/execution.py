@@ -161,7 +161,7 @@ def parts(batch: Batch, rows: int, device: torch.device) -> Iterator[tuple[Batch
 class FiniteLosses:
     """Notices a loss that is not a finite number, on a GPU up to two steps late: it is never waited for, so it is never idle.
 
-    Waiting for the step before the last one keeps the host from running ahead, so the time between steps is a step's time.
+    Waiting for the step before the last one keeps the host from running further ahead.
     """
 
     AHEAD = 2
@@ -178,6 +178,11 @@ class FiniteLosses:
             event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             event.record()
         self._open.append((step, is_finite, event))
+
+    @property
+    def ahead(self) -> int:
+        """Steps whose losses the device has not been waited for."""
+        return len(self._open)
 
     def bad_step(self, *, wait: bool) -> int | None:
         """The first step that is known for its loss; `wait` to know of all."""

@@ -136,7 +136,6 @@ class Step:
     losses: Sequence[Loss]
     chosen: Chosen | None
     bad_step: int | None
-    tokens: int
 
 
 class Training:
@@ -230,12 +229,15 @@ class Training:
             optimizer.step()
             if self.average is not None:
                 self.average.update(step)
+        if is_logged:
+            self.skipped_steps = optimizer.skipped_steps  # waits for the device
         tokens = len(losses) * config.batch_size * config.sequence_length
         position.step, position.epoch_step, position.val_loss = step, position.epoch_step + 1, None
         position.tokens += tokens
-        self.pace.took(time.monotonic() - began)
-        position.seconds, position.epoch_seconds = position.seconds + self.pace.last, position.epoch_seconds + self.pace.last
-        return Step(step, is_logged, ends_epoch, is_last, self.peak_rates[0] * scale, losses, chosen, bad_step, tokens)
+        seconds = time.monotonic() - began
+        self.pace.took(seconds, tokens, self.finite_losses.ahead)
+        position.seconds, position.epoch_seconds = position.seconds + seconds, position.epoch_seconds + seconds
+        return Step(step, is_logged, ends_epoch, is_last, self.peak_rates[0] * scale, losses, chosen, bad_step)
 
     def _add_gradients(self, *, measure: bool) -> tuple[list[Loss], Chosen | None]:
         losses = backward(self.model, self.data.batches, self.config, self.position, self.execution, self.device, measure=measure)
@@ -251,8 +253,6 @@ class Training:
 
     def report(self, done: Step) -> None:
         """A row of metrics where one is due, else only where training is."""
-        if done.is_logged:
-            self.skipped_steps = self.optimizer.skipped_steps  # waits for the device
         progress = self._progress(done)
         if done.bad_step is not None and done.bad_step != done.number:  # an earlier one, noticed late
             self.reporter.metrics(done.bad_step, progress["epoch"], {"loss": math.nan}, progress)
@@ -262,6 +262,8 @@ class Training:
             self.reporter.metrics(done.number, progress["epoch"], values, {**progress, "qk_clips": self.optimizer.qk_clips, **beside})
         else:
             self.reporter.progress(progress)
+        if done.is_logged:
+            self.pace.begin_anew()
 
     def _progress(self, done: Step) -> dict[str, float]:
         position = self.position
@@ -269,8 +271,8 @@ class Training:
             "step": done.number,
             "total_steps": self.data.total_steps,
             "epoch": position.epoch - 1 + position.epoch_step / self.data.steps_in[position.epoch],
-            "step_time_s": self.pace.last,
-            "tokens_per_s": done.tokens / self.pace.last,
+            "step_time_s": self.pace.step_s,
+            "tokens_per_s": self.pace.tokens_per_s,
             "eta_s": (self.data.total_steps - done.number) * self.pace.mean,
             "tokens": position.tokens,
             "fill_ratio": self.data.batches.fill_ratio(position.epoch),
@@ -373,15 +375,28 @@ def describe_environment(config: RunConfig, device: torch.device) -> dict[str, A
 
 
 class Pace:
-    """Seconds a step takes: the last one, and a mean that follows."""
+    """Seconds a step and tokens a second, on average since the last row; and a mean of seconds a step that follows.
+
+    A step by itself cannot be timed on a GPU: most are only launched, and the one that waits, waits for all of them.
+    """
 
     def __init__(self) -> None:
-        self.last = 0.0
-        self.mean = 0.0
+        self.step_s = self.tokens_per_s = self.mean = 0.0
+        self.begin_anew()
 
-    def took(self, seconds: float) -> None:
-        self.mean = seconds if not self.mean else 0.9 * self.mean + 0.1 * seconds
-        self.last = seconds
+    def begin_anew(self) -> None:
+        """A row has been told."""
+        self._mean_before, self._seconds, self._steps, self._tokens = self.mean, 0.0, 0, 0
+
+    def took(self, seconds: float, tokens: int, ahead: int) -> None:
+        """One more step, in `seconds` of the host's time; `ahead`: steps, of those since the last row, that the device has not ended"""
+        self._seconds, self._steps, self._tokens = self._seconds + seconds, self._steps + 1, self._tokens + tokens
+        ended = self._steps - ahead
+        if ended > 0:  # else what was true at the last row still is
+            self.step_s = self._seconds / ended
+            self.tokens_per_s = self._tokens / self._steps / self.step_s
+            kept = 0.9**ended if self._mean_before else 0.0
+            self.mean = kept * self._mean_before + (1 - kept) * self.step_s
 
 
 def backward(

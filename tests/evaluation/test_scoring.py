@@ -19,7 +19,7 @@ from cognate.data.files import DataMissing, DataUnreadable
 from cognate.data.rows import plan
 from cognate.data.sources import SOURCES
 from cognate.data.tokenizer import Tokenizer
-from cognate.evaluation import suite
+from cognate.evaluation import scoring, suite
 from cognate.evaluation.baseline import fresh, untrained
 from cognate.evaluation.items import Items, load_items, sample
 from cognate.evaluation.overlap import check, overlaps, texts
@@ -28,7 +28,7 @@ from cognate.evaluation.scoring import Batching, Likelihood, continue_texts, lik
 from cognate.evaluation.suite import sample_accuracies, sample_items
 from cognate.evaluation.tasks import TASKS, Figure, Model, Outcome, measure
 from cognate.metrics import KEYS
-from cognate.model import Cognate
+from cognate.model import Cognate, Generation, State
 
 sys.path.append(str(Path(__file__).parents[1] / "data"))
 from data_folders import row, small_config, write_folder, write_split
@@ -414,6 +414,7 @@ def test_overlap_is_with_the_text_that_was_trained_on_whatever_came_since(tmp_pa
 
 
 def test_the_harness_is_answered_as_we_are(model: Model) -> None:
+    """By two implementations: ours in batches, from a state; the harness is answered by plain passes."""
     answering = Answering(model)
     requests = [(prompt, tail) for prompt, tails in zip(PROMPTS, CANDIDATES, strict=True) for tail in tails][::-1]
     ours = likelihoods(model.net, model.tokenizer, PROMPTS, CANDIDATES)
@@ -421,12 +422,24 @@ def test_the_harness_is_answered_as_we_are(model: Model) -> None:
         (pytest.approx(each.nats, abs=1e-4), each.is_greedy) for each in [each for some in ours for each in some][::-1]
     ]
     assert answering.loglikelihood_rolling([(text,) for text in PROMPTS]) == [
-        each.nats for each in read_on(model.net, model.tokenizer, PROMPTS)
+        pytest.approx(each.nats, abs=1e-3) for each in read_on(model.net, model.tokenizer, PROMPTS)
     ]
     (whole,) = continue_texts(model.net, model.tokenizer, PROMPTS[:1], 20)
     middle = whole[3:5]
     cut = answering.generate_until([(PROMPTS[0], {"until": [middle, "never said"], "max_gen_toks": 20})])
     assert cut == [whole[: whole.find(middle)]]
+
+
+def test_what_the_harness_hears_does_not_come_from_our_scoring(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error there must show as a disagreement, so nothing it says is passed on; nor what only the usual generation says."""
+    answering, (asked, settings) = Answering(model), (PROMPTS[0], {"until": [], "max_gen_toks": 12})
+    weighed = answering.loglikelihood([(PROMPTS[1], "c")])
+    written = answering.generate_until([(asked, settings)])
+    monkeypatch.setattr(scoring, "_score", lambda *_: pytest.fail("our scoring was asked"))
+    wrong = Generation([[7] * 12], [[1] * 12], State.empty(CONFIG.model, 1, torch.float32, torch.device("cpu")))
+    monkeypatch.setattr(Cognate, "generate", lambda *_, **__: wrong)
+    assert answering.loglikelihood([(PROMPTS[1], "c")]) == weighed
+    assert answering.generate_until([(asked, settings)]) == written
 
 
 def test_without_the_harness_there_is_a_sentence(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,10 +1,16 @@
-"""`cognate report readiness`."""
+"""`cognate report readiness`, and where reports look for what was fetched."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import ModuleType
 
+import pytest
+
+from cognate.config import resolve
+from cognate.report import cli, readiness_cli
+from cognate.rundir import Places, RunDir
 from tests.test_cli import SMALL, cognate, here  # noqa: F401 - a fixture
 
 
@@ -35,3 +41,26 @@ def test_a_setting_that_does_not_exist_is_refused(here: Path) -> None:  # noqa: 
     done = cognate("report", "readiness", "--preset", "quickstart", "--set", "training.batchsize=3")
     assert done.exit_code == 2
     assert "batch_size" in done.output
+
+
+class LookedError(Exception):
+    pass
+
+
+@pytest.mark.parametrize(("module", "work", "command"), [(readiness_cli, "readiness", "readiness"), (cli, "measure_runs", "diversity")])
+def test_reports_look_where_fetched_datasets_are(
+    module: ModuleType, work: str, command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the service's home where it is named, as train and evaluate do."""
+    asked: list[Places] = []
+
+    def look(_: object, places: Places, *__: object, **___: object) -> None:
+        asked.append(places)
+        raise LookedError
+
+    monkeypatch.setattr(module, work, look)
+    monkeypatch.delenv("COGNATE_CACHE_DIR", raising=False)
+    monkeypatch.setenv("COGNATE_HOME", str(tmp_path / "home"))
+    RunDir(tmp_path / "run").create(resolve("quickstart"))
+    assert isinstance(cognate("report", command, *["run"] * (command == "diversity")).exception, LookedError)
+    assert asked == [Places(None, tmp_path / "home" / "cache")]

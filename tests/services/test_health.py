@@ -153,6 +153,40 @@ def test_noise_as_wide_as_the_spike_is_not_called_one() -> None:
     assert judged(monitor(), rows) == []
 
 
+@pytest.mark.parametrize(("first", "last"), [(300, 4000), (700, 4000), (700, 1199)])
+def test_a_jump_is_found_at_once_where_rows_are_sparse(first: int, last: int) -> None:
+    """A specialist tells a row every 50 steps: it must not train for a thousand steps before it is judged."""
+    steps = [1, *range(50, 4000, 50)]
+    rows = [row(step, 9.5 if first <= step <= last else 1.5 + 8.9 / (1 + step / 20), epoch=0.5) for step in steps]
+    began, *later = judged(monitor(), rows)
+    assert (began.kind, began.ails, began.step) == (Ailment.EXPLOSION, True, first)
+    assert [finding.step for finding in later if finding.kind is Ailment.EXPLOSION] == ([] if last == 4000 else [1650])
+
+
+def test_a_loss_that_climbs_for_some_rows_is_found() -> None:
+    """Its first rows are no spike yet and join the others; they must not count as noise."""
+    losses = [*[3.0 + 0.01 * (number % 2) for number in range(14)], 4.0, 6.0, 9.0]
+    found = judged(monitor(), [row(50 * number, loss, epoch=0.5) for number, loss in enumerate(losses, 2)])
+    assert [(finding.kind, finding.step) for finding in found] == [(Ailment.EXPLOSION, 850)]
+
+
+def test_a_new_stage_is_judged_by_its_own_first_rows() -> None:
+    """Six of them suffice; harder data are no explosion, and one soon after the border is."""
+    losses = {step: 2.0 if step <= 1200 else 9.0 if step == 1550 else 4.0 for step in range(800, 2000, 50)}
+    found = judged(monitor(curriculum={"stages": STAGES}), [row(step, loss) for step, loss in losses.items()])
+    assert [(finding.kind, finding.ails, finding.step) for finding in found][:1] == [(Ailment.EXPLOSION, True, 1550)]
+
+
+def test_few_rows_ask_for_a_wider_margin() -> None:
+    """Six rows that happen to lie close together say little of the noise."""
+    quiet = [3.0, 3.1] * 3
+    spike = row(60, 3.0, loss=4.8, epoch=0.5)  # eight deviations of 0.07 are 0.57; 20/6 times as many are 1.9
+    few = [row(step, 3.0, loss=loss, epoch=0.5) for step, loss in enumerate(quiet, 2)]
+    many = [row(step, 3.0, loss=loss, epoch=0.5) for step, loss in enumerate(quiet * 4, 2)]
+    assert judged(Monitor(resolve("reasoning")), [*few, spike]) == []
+    assert [finding.kind for finding in judged(Monitor(resolve("reasoning")), [*many, spike])] == [Ailment.EXPLOSION]
+
+
 def test_what_exploded_for_good_never_becomes_usual() -> None:
     rows = [row(step, 3.0 if step < 350 else 9.0, epoch=0.5) for step in range(300, 600)]
     assert [(finding.kind, finding.ails) for finding in judged(monitor(), rows)] == [(Ailment.EXPLOSION, True)]

@@ -23,7 +23,8 @@ from cognate.optimizer import MuGrokfast
 from cognate.rundir import Places, RunDir
 from cognate.training import checkpoint, loop
 from cognate.training.checkpoint import load_model
-from cognate.training.loop import DataChanged, evaluation_samples
+from cognate.training.execution import FiniteLosses
+from cognate.training.loop import DataChanged, Pace, evaluation_samples
 from tests.data.data_folders import row, write_folder, write_split
 from tests.training.runs import TINY, CommandAt, attempt_at, digests, events, new_run, reproducible_rows, rows, tiny
 
@@ -119,6 +120,37 @@ def test_measuring_does_not_change_what_is_measured(whole: RunDir, cache: Path, 
     attempt_at(run, cache=cache)
     assert [event.data["step"] for event in rows(run)] == [0, 1, 5, 10, 12]
     assert digests(run, 12)["model.safetensors"] == digests(whole, 12)["model.safetensors"]
+
+
+@pytest.mark.parametrize("log_every", [1, 2, 5, 50])
+@pytest.mark.parametrize("is_late", [False, True])
+def test_a_steps_time_is_the_average_since_the_last_row(log_every: int, *, is_late: bool) -> None:
+    """A GPU's steps of 1 s: two are only launched, then each waits for the one two before, and a step with a row for all of them."""
+    pace, clock, ended = Pace(), 0.0, 0.0
+    waiting: list[float] = []  # when each step that is not waited for will have ended
+    for step in range(1, 201):
+        began, is_logged = clock, step == 1 or step % log_every == 0
+        clock += 0.01  # to launch it
+        ended = max(ended, clock) + 1.0
+        waiting.append(ended)
+        while waiting and (is_logged or not is_late or len(waiting) > FiniteLosses.AHEAD):
+            clock = max(clock, waiting.pop(0))
+        pace.took(clock - began, 1024, len(waiting))
+        assert (pace.step_s, pace.mean) == (pytest.approx(1.0, rel=0.02), pytest.approx(1.0, rel=0.02))
+        assert pace.tokens_per_s == pytest.approx(1024, rel=0.02)
+        if is_logged:
+            pace.begin_anew()
+
+
+def test_a_slow_first_step_is_soon_forgotten() -> None:
+    """It may have been compiled, and what is left of the run is told by the mean."""
+    pace = Pace()
+    pace.took(60.0, 1024, 0)
+    pace.begin_anew()
+    for _ in range(49):
+        pace.took(1.0, 1024, 0)
+    assert pace.step_s == pytest.approx(1.0)
+    assert pace.mean == pytest.approx(1 + 59 * 0.9**49)
 
 
 def test_another_seed_gives_another_run(whole: RunDir, cache: Path, tmp_path: Path) -> None:

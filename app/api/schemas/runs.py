@@ -25,8 +25,8 @@ class Progress(BaseModel):
     epoch: float | None = None
     percent: float | None = None
     eta_s: float | None = None
-    tokens_per_s: float | None = None
-    step_time_s: float | None = None
+    tokens_per_s: float | None = Field(None, description="On average since the last row of metrics, as step_time_s is.")
+    step_time_s: float | None = Field(None, description="Seconds a step, without validation, evaluation and checkpoints.")
     skipped_steps: int | None = None
 
 
