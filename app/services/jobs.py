@@ -1,4 +1,5 @@
-"""Jobs: work that is no training run but needs torch or the network, done in processes beside the service, one at a time.
+"""Jobs: work that is no training run but needs torch or the network, done in processes beside the service: one at a time, and
+beside it one of those that are soon done, so that a count of rows does not wait for an hour's evaluation.
 
 A job takes a GPU that no run holds; where there is none free it works on the CPU, so it never waits for a run, nor takes
 memory from one. Only a job whose specification has `needs_gpu` waits for one to be free, and lets others pass. Asking twice
@@ -27,7 +28,7 @@ from cognate.jobdir import JobDir
 
 log = logging.getLogger(__name__)
 
-AT_ONCE = 1
+LIGHT = frozenset({"data_status", "fetch", "training_report"})  # the kinds that are soon done, or mostly wait
 ONLINE = frozenset({"fetch"})  # the kinds that may use the network
 ENDED_WITHIN_S = 10.0
 FOLDERS_KEPT = 20  # of ended jobs: their results are in the database, their files only here
@@ -102,8 +103,10 @@ class JobService:
         gpu = next((slot for slot in free if slot.startswith("cuda")), None)
         must_wait = gpu is None and any(slot.startswith("cuda") for slot in slots)
         waiting = [job for job in found if job.state == "queued" and not (must_wait and job.spec.get("needs_gpu"))]
-        if len(running) < AT_ONCE and waiting:
-            self._launch(waiting[0].id, gpu or "cpu")
+        for is_light in (True, False):
+            alike = [job for job in waiting if (job.kind in LIGHT) is is_light]
+            if alike and not any((job.kind in LIGHT) is is_light for job in running):
+                self._launch(alike[0].id, "cpu" if is_light else gpu or "cpu")
 
     def stop(self) -> None:
         """The service ends: what runs is ended, and begun anew at the next start."""

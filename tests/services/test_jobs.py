@@ -62,6 +62,15 @@ def test_a_killed_job_is_lost_and_the_next_one_is_done(tmp_path: Path) -> None:
         assert ended(client, second)["state"] == "completed"
 
 
+def test_what_is_soon_done_does_not_wait_for_what_is_not(tmp_path: Path) -> None:
+    """Counting the rows of the datasets had waited thirteen minutes for an evaluation."""
+    with serving(tmp_path) as client:
+        heavy = start(client, "evaluation", sleep_s=60)
+        until(lambda: client.get(f"/v1/jobs/{heavy}").json()["state"] == "running")
+        assert ended(client, start(client, "data_status", result={}))["state"] == "completed"
+        assert client.get(f"/v1/jobs/{heavy}").json()["state"] == "running"
+
+
 def test_asking_twice_is_asking_once_until_it_is_done(tmp_path: Path) -> None:
     with serving(tmp_path) as client:
         service = parts(client).jobs
