@@ -163,6 +163,7 @@ class Training:
             self.model.load_state_dict(saved.model)
             restore_optimizer(self.optimizer, saved.optimizer)
             self.position = saved.position
+            self._leave_epoch_that_is_done()  # a run's last step stays in its epoch, and a fork may have more of them
         decay = config.training.weight_ema
         self.average = WeightAverage(self.model, decay, saved.average if saved else None) if decay else None
         self.saving = Saving(run, reporter, config.training.keep_checkpoints, self.position.step if saved else None)
@@ -298,11 +299,16 @@ class Training:
 
     def move_on(self, done: Step) -> None:
         """Into the next epoch where one has ended, and save where that is due."""
-        if done.ends_epoch and not done.is_last:
-            self.position.epoch, self.position.epoch_step, self.position.epoch_seconds = self.position.epoch + 1, 0, 0.0
+        if not done.is_last:
+            self._leave_epoch_that_is_done()
         if done.number % self.config.training.checkpoint_every_steps == 0 or done.ends_epoch or done.is_last:
             self.save(wait=done.is_last)
             self.reporter.phase("training" if not done.is_last else "finalizing")
+
+    def _leave_epoch_that_is_done(self) -> None:
+        position, steps_in = self.position, self.data.steps_in
+        if position.epoch + 1 in steps_in and position.epoch_step >= steps_in[position.epoch]:
+            position.epoch, position.epoch_step, position.epoch_seconds = position.epoch + 1, 0, 0.0
 
     def obey(self, control: Control) -> Kind | None:
         """Carry out a command; how the attempt ends by it, if it does."""
