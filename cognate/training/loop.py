@@ -412,8 +412,9 @@ def backward(
         rates = _dropout(batches, config.training, position.epoch, index, execution, device)
         pieces = []
         for (part, share), dropout in zip(parts(batch, execution.rows_at_once, device), rates, strict=False):
-            loss = model.loss(part.tokens, part.targets, part.documents, measure=measure and index == last - 1, dropout=dropout)
-            torch.autograd.backward(loss.loss * (share / (last - first)))
+            of_step, is_measured = share / (last - first), measure and index == last - 1
+            loss = model.loss(part.tokens, part.targets, part.documents, measure=is_measured, dropout=dropout, share=of_step)
+            torch.autograd.backward(loss.loss * of_step)
             pieces.append((loss, share))
         losses.append(Loss.mean(pieces))
     return losses
