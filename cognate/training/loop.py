@@ -30,7 +30,7 @@ from cognate.evaluation.suite import sample_accuracies, sample_items
 from cognate.events import Failure, Kind
 from cognate.model import Cognate, Loss
 from cognate.optimizer import MuGrokfast
-from cognate.rundir import Control, Places, RunDir
+from cognate.rundir import Control, Places, RunDir, read_json
 from cognate.training import checkpoint
 from cognate.training.average import WeightAverage
 from cognate.training.checkpoint import Position, Saved
@@ -63,9 +63,9 @@ def train(
     saved = find_checkpoint(run, reporter, environment)
     data = load_data(config, places, saved, reporter)
     training = Training(run, reporter, config, data, device, environment, saved)
-    before = saved.environment if saved else {}
+    before, is_fork = (saved.environment, saved.config != read_json(run.config_file)) if saved else ({}, False)
     del saved  # its tensors are as large as the model and its optimizer
-    training.begin(before, rows_at_most)
+    training.begin(before, is_fork, rows_at_most)
     while not training.is_finished:
         training.saving.tell(wait=False)
         if (control := poll()) and control.command != "run" and (ending := training.obey(control)):
@@ -179,20 +179,21 @@ class Training:
 
     # --- before the first step ------------------------------------------------------------------------------
 
-    def begin(self, before: dict[str, Any], rows_at_most: int | None) -> None:
+    def begin(self, before: dict[str, Any], is_fork: bool, rows_at_most: int | None) -> None:
         """Decide how steps are carried out, tell the plan, and measure the untrained model.
 
-        before: the environment of the checkpoint gone on from, or empty
+        before: the environment of the checkpoint gone on from, or empty; is_fork: that was written under another configuration
         """
         data = self.data
         self.reporter.phase("compiling")
         sample = partial(data.batches.batch, self.position.epoch, 0)
+        known = {**before, "compiled": None} if is_fork else before  # a fork may ask for another, and be long enough for it
         self.execution = prepare(
-            self.model, sample, self.config.training, self.device, data.total_steps, before, self.reporter.warning, rows_at_most
+            self.model, sample, self.config.training, self.device, data.total_steps, known, self.reporter.warning, rows_at_most
         )
         self.environment |= self.execution.describe()
         if changed := _changes(before, self.environment):
-            self.reporter.warning(f"resumed under other conditions ({changed}); the result will be close, not bit-identical")
+            self.reporter.warning(f"goes on under other conditions ({changed}); the result will be close, not bit-identical")
         self.reporter.say(
             Kind.PLAN,
             total_steps=data.total_steps,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -226,6 +227,33 @@ def test_a_compiled_run_is_resumed_compiled_to_the_same_bits(cache: Path, tmp_pa
     assert attempt_at(run, cache=cache) is Kind.FINISHED
     assert [event.data["compiled"] for event in events(run) if event.kind is Kind.PLAN] == ["regions", "regions"]
     assert digests(run, 6) == digests(whole, 6)
+
+
+@pytest.mark.parametrize(
+    ("source", "fork", "compiled"),
+    [
+        ({"compile": "off"}, {"compile": "on"}, ("nothing", "regions")),
+        ({"compile": "on"}, {"compile": "off"}, ("regions", "nothing")),
+        ({"compile": "auto"}, {"max_steps": 3}, ("nothing", "regions")),  # long enough only now
+    ],
+    ids=str,
+)
+def test_a_fork_is_compiled_as_it_asks_and_says_so(
+    source: dict[str, Any], fork: dict[str, Any], compiled: tuple[str, str], cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What its source was compiled as binds a resume, for its bits; a fork has other settings and other bits."""
+    monkeypatch.setattr(execution, "compile_as", lambda *_: None)
+    monkeypatch.setattr(execution, "has_compiler", lambda _: True)
+    monkeypatch.setattr(execution, "WORTH_COMPILING", 3)
+    first = new_run(tmp_path / "source", tiny(training={"max_steps": 1, **source}))
+    second = new_run(tmp_path / "fork", tiny(training={"max_steps": 2, **source, **fork}))
+    assert attempt_at(first, cache=cache) is Kind.FINISHED
+    shutil.copytree(first.checkpoint(1), second.checkpoint(1))
+    assert attempt_at(second, cache=cache) is Kind.FINISHED
+    plans = [event.data["compiled"] for run in (first, second) for event in events(run) if event.kind is Kind.PLAN]
+    assert plans == list(compiled)
+    warnings = [event.data["message"] for event in events(second) if event.kind is Kind.WARNING]
+    assert any(f"compiled {compiled[0]} -> {compiled[1]}" in warning for warning in warnings)
 
 
 @TRACES
