@@ -113,6 +113,9 @@ def make_deterministic(device: torch.device) -> None:
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     # On CUDA an operation without a deterministic form warns instead of failing a night's run.
     torch.use_deterministic_algorithms(True, warn_only=device.type == "cuda")
+    # torch would then fill all memory it hands out with NaN, to show who reads what was never written: about 1 % of a step. The tests,
+    # which run with the fill, are where that shows.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = False
 
 

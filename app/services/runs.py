@@ -22,7 +22,7 @@ from app.store import runs
 from app.store.engine import Message, Store, Write
 from app.store.runs import NoCheckpoint
 from app.store.tables import Checkpoint, Run, RunGroup
-from cognate.config import ConfigError, RunConfig, overlaid, resolve
+from cognate.config import ConfigError, RunConfig, TrainingConfig, overlaid, resolve
 from cognate.rundir import RunDir
 
 _REASONS = {Command.PAUSE: Reason.USER_PAUSE, Command.STOP: Reason.USER_STOP, Command.KILL: Reason.USER_KILL, Command.RESUME: None}
@@ -151,9 +151,7 @@ class RunService:
             checkpoint = runs.usable_checkpoint(write.session, run_id, checkpoint_id)
             config = overlaid(source.config, changes)
             _refuse_what_a_fork_cannot_change(source.config, config.model_dump(mode="json"))
-            if config.training.max_steps is not None and config.training.max_steps <= checkpoint.step:
-                message = f"the checkpoint has {checkpoint.step} steps already; a fork needs more, or no limit"
-                raise ConfigError([{"field": "training.max_steps", "message": message}])
+            _refuse_nothing_left_to_do(config.training, checkpoint.step, (source.plan or {}).get("steps_per_epoch") or [])
             self._refuse_missing_device(config.training.device)
             origin = {"run_id": run_id, "checkpoint_id": checkpoint.id, "step": checkpoint.step}
             with _Directories(self._settings.runs) as directories:
@@ -359,6 +357,19 @@ def _refuse_what_a_fork_cannot_change(before: Mapping[str, Any], after: Mapping[
             problems.append({"field": name, "message": message})
     if before["seed"] != after["seed"]:
         problems.append({"field": "seed", "message": "a fork keeps the order of the data, which the seed decides"})
+    if problems:
+        raise ConfigError(problems)
+
+
+def _refuse_nothing_left_to_do(training: TrainingConfig, done: int, steps_per_epoch: Sequence[int]) -> None:
+    """done: steps the checkpoint has; steps_per_epoch: of the source's plan, as far as it goes, whose data the fork shares"""
+    problems = []
+    if training.max_steps is not None and training.max_steps <= done:
+        message = f"the checkpoint has {done} steps already; a fork needs more, or no limit"
+        problems.append({"field": "training.max_steps", "message": message})
+    if training.epochs <= len(steps_per_epoch) and (total := sum(steps_per_epoch[: training.epochs])) <= done:
+        message = f"{training.epochs} epochs are {total} steps, and the checkpoint has {done} already; a fork needs more epochs"
+        problems.append({"field": "training.epochs", "message": message})
     if problems:
         raise ConfigError(problems)
 

@@ -41,16 +41,19 @@ class HaltingHead(nn.Module):
         return logits.squeeze(-1)
 
     @torch.no_grad()
-    def calibrate(self, logits: Tensor, targets: Tensor, weights: Tensor) -> None:
-        """Take one step's predictions and truths into the running means.
+    def calibrate(self, logits: Tensor, targets: Tensor, weights: Tensor, share: float = 1.0) -> None:
+        """Take a step's predictions and truths into the running means, or those of a part of it.
+
+        The parts of a step leave what the whole would, but for a hundredth of what tells their means apart.
 
         logits, targets: [recursion, token], without the last recursion
         weights: [token], of each in a mean; where they are all 0, nothing changes
+        share:   of the step, 0..1
         """
         if len(logits):
-            share = (1 - EMA_DECAY) * weights.sum()
-            self.predicted.lerp_(logits.sigmoid() @ weights, share)
-            self.observed.lerp_(targets @ weights, share)
+            rate = (1 - EMA_DECAY**share) * weights.sum()
+            self.predicted.lerp_(logits.sigmoid() @ weights, rate)
+            self.observed.lerp_(targets @ weights, rate)
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """sigmoid(h_t + logit(observed_t) - logit(predicted_t)); from the last recursion on, as for the one before it.

@@ -181,13 +181,21 @@ class Cognate(nn.Module):
         return Continuation(answers, depths, state)
 
     def loss(
-        self, tokens: Tensor, targets: Tensor, documents: Tensor | None = None, *, measure: bool = False, dropout: Tensor | None = None
+        self,
+        tokens: Tensor,
+        targets: Tensor,
+        documents: Tensor | None = None,
+        *,
+        measure: bool = False,
+        dropout: Tensor | None = None,
+        share: float = 1.0,
     ) -> Loss:
         """The training loss of one batch; `measure` adds Measurements taken from the same tensors.
 
         tokens, documents: as in forward()
         targets: int64 [batch, time]; NOT_COUNTED is not scored. With nothing to score the loss is 0.
         dropout: float [batch, time], rate for each token's embedding and features, drawn from its device's default generator; None: none
+        share:   of the step's counted targets, where the batch is a part of a step; what the halting calibration takes it for
 
         In train mode early recursions are scored on a random share of the counted tokens, drawn from torch's default generator,
         and the halting calibration is updated. In eval mode every counted token is scored and nothing is changed.
@@ -200,6 +208,9 @@ class Cognate(nn.Module):
         compute = self._compiled or self._compute
         surroundings = self._surroundings(tokens, segments, for_compiled=self._compiled is not None)
         made = compute(tokens, targets.flatten(), counted, places, *surroundings, seen, dropout)
+        if self.training and self.halting is not None and made.halting_logits is not None and made.halting_targets is not None:
+            # Not in what is compiled: that would be made anew for each share.
+            self.halting.calibrate(made.halting_logits[:-1], made.halting_targets[:-1], places.chosen_weights, share)
         return Loss(
             made.loss_ce + made.loss_act + made.loss_gate,
             loss_ce=made.loss_ce.detach(),
@@ -243,8 +254,8 @@ class Cognate(nn.Module):
     ) -> _Made:
         thoughts, readings = self._think(tokens, sight, chunks, seen, dropout)
         loss_ce, ce_last, ce_chosen = self._cross_entropy(thoughts, targets, places)
-        loss_act, halting_logits = self._halting(thoughts, ce_chosen, places)
-        return _Made(loss_ce, loss_act, self._gate_loss(readings, counted), ce_last, halting_logits, readings)
+        loss_act, halting_logits, halting_targets = self._halting(thoughts, ce_chosen, places)
+        return _Made(loss_ce, loss_act, self._gate_loss(readings, counted), ce_last, halting_logits, halting_targets, readings)
 
     @torch.no_grad()
     def validation_loss(self, tokens: Tensor, targets: Tensor, documents: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -329,15 +340,13 @@ class Cognate(nn.Module):
         *early, last = torch.split(each, [len(place) for place in where])
         return loss_ce, (last * places.scored_weights).sum(), torch.stack([*early, last[places.choice]])
 
-    def _halting(self, thoughts: list[Thought], ce_chosen: Tensor, places: _Places) -> tuple[Tensor, Tensor | None]:
-        """loss_act, and the head's logits [recursion, chosen]."""
+    def _halting(self, thoughts: list[Thought], ce_chosen: Tensor, places: _Places) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """loss_act, and the head's logits and their targets, [recursion, chosen]."""
         if self.halting is None:
-            return ce_chosen.new_zeros(()), None
+            return ce_chosen.new_zeros(()), None, None
         logits = self.halting(torch.stack([_at(thought.latent.detach(), places.chosen) for thought in thoughts]))
         targets = halting_targets(ce_chosen, self.config.act_delta)
-        if self.training:
-            self.halting.calibrate(logits[:-1], targets[:-1], places.chosen_weights)
-        return halting_loss(logits[:-1], targets[:-1], places.chosen_weights), logits.detach()
+        return halting_loss(logits[:-1], targets[:-1], places.chosen_weights), logits.detach(), targets
 
     def _gate_loss(self, readings: list[Reading], counted: Tensor) -> Tensor:
         """Minus the mean entropy of the gates, nats, times its coefficient."""
@@ -366,13 +375,14 @@ class Cognate(nn.Module):
 
 
 class _Made(NamedTuple):
-    """What loss() computes that torch.compile can make; losses and ce_last: [], halting_logits: [recursion, chosen]"""
+    """What loss() computes that torch.compile can make; losses and ce_last: [], halting_...: [recursion, chosen]"""
 
     loss_ce: Tensor
     loss_act: Tensor
     loss_gate: Tensor
     ce_last: Tensor
     halting_logits: Tensor | None
+    halting_targets: Tensor | None
     readings: list[Reading]
 
 

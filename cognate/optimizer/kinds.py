@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, cast, get_args
 
 from torch import Tensor
 
@@ -16,14 +16,27 @@ STATE: Mapping[Kind, tuple[str, ...]] = {
     "vector": ("exp_avg", "exp_avg_sq", "step"),
 }
 
+# What modules are called whose weight has a vector a token: by the end of the name, and by all of it (GPT-2, LLaMA, and their kin).
+EMBEDDING_ENDS = ("embedding", "embeddings", "emb")
+EMBEDDING_NAMES = ("embed", "embed_tokens", "lm_head", "wpe", "wte")
+
 
 def kind_of(name: str, parameter: Tensor) -> Kind:
     """Which of the three rules moves a parameter."""
     if parameter.ndim != 2:
         return "vector"
-    if name.endswith("embedding.weight") or _is_long(parameter.shape) or _is_long(parameter.shape[::-1]):
+    if _is_embedding(name) or _is_long(parameter.shape) or _is_long(parameter.shape[::-1]):
         return "embedding"
     return "vector" if min(parameter.shape) <= 8 else "matrix"
+
+
+def checked_kind(kind: str, name: str, parameter: Tensor) -> Kind:
+    """The kind that a group asks for a parameter; raises ValueError where there is no such rule, or it does not fit."""
+    if kind not in get_args(Kind):
+        raise ValueError(f"a group has kind {kind!r}; it must be one of {', '.join(get_args(Kind))}, or left out")
+    if kind != "vector" and parameter.ndim != 2:
+        raise ValueError(f"{name} has shape {[*parameter.shape]}; kind {kind!r} is for two dimensions, others are vectors")
+    return cast(Kind, kind)
 
 
 def state_keys(group: Group) -> tuple[str, ...]:
@@ -51,6 +64,11 @@ def head_gains(groups: Sequence[Group]) -> list[tuple[Tensor, Tensor, int]]:
         if query_gain.requires_grad and key_gain.requires_grad:
             gains.append((query_gain, key_gain, named[f"{prefix}query.weight"].shape[0] // query_gain.numel()))
     return gains
+
+
+def _is_embedding(name: str) -> bool:
+    module = name.removesuffix(".weight").rpartition(".")[2]
+    return name.endswith(".weight") and (module.endswith(EMBEDDING_ENDS) or module in EMBEDDING_NAMES)
 
 
 def _one_a_token(table: Tensor) -> tuple[int, int]:

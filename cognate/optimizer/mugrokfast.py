@@ -41,7 +41,7 @@ from cognate.optimizer.equations import (
     ramp,
     row_normalize,
 )
-from cognate.optimizer.kinds import STATE, Group, Kind, head_gains, kind_of, shape_of, state_keys
+from cognate.optimizer.kinds import STATE, Group, Kind, checked_kind, head_gains, kind_of, shape_of, state_keys
 from cognate.optimizer.polar import native_dtype, orthogonalize
 
 
@@ -73,7 +73,8 @@ class MuGrokfast(torch.optim.Optimizer):
     """Filter, momentum, orthogonalised update; the whole of docs/model.md section 2.
 
     `parameters` are named: `model.named_parameters()`, or group dicts whose "params" are named. A group is split by
-    kind (group["kind"]); its "lr" is the kind's rate unless the group brings one, and may be a number or a tensor [].
+    kind (group["kind"]), by kind_of() unless the group brings one: "matrix", "embedding" or "vector"; its "lr" is the kind's
+    rate unless the group brings one, and may be a number or a tensor [].
     Every group keeps its names in group["param_names"], in the order of group["params"]: a checkpoint maps state to
     names through them.
 
@@ -150,7 +151,7 @@ class MuGrokfast(torch.optim.Optimizer):
             head_gains(self.param_groups)  # a gain without its siblings is refused here, not in the first step
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add one group for each kind of tensor in `param_group`."""
+        """Add one group for each kind of tensor in `param_group`, or one of the kind it brings."""
         by_kind: dict[Kind, list[tuple[str, Tensor]]] = {"matrix": [], "embedding": [], "vector": []}
         for item in param_group["params"]:
             if not isinstance(item, tuple):
@@ -158,7 +159,9 @@ class MuGrokfast(torch.optim.Optimizer):
                     f"MuGrokfast tells embeddings and gains by name, but got a bare {type(item).__name__}; pass model.named_parameters()"
                 )
             name, parameter = item
-            by_kind[kind_of(name, parameter)].append((name, parameter))
+            wanted = param_group.get("kind")
+            kind = kind_of(name, parameter) if wanted is None else checked_kind(wanted, name, parameter)
+            by_kind[kind].append((name, parameter))
         for kind, named in by_kind.items():
             if named:
                 super().add_param_group({"lr": self._learning_rates[kind], **param_group, "params": named, "kind": kind})
@@ -247,6 +250,10 @@ class MuGrokfast(torch.optim.Optimizer):
         for index, parameter in zip(saved, parameters, strict=True):
             for key, value in state_dict["state"].get(index, {}).items():
                 self.state[parameter][key] = value.to(parameter.device, self._dtype_of(key, parameter))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What copy and pickle take; torch's has neither our settings nor the counters."""
+        return {**super().__getstate__(), **{name: getattr(self, name) for name in _OWN}}
 
     def _now(self, moving: list[tuple[Group, list[Tensor]]]) -> _Now:
         norm = self.grad_norm
@@ -383,6 +390,22 @@ class MuGrokfast(torch.optim.Optimizer):
 
     def _states(self, parameters: list[Tensor], key: str) -> list[Tensor]:
         return [self.state[parameter][key] for parameter in parameters]
+
+
+# Attributes beside torch's.
+_OWN = (
+    "_learning_rates",
+    "_qk_threshold",
+    "_gradient_clip",
+    "_dtype",
+    "_state_dtype",
+    "_capturable",
+    "_steps",
+    "_skipped_steps",
+    "_qk_clips",
+    "_observed",
+    "grad_norm",
+)
 
 
 def _check_ranges(options: Mapping[str, float]) -> None:

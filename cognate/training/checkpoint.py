@@ -57,13 +57,14 @@ class Position:
 
 @dataclass(frozen=True)
 class Saved:
-    """A verified checkpoint, read back."""
+    """A verified checkpoint, read back. config: of the run that wrote it, which a fork has changed"""
 
     path: Path
     position: Position
     model: dict[str, Tensor]
     optimizer: dict[str, Any]
     tokenizer: Tokenizer
+    config: dict[str, Any]
     environment: dict[str, Any]
     data: str
     data_files: dict[str, str] | None  # None in checkpoints that do not know
@@ -180,6 +181,7 @@ def load(path: Path) -> Saved:
         load_file(path / "model.safetensors"),
         _put_together(state["optimizer"], load_file(path / "optimizer.safetensors")),
         Tokenizer.load(path / "tokenizer.json"),
+        read_json(path / "config.json"),
         state["environment"],
         state["data"],
         state.get("data_files"),

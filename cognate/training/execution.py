@@ -64,7 +64,8 @@ def prepare(
 ) -> Execution:
     """Decide on an Execution and make the model ready for it; what a person should know of it is said.
 
-    sample: makes a training batch; resumed_from: the describe() of the run so far, or empty; rows_at_most: at once, whatever fits
+    sample: makes a training batch; resumed_from: the describe() of the run so far, or empty, with None for what is to be
+    decided anew; rows_at_most: at once, whatever fits
     """
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}  # which a loss in train mode updates
     rows = rows_at_once(model, sample, training, device, resumed_from.get("rows_at_once"), rows_at_most)

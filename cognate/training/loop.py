@@ -30,7 +30,7 @@ from cognate.evaluation.suite import sample_accuracies, sample_items
 from cognate.events import Failure, Kind
 from cognate.model import Cognate, Loss
 from cognate.optimizer import MuGrokfast
-from cognate.rundir import Control, Places, RunDir
+from cognate.rundir import Control, Places, RunDir, read_json
 from cognate.training import checkpoint
 from cognate.training.average import WeightAverage
 from cognate.training.checkpoint import Position, Saved
@@ -63,9 +63,9 @@ def train(
     saved = find_checkpoint(run, reporter, environment)
     data = load_data(config, places, saved, reporter)
     training = Training(run, reporter, config, data, device, environment, saved)
-    before = saved.environment if saved else {}
+    before, is_fork = (saved.environment, saved.config != read_json(run.config_file)) if saved else ({}, False)
     del saved  # its tensors are as large as the model and its optimizer
-    training.begin(before, rows_at_most)
+    training.begin(before, is_fork, rows_at_most)
     while not training.is_finished:
         training.saving.tell(wait=False)
         if (control := poll()) and control.command != "run" and (ending := training.obey(control)):
@@ -162,6 +162,7 @@ class Training:
             self.model.load_state_dict(saved.model)
             restore_optimizer(self.optimizer, saved.optimizer)
             self.position = saved.position
+            self._leave_epoch_that_is_done()  # a run's last step stays in its epoch, and a fork may have more of them
         decay = config.training.weight_ema
         self.average = WeightAverage(self.model, decay, saved.average if saved else None) if decay else None
         self.saving = Saving(run, reporter, config.training.keep_checkpoints, self.position.step if saved else None)
@@ -177,20 +178,21 @@ class Training:
 
     # --- before the first step ------------------------------------------------------------------------------
 
-    def begin(self, before: dict[str, Any], rows_at_most: int | None) -> None:
+    def begin(self, before: dict[str, Any], is_fork: bool, rows_at_most: int | None) -> None:
         """Decide how steps are carried out, tell the plan, and measure the untrained model.
 
-        before: the environment of the checkpoint gone on from, or empty
+        before: the environment of the checkpoint gone on from, or empty; is_fork: that was written under another configuration
         """
         data = self.data
         self.reporter.phase("compiling")
         sample = partial(data.batches.batch, self.position.epoch, 0)
+        known = {**before, "compiled": None} if is_fork else before  # a fork may ask for another, and be long enough for it
         self.execution = prepare(
-            self.model, sample, self.config.training, self.device, data.total_steps, before, self.reporter.warning, rows_at_most
+            self.model, sample, self.config.training, self.device, data.total_steps, known, self.reporter.warning, rows_at_most
         )
         self.environment |= self.execution.describe()
         if changed := _changes(before, self.environment):
-            self.reporter.warning(f"resumed under other conditions ({changed}); the result will be close, not bit-identical")
+            self.reporter.warning(f"goes on under other conditions ({changed}); the result will be close, not bit-identical")
         self.reporter.say(
             Kind.PLAN,
             total_steps=data.total_steps,
@@ -300,11 +302,16 @@ class Training:
 
     def move_on(self, done: Step) -> None:
         """Into the next epoch where one has ended, and save where that is due."""
-        if done.ends_epoch and not done.is_last:
-            self.position.epoch, self.position.epoch_step, self.position.epoch_seconds = self.position.epoch + 1, 0, 0.0
+        if not done.is_last:
+            self._leave_epoch_that_is_done()
         if done.number % self.config.training.checkpoint_every_steps == 0 or done.ends_epoch or done.is_last:
             self.save(wait=done.is_last)
             self.reporter.phase("training" if not done.is_last else "finalizing")
+
+    def _leave_epoch_that_is_done(self) -> None:
+        position, steps_in = self.position, self.data.steps_in
+        if position.epoch + 1 in steps_in and position.epoch_step >= steps_in[position.epoch]:
+            position.epoch, position.epoch_step, position.epoch_seconds = position.epoch + 1, 0, 0.0
 
     def obey(self, control: Control) -> Kind | None:
         """Carry out a command; how the attempt ends by it, if it does."""
@@ -421,8 +428,9 @@ def backward(
         rates = _dropout(batches, config.training, position.epoch, index, execution, device)
         pieces = []
         for (part, share), dropout in zip(parts(batch, execution.rows_at_once, device), rates, strict=False):
-            loss = model.loss(part.tokens, part.targets, part.documents, measure=measure and index == last - 1, dropout=dropout)
-            torch.autograd.backward(loss.loss * (share / (last - first)))
+            of_step, is_measured = share / (last - first), measure and index == last - 1
+            loss = model.loss(part.tokens, part.targets, part.documents, measure=is_measured, dropout=dropout, share=of_step)
+            torch.autograd.backward(loss.loss * of_step)
             pieces.append((loss, share))
         losses.append(Loss.mean(pieces))
     return losses

@@ -86,6 +86,16 @@ def test_calibration_is_a_running_mean_per_recursion() -> None:
     assert torch.equal(head.predicted, before)
 
 
+def test_the_parts_of_a_step_are_forgotten_no_faster_than_the_whole() -> None:
+    """Sixteen parts, each taken for a step, would turn a memory of fifty steps into one of three."""
+    whole, parted = HaltingHead(4, 3), HaltingHead(4, 3)
+    logits, targets = torch.randn(2, 32), torch.randint(2, (2, 32)).float()
+    whole.calibrate(logits, targets, even(logits))
+    for some, truths in zip(logits.split(2, 1), targets.split(2, 1), strict=True):
+        parted.calibrate(some, truths, even(some), share=1 / 16)
+    torch.testing.assert_close(dict(parted.named_buffers()), dict(whole.named_buffers()), rtol=0, atol=2e-4)
+
+
 def test_a_new_head_is_not_corrected() -> None:
     logits = torch.randn(2, 5)
     torch.testing.assert_close(HaltingHead(4, 2).probabilities(logits), logits.sigmoid())

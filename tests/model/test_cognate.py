@@ -1,6 +1,7 @@
 """What must be true of the whole model (docs/model.md section 5)."""
 
 import math
+import statistics
 from collections.abc import Callable
 
 import pytest
@@ -13,6 +14,7 @@ from cognate.model import NOT_COUNTED, Cognate
 from cognate.model.attention import block_mask
 from cognate.model.cognate import supervision_shares
 from cognate.model.layers import Linear, ternary
+from cognate.model.memory import Signals
 from cognate.optimizer import MuGrokfast
 
 Build = Callable[..., Cognate]
@@ -282,6 +284,70 @@ def test_measuring_changes_neither_loss_nor_gradient_nor_randomness(small: Build
         assert (loss.measurements is not None) == measure
         results.append([loss.loss, torch.rand(1), *(p.grad.clone() for p in model.parameters() if p.grad is not None)])
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+def test_what_is_measured_is_what_the_model_did(small: Build) -> None:
+    """Every measurement, token by token: depths and probabilities as calibrated, memories by their recurrence, the gates' values."""
+    model = small(act_threshold=0.2, surprise_threshold=1.2)
+    tokens, documents = batch()
+    targets = next_tokens(tokens, documents)
+    targets[0, 12:] = NOT_COUNTED  # whose memory is then looked at in the middle of a document
+    gates: list[tuple[Tensor, Tensor]] = []
+    memories: list[Signals] = []
+    for block in model.backbone.blocks:
+        block.gate.register_forward_hook(lambda _, __, out: gates.append(out[1:]))
+        block.memory.register_forward_hook(lambda _, __, out: memories.append(out[1]))
+    model.halting.predicted.copy_(torch.tensor([0.3, 0.4]))
+    model.halting.observed.copy_(torch.tensor([0.2, 0.7]))
+    measured = model.loss(tokens, targets, documents, measure=True).measurements
+    gates, memories = gates[:2], memories[:2]
+    thoughts, _ = model._think(tokens, *model._surroundings(tokens, model._segments(tokens, documents)))
+    places = (targets != NOT_COUNTED).nonzero().tolist()
+
+    probabilities, depths = [], []
+    for row, time in places:
+        each = []
+        for number, thought in enumerate(thoughts[:-1]):
+            observed, predicted = (model.halting.observed[number], model.halting.predicted[number])
+            each.append(torch.sigmoid(model.halting(thought.latent[row, time]) + observed.logit() - predicted.logit()).item())
+        probabilities += each
+        depths.append(next((depth for depth, probability in enumerate(each, start=1) if probability >= 0.2), len(thoughts)))
+    assert set(depths) == {1, 2, 3}
+    assert measured.act_avg_halting_steps.item() == pytest.approx(statistics.fmean(depths))
+    assert measured.act_halt_prob_mean.item() == pytest.approx(statistics.fmean(probabilities))
+    assert measured.act_halt_prob_std.item() == pytest.approx(statistics.pstdev(probabilities), rel=1e-4)
+
+    ranks, surprises = [], []
+    for signals in memories:
+        for row in range(3):
+            ends, surprise = recurrence(Signals(*(tensor[row].detach().double() for tensor in signals)), documents[row])
+            last = max(time for which, time in places if which == row)
+            shares = [values / values.sum() for values in torch.linalg.svdvals(ends[last])]
+            ranks += [float(torch.exp(-(share * share.log()).sum())) / signals.key.size(-1) for share in shares]
+            surprises += [surprise[time] for which, time in places if which == row]
+    assert measured.ltm_memory_usage.item() == pytest.approx(statistics.fmean(ranks), rel=1e-4)
+    assert measured.ltm_surprise_rate.item() == pytest.approx(statistics.fmean(one > 1.2 for one in surprises))
+    assert 0 < measured.ltm_surprise_rate < 1
+
+    rows, times = zip(*places, strict=True)
+    values = torch.stack([gate[rows, times].double() for gate, _ in gates])
+    entropy = -(values * values.log() + (1 - values) * (1 - values).log())
+    assert measured.gate_mean.item() == pytest.approx(values.mean().item())
+    assert measured.gate_entropy.item() == pytest.approx(entropy.mean().item(), rel=1e-4)
+
+
+def recurrence(signals: Signals, documents: Tensor) -> tuple[list[Tensor], list[float]]:
+    """A row's memory after each token, and how much of each token's value it missed before; signals without their batch."""
+    state, states, surprises = signals.value.new_zeros(len(signals.key), signals.key.size(-1), signals.value.size(-1)), [], []
+    for time, document in enumerate(documents.tolist()):
+        if time and document != documents[time - 1]:
+            state = torch.zeros_like(state)
+        key, value = signals.key[:, time], signals.value[:, time]  # [head, key_dim], [head, value_dim]
+        surprises.append(float((value - torch.einsum("hkv,hk->hv", state, key)).norm() / value.norm()))
+        written = signals.write[:, time, None, None] * key[:, :, None] * value[:, None, :]
+        state = signals.log_decay[:, time, None, None].exp() * state + written
+        states.append(state)
+    return states, surprises
 
 
 def test_the_loss_in_eval_mode_changes_nothing(small: Build) -> None:

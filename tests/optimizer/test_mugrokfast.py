@@ -6,6 +6,7 @@ import copy
 import functools
 import json
 import math
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -87,6 +88,13 @@ def test_without_filter_it_is_muon(shape: tuple[int, int], monkeypatch: pytest.M
         ("square.weight", (9, 9), "matrix"),
         ("embedding.weight", (32768, 320), "embedding"),
         ("token_embedding.weight", (24, 128), "embedding"),
+        ("transformer.wte.weight", (300, 32), "embedding"),
+        ("transformer.wpe.weight", (128, 32), "embedding"),
+        ("model.embed_tokens.weight", (300, 32), "embedding"),
+        ("lm_head.weight", (300, 32), "embedding"),
+        ("tok_emb.weight", (300, 32), "embedding"),
+        ("bert.embeddings.word_embeddings.weight", (300, 32), "embedding"),
+        ("embed_tokens.projection.weight", (320, 320), "matrix"),
         ("head.weight", (32768, 320), "embedding"),
         ("head.weight", (320, 32768), "embedding"),
         ("head.weight", (4096, 64), "matrix"),
@@ -614,6 +622,39 @@ def test_group_dicts_bring_their_own_options() -> None:
     optimizer = MuGrokfast([{"params": rest, "weight_decay": 0.0}, {"params": head, "lr": 0.5}])
     summary = [(group["kind"], group["lr"], group["weight_decay"], len(group["params"])) for group in optimizer.param_groups]
     assert summary == [("matrix", 1e-3, 0.0, 4), ("embedding", 1e-3, 0.0, 1), ("vector", 1e-3, 0.0, 4), ("vector", 0.5, 0.01, 2)]
+
+
+def test_a_group_may_say_what_its_tensors_are() -> None:
+    """No list of names knows every model."""
+    model = toy()
+    named = dict(model.named_parameters())
+    table, rest = named.pop("up.weight"), list(named.items())
+    optimizer = MuGrokfast([{"params": [("up.weight", table)], "kind": "embedding"}, {"params": rest}], embedding_lr=0.5)
+    kinds = {name: group["kind"] for group in optimizer.param_groups for name in group["param_names"]}
+    assert kinds == {**{name: kind_of(name, parameter) for name, parameter in rest}, "up.weight": "embedding"}
+    step_with(optimizer, model, random_gradients(model, 0))
+    assert set(optimizer.state[table]) == {"slow", "momentum", "mean_square", "step"}
+    assert optimizer.param_groups[0]["lr"] == 0.5
+    with pytest.raises(ValueError, match="one of matrix, embedding, vector"):
+        MuGrokfast([{"params": rest, "kind": "muon"}])
+    with pytest.raises(ValueError, match=r"norm has shape \[16\]; kind 'matrix' is for two dimensions"):
+        MuGrokfast([{"params": [("norm", model.norm)], "kind": "matrix"}])
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))], ids=["deepcopy", "pickle"])
+def test_a_copy_goes_on_to_the_bit(copied: Callable[[Any], Any]) -> None:
+    """Trainers copy an optimizer with its model; its settings and counters are as much of it as the tensors."""
+    model = toy()
+    optimizer = optimizer_of(model, gradient_clip=0.5, qk_clip=2.0, grokfast_ramp_steps=4)
+    for seed in range(2):
+        step_with(optimizer, model, random_gradients(model, seed))
+    other_model, other = copied((model, optimizer))
+    for seed in range(2, 5):
+        step_with(optimizer, model, random_gradients(model, seed))
+        step_with(other, other_model, random_gradients(model, seed))
+    assert_same_bits(weights(other_model), weights(model))
+    assert (other.steps, other.qk_clips) == (optimizer.steps, optimizer.qk_clips)
+    assert other.state_bytes() == optimizer.state_bytes()
 
 
 def test_parameters_without_names_are_refused() -> None:

@@ -248,6 +248,7 @@ def test_a_fork_goes_on_from_a_checkpoint_under_its_own_configuration(tmp_path: 
         ({"data": {"synthetic_problems": 300}}, "data"),
         ({"seed": 3}, "seed"),
         ({}, "training.max_steps"),  # as many as the source had: nothing would be left to do
+        ({"training": {"max_steps": None, "epochs": 1}}, "training.epochs"),  # of two steps, by the source's plan
     ],
 )
 def test_a_fork_cannot_change_what_its_checkpoint_means(change: dict[str, Any], field: str, tmp_path: Path) -> None:

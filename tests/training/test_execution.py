@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from cognate.config import TrainingConfig, resolve
 from cognate.data.batches import IGNORED, Batch
@@ -43,26 +45,41 @@ def a_batch(n_rows: int = 4, time: int = 24) -> Batch:
 
 
 @pytest.mark.parametrize("n_rows", [1, 2])
-def test_parts_of_a_batch_make_its_loss_and_gradient(n_rows: int) -> None:
-    model, batch = a_model(), a_batch()
+def test_parts_of_a_batch_make_its_loss_gradient_and_calibration(n_rows: int) -> None:
+    batch = a_batch()
 
-    def step(rows: int) -> tuple[Loss, dict[str, Any]]:
-        model.zero_grad()
+    def step(rows: int) -> tuple[Loss, dict[str, Any], dict[str, Any]]:
+        model = a_model()
         pieces = []
         for part, share in parts(batch, rows, CPU):
             assert len(part.tokens) == rows
-            loss = model.loss(part.tokens, part.targets, part.documents, measure=True)
+            loss = model.loss(part.tokens, part.targets, part.documents, measure=True, share=share)
             (loss.loss * share).backward()
             pieces.append((loss, share))
-        return Loss.mean(pieces), {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+        gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+        return Loss.mean(pieces), gradients, dict(model.named_buffers())
 
-    (whole, expected), (summed, gradients) = step(4), step(n_rows)
+    (whole, expected, moved), (summed, gradients, buffers) = step(4), step(n_rows)
     torch.testing.assert_close(gradients, expected, rtol=1e-4, atol=1e-6)
+    assert (moved["halting.predicted"] - 0.5).abs().min() > 2e-3
+    torch.testing.assert_close(buffers, moved, rtol=0, atol=5e-5)
     for name in ("loss", "loss_ce", "loss_act", "loss_gate", "ce_last"):
         torch.testing.assert_close(getattr(summed, name), getattr(whole, name))
     assert not summed.loss.requires_grad
     torch.testing.assert_close(summed.measurements.ltm_surprise_rate, whole.measurements.ltm_surprise_rate)
     torch.testing.assert_close(summed.measurements.act_avg_halting_steps, whole.measurements.act_avg_halting_steps)
+
+
+def test_accumulated_batches_calibrate_as_one_step(cache: Path, tmp_path: Path) -> None:
+    """Two batches of two rows, or one of four in two parts: a step each, of the same rows."""
+    calibrations = []
+    for training in ({"gradient_accumulation": 2, "batch_size": 2}, {"micro_batch_size": 2}, {}):
+        run = new_run(tmp_path / str(len(calibrations)), tiny(model={"supervised_fraction": 1.0}, training={**training, "max_steps": 1}))
+        assert attempt_at(run, cache=cache) is Kind.FINISHED
+        weights = load_file(run.checkpoint(1) / "model.safetensors")
+        calibrations.append({name: weights[name] for name in ("halting.predicted", "halting.observed")})
+    torch.testing.assert_close(calibrations[1], calibrations[2], rtol=0, atol=5e-5)
+    torch.testing.assert_close(calibrations[0], calibrations[2], rtol=0, atol=2e-4)  # its batches count alike, whatever they hold
 
 
 def test_held_out_rows_go_through_in_parts_too(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -210,6 +227,33 @@ def test_a_compiled_run_is_resumed_compiled_to_the_same_bits(cache: Path, tmp_pa
     assert attempt_at(run, cache=cache) is Kind.FINISHED
     assert [event.data["compiled"] for event in events(run) if event.kind is Kind.PLAN] == ["regions", "regions"]
     assert digests(run, 6) == digests(whole, 6)
+
+
+@pytest.mark.parametrize(
+    ("source", "fork", "compiled"),
+    [
+        ({"compile": "off"}, {"compile": "on"}, ("nothing", "regions")),
+        ({"compile": "on"}, {"compile": "off"}, ("regions", "nothing")),
+        ({"compile": "auto"}, {"max_steps": 3}, ("nothing", "regions")),  # long enough only now
+    ],
+    ids=str,
+)
+def test_a_fork_is_compiled_as_it_asks_and_says_so(
+    source: dict[str, Any], fork: dict[str, Any], compiled: tuple[str, str], cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What its source was compiled as binds a resume, for its bits; a fork has other settings and other bits."""
+    monkeypatch.setattr(execution, "compile_as", lambda *_: None)
+    monkeypatch.setattr(execution, "has_compiler", lambda _: True)
+    monkeypatch.setattr(execution, "WORTH_COMPILING", 3)
+    first = new_run(tmp_path / "source", tiny(training={"max_steps": 1, **source}))
+    second = new_run(tmp_path / "fork", tiny(training={"max_steps": 2, **source, **fork}))
+    assert attempt_at(first, cache=cache) is Kind.FINISHED
+    shutil.copytree(first.checkpoint(1), second.checkpoint(1))
+    assert attempt_at(second, cache=cache) is Kind.FINISHED
+    plans = [event.data["compiled"] for run in (first, second) for event in events(run) if event.kind is Kind.PLAN]
+    assert plans == list(compiled)
+    warnings = [event.data["message"] for event in events(second) if event.kind is Kind.WARNING]
+    assert any(f"compiled {compiled[0]} -> {compiled[1]}" in warning for warning in warnings)
 
 
 @TRACES

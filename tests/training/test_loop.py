@@ -333,6 +333,21 @@ def test_a_fork_trains_on_under_its_own_settings(whole: RunDir, cache: Path, tmp
         assert same == (decay is None)
 
 
+@pytest.mark.parametrize("ended_by", [{"epochs": 1}, {"epochs": 2, "max_steps": 12}], ids=str)
+def test_a_fork_of_a_run_that_ended_with_an_epoch_begins_the_next(ended_by: dict[str, int], cache: Path, tmp_path: Path) -> None:
+    """The run's last step leaves its place at the end of an epoch, where no batch follows."""
+    data, training = {"synthetic_problems": 100}, {"batch_size": 16, "max_steps": None, "checkpoint_every_steps": 1000}
+    source = new_run(tmp_path / "source", tiny(data=data, training={**training, **ended_by}))
+    assert attempt_at(source, cache=cache) is Kind.FINISHED
+    assert rows(source)[-1].data["epoch"] == 1.0
+    fork = new_run(tmp_path / "fork", tiny(data=data, training={**training, "epochs": 2}))
+    shutil.copytree(source.checkpoint(12), fork.checkpoint(12))
+    assert attempt_at(fork, cache=cache) is Kind.FINISHED
+    assert [event.data["step"] for event in rows(fork)] == list(range(13, 25))
+    assert rows(fork)[0].data["epoch"] == 1 + 1 / 12
+    assert rows(fork)[-1].data["epoch"] == 2.0
+
+
 def test_a_disk_without_space_is_noticed_before_it_is_full(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = new_run(tmp_path / "run", tiny())
     monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**12, 10**12, 10**6))  # type: ignore[attr-defined]
