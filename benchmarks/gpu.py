@@ -1,38 +1,44 @@
 """Everything that only a GPU can show, in one command: `make bench-gpu`, or python -m benchmarks.gpu. About twenty minutes.
 
-    suite       the model's and the optimizer's tests with their tensors on the GPU
     ceiling     what the card multiplies at most, bf16, 8192 x 8192
-    optimizer   benchmarks/optimizer_step.py on the card
-    rivals      benchmarks/train.py on the card, compiled
     steady      the full model on packed real data as the worker trains it: tokens/s, share of the ceiling, peak memory
-    budget      the same within 6 GB
-    ways        its step uncompiled, compiled with masked SDPA, with FlexAttention, and with each in CUDA graphs, in turns
-    profile     which kernels bound it, and how long the card waits
+    optimizer   benchmarks/optimizer_step.py on the card
+    suite       the model's and the optimizer's tests with their tensors on the GPU, and all that are marked gpu
     curriculum  ten epochs of the six-dataset plan through the worker: seconds of training
+    profile     which kernels bound it, and how long the card waits
+    budget      steady within 6 GB
+    ways        its step uncompiled, compiled with masked SDPA, with FlexAttention, and with each in CUDA graphs, in turns
+    rivals      benchmarks/train.py on the card, compiled
 
-    make bench-gpu ARGS="--json gpu.jsonl --only ceiling steady profile"
+    make bench-gpu ARGS="--json gpu.jsonl --seconds 560 --only ceiling steady profile"
 
+What is worth most comes first. Each part is a process of its own with a limit of time, so that none takes a failure, a compiler's
+count of graphs or memory from another; what it had found when its time was up is kept.
 Real data by COGNATE_DATA_DIR; without, generated problems, which the result says. With --device cpu --small it is a rehearsal.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+import traceback
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.autograd import DeviceType
+from torch.autograd.profiler_util import FunctionEventAvg
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.sidebyside import Batch, Contestant, count_flops, describe_machine
@@ -43,12 +49,14 @@ from cognate.data.corpus import load_corpus
 from cognate.events import Event, Kind
 from cognate.model import Cognate
 from cognate.rundir import RunDir, read_journal
-from cognate.training.execution import activation_dtype, parts, prepare
+from cognate.training.execution import activation_dtype, parts, prepare, ways_to_compile
 from cognate.training.loop import build_optimizer
+from cognate.worker import make_deterministic
 
 ROOT = Path(__file__).resolve().parents[1]
 CACHE = Path("var/cache")
 GIB = 2**30
+Found = Iterator[tuple[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -64,36 +72,35 @@ class Setting:
         return resolve("reasoning", {"model": model, "data": data, "training": {**size, "compile": "on", **training}})
 
 
-def suite(setting: Setting) -> dict[str, Any]:
-    """The tests' tolerances are those of float32; TF32 is off, as the worker leaves it."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/model", "tests/optimizer", "tests/training"]
-    done = subprocess.run(
-        command, cwd=ROOT, env={**os.environ, "COGNATE_TEST_DEVICE": setting.device.type}, capture_output=True, text=True, check=False
-    )
-    return {"exit_code": done.returncode, "last_lines": done.stdout.splitlines()[-25:]}
+def ceiling(setting: Setting) -> Found:
+    yield "bf16_matmul_tflops", matmul_tflops(setting)
 
 
-def ceiling(setting: Setting) -> dict[str, Any]:
+def matmul_tflops(setting: Setting) -> float:
     size = 256 if setting.is_small else 8192
     a, b = (torch.randn(size, size, device=setting.device, dtype=torch.bfloat16) for _ in range(2))
-    seconds = timed(lambda: torch.mm(a, b), setting.device, warmups=3, repeats=20)
-    return {"bf16_matmul_tflops": 2 * size**3 / seconds / 1e12}
+    return 2 * size**3 / timed(lambda: torch.mm(a, b), setting.device, warmups=3, repeats=20) / 1e12
 
 
-def steady(setting: Setting, *, limit_gb: float | None = None) -> dict[str, Any]:
+def steady(setting: Setting, *, limit_gb: float | None = None) -> Found:
     """Several batch sizes, since a small batch may leave the card waiting for its orders."""
-    sizes = [2] if setting.is_small else [16] if limit_gb else [16, 64, 128]
-    return {str(size): train_steadily(setting, size, limit_gb) for size in sizes}
+    most = matmul_tflops(setting)
+    for size in [2] if setting.is_small else [16] if limit_gb else [16, 64, 128]:
+        found = train_steadily(setting, size, limit_gb)
+        yield str(size), {**found, "share_of_ceiling": found["tflops"] / most}
 
 
 def train_steadily(setting: Setting, batch_size: int, limit_gb: float | None) -> dict[str, Any]:
     config = setting.config(batch_size=batch_size, gpu_memory_gb=limit_gb)
     warmups, repeats = (1, 2) if setting.is_small else (10, 50)
     session = Session(setting, config)
+    if setting.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(setting.device)
     seconds = timed(session.step, setting.device, warmups, repeats)
     tokens = batch_size * config.training.sequence_length
     result = {
         **session.execution.describe(),
+        "compiled_as_asked": session.execution.compiled == ways_to_compile(setting.device)[0],
         "data": config.data.source,
         "tokens_per_s": tokens / seconds,
         "step_ms": 1e3 * seconds,
@@ -105,7 +112,32 @@ def train_steadily(setting: Setting, batch_size: int, limit_gb: float | None) ->
     return {**result, "said": session.said}
 
 
-def ways(setting: Setting) -> dict[str, Any]:
+def suite(setting: Setting) -> Found:
+    """The tests' tolerances are those of float32; TF32 is off, as the worker leaves it.
+
+    Those of tests/training that are not marked gpu are left out: they train on the CPU, which they name.
+    """
+    processes = ["--numprocesses", str(min(8, len(os.sched_getaffinity(0)))), "--dist", "loadfile"]
+    yield (
+        "on_the_device",
+        tested({"COGNATE_TEST_DEVICE": setting.device.type}, "-m", "not gpu and not faults", "tests/model", "tests/optimizer", *processes),
+    )
+    yield "marked_gpu", tested({}, "-m", "gpu", "tests/model", "tests/optimizer", "tests/training")
+
+
+def tested(environment: dict[str, str], *arguments: str) -> dict[str, Any]:
+    """How pytest ended, its summary, and each test that failed, with the error. What it says is shown as it comes."""
+    command = [sys.executable, "-m", "pytest", "-q", "--tb=short", "-p", "no:cacheprovider", *arguments]
+    lines = []
+    with subprocess.Popen(command, cwd=ROOT, env={**os.environ, **environment}, stdout=subprocess.PIPE, text=True) as running:
+        for line in running.stdout or ():
+            print(line, end="", flush=True)
+            lines.append(line.rstrip())
+    failed = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
+    return {"exit_code": running.returncode, "summary": lines[-1:], "failed": failed}
+
+
+def ways(setting: Setting) -> Found:
     """Milliseconds of a step, the median over rounds of several steps, in turns; what a way fails with stands in its place.
 
     CUDA graphs (mode="reduce-overhead") are not what the worker uses: they pay only where the card waits for launches, and hold
@@ -118,27 +150,27 @@ def ways(setting: Setting) -> dict[str, Any]:
         "sdpa, graphs": {"flex": False, "mode": "reduce-overhead"},
         "flex, graphs": {"flex": True, "mode": "reduce-overhead"},
     }
-    found: dict[str, Any] = {}
     for size in [2] if setting.is_small else [16, 64]:
         config = setting.config(batch_size=size, micro_batch_size=size, compile="off")
-        sessions, times = {name: Session(setting, config) for name in ("uncompiled", *compiled)}, {}
+        sessions = {name: Session(setting, config) for name in ("uncompiled", *compiled)}
         for name, options in compiled.items():
             sessions[name].compile(**options)
-        result: dict[str, Any] = {}
-        for number in range(rounds + 1):
-            for name, session in sessions.items():
+        times: dict[str, list[float]] = {}
+        failed: dict[str, str] = {}
+        for number in range(rounds):
+            for name in [name for name in sessions if name not in failed]:
                 try:
-                    seconds = timed(session.step, setting.device, 0 if number else 3, repeats)
+                    seconds = timed(sessions[name].step, setting.device, 0 if number else 3, repeats)
                 except Exception as error:
-                    result[name] = f"{type(error).__name__}: {str(error)[:300]}"
-                    continue
-                times.setdefault(name, []).append(1e3 * seconds)
-        found[str(size)] = result | {name: statistics.median(each[1:]) for name, each in times.items() if name not in result}
-    return found
+                    failed[name] = f"{type(error).__name__}: {str(error)[:300]}"
+                else:
+                    times.setdefault(name, []).append(1e3 * seconds)
+                yield str(size), {name: statistics.median(each) for name, each in times.items()} | failed
 
 
-def profiled(setting: Setting) -> dict[str, Any]:
+def profiled(setting: Setting) -> Found:
     session = Session(setting, setting.config(batch_size=2 if setting.is_small else 64))
+    yield "compiled", session.execution.compiled
     timed(session.step, setting.device, warmups=5, repeats=1)
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if setting.device.type == "cuda" else [])]
     began = time.perf_counter()
@@ -147,19 +179,25 @@ def profiled(setting: Setting) -> dict[str, Any]:
             session.step()
         wait(setting.device)
     wall = time.perf_counter() - began
-    rows = [
-        (row.key, row.self_device_time_total if setting.device.type == "cuda" else row.self_cpu_time_total, row.count)
-        for row in record.key_averages()
-    ]
-    rows.sort(key=lambda row: -row[1])
-    busy = sum(row[1] for row in rows) / 1e6
-    return {
-        "busy_share": busy / wall if setting.device.type == "cuda" else None,
-        "top": [{"name": name[:90], "ms": micros / 3e3, "calls": calls / 3} for name, micros, calls in rows[:20]],
-    }
+    rows = busiest(record.key_averages(), setting.device)
+    yield "busy_share", sum(micros for _, micros, _ in rows) / 1e6 / wall if setting.device.type == "cuda" else None
+    yield "top", [{"name": name[:90], "ms": micros / 3e3, "calls": calls / 3} for name, micros, calls in rows[:20]]
 
 
-def curriculum(setting: Setting) -> dict[str, Any]:
+def busiest(rows: Iterable[FunctionEventAvg], device: torch.device) -> list[tuple[str, float, int]]:
+    """Name, microseconds and calls of what kept the device busy, the longest first.
+
+    On a GPU those are its kernels: the rows of the host repeat the time of the kernels that they launched.
+    """
+    if device.type == "cuda":
+        kernels = [row for row in rows if row.device_type == DeviceType.CUDA and not row.is_user_annotation]
+        found = [(row.key, row.self_device_time_total, row.count) for row in kernels]
+    else:
+        found = [(row.key, row.self_cpu_time_total, row.count) for row in rows]
+    return sorted(found, key=lambda row: -row[1])
+
+
+def curriculum(setting: Setting) -> Found:
     """As a person would run it, through the worker; seconds of training are those of the run's own clock."""
     config = setting.config(max_steps=3 if setting.is_small else None)
     with tempfile.TemporaryDirectory() as folder:
@@ -170,20 +208,24 @@ def curriculum(setting: Setting) -> dict[str, Any]:
         began = time.perf_counter()
         environment = {**os.environ, "COGNATE_DEVICE": str(setting.device), "COGNATE_CACHE_DIR": str(CACHE.absolute())}
         subprocess.run([sys.executable, "-m", "cognate.worker", str(attempt.path)], cwd=ROOT, env=environment, check=False)
-        wall = time.perf_counter() - began
-        told = [
-            event for event, _ in read_journal(attempt.journal, limit=1 << 30) if isinstance(event, Event) and event.kind is Kind.METRICS
-        ]
-    last, values = told[-1].data, [event.data["values"] for event in told]
-    val_losses = [row["val_loss"] for row in values if "val_loss" in row]
-    hours = last["values"].get("training_time_hours")
-    return {"wall_s": wall, "training_s": hours and 3600 * hours, "steps": last["step"], "val_losses": val_losses}
+        yield "wall_s", time.perf_counter() - began
+        told = [event for event, _ in read_journal(attempt.journal, limit=1 << 30) if isinstance(event, Event)]
+    yield "ended", {"kind": told[-1].kind, **told[-1].data}
+    yield "compiled", [event.data["compiled"] for event in told if event.kind is Kind.PLAN]
+    yield "said", [event.data["message"] for event in told if event.kind is Kind.WARNING]
+    rows = [event.data for event in told if event.kind is Kind.METRICS]
+    yield "steps", rows[-1]["step"]
+    yield "val_losses", [row["values"]["val_loss"] for row in rows if "val_loss" in row["values"]]
+    hours = rows[-1]["values"].get("training_time_hours")
+    yield "training_s", hours and 3600 * hours
 
 
 class Session:
     """Training as the worker does it, without its files."""
 
     def __init__(self, setting: Setting, config: RunConfig) -> None:
+        make_deterministic(setting.device)
+        gc.collect()  # of a session before this one, whose memory would count as taken
         self._config, self._device = config, setting.device
         self.said: list[str] = []
         corpus = load_corpus(config, setting.data, CACHE)
@@ -236,30 +278,47 @@ def wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def other(module: str, *arguments: str) -> Callable[[Setting], dict[str, Any]]:
+def other(module: str, *arguments: str) -> Callable[[Setting], Found]:
     """Another benchmark, in a process of its own; its table is shown, its figures are kept."""
 
-    def run(setting: Setting) -> dict[str, Any]:
+    def run(setting: Setting) -> Found:
         with tempfile.NamedTemporaryFile("r", suffix=".json") as file:
             command = [sys.executable, "-m", module, "--device", str(setting.device), "--json", file.name, *arguments]
             command += ["--repeats", "1"] if setting.is_small else []
-            done = subprocess.run(command, cwd=ROOT, check=False)
-            lines = file.read().splitlines()
-        return {"exit_code": done.returncode, "figures": [json.loads(line) for line in islice(lines, 20) if line.startswith("{")]}
+            yield "exit_code", subprocess.run(command, cwd=ROOT, check=False).returncode
+            yield "figures", values_in(file.read())
 
     return run
 
 
-PARTS: dict[str, Callable[[Setting], dict[str, Any]]] = {
-    "suite": suite,
-    "ceiling": ceiling,
-    "optimizer": other("benchmarks.optimizer_step"),
-    "rivals": other("benchmarks.train", "--compile", "--batch", "32", "--precision", "bf16"),
-    "steady": steady,
-    "budget": lambda setting: steady(setting, limit_gb=6.0),
-    "ways": ways,
-    "profile": profiled,
-    "curriculum": curriculum,
+def values_in(text: str) -> list[Any]:
+    """The JSON values of a text, one after another, on one line each or on many."""
+    decoder, found = json.JSONDecoder(), []
+    while text := text.lstrip():
+        value, end = decoder.raw_decode(text)
+        found.append(value)
+        text = text[end:]
+    return found
+
+
+@dataclass(frozen=True)
+class Part:
+    """find: yields each thing found as soon as it is, the same name again for what replaces it"""
+
+    find: Callable[[Setting], Found]
+    limit_s: float
+
+
+PARTS: dict[str, Part] = {
+    "ceiling": Part(ceiling, 60),
+    "steady": Part(steady, 360),
+    "optimizer": Part(other("benchmarks.optimizer_step"), 120),
+    "suite": Part(suite, 180),
+    "curriculum": Part(curriculum, 300),
+    "profile": Part(profiled, 150),
+    "budget": Part(lambda setting: steady(setting, limit_gb=6.0), 150),
+    "ways": Part(ways, 420),
+    "rivals": Part(other("benchmarks.train", "--compile", "--no-peak", "--batch", "32", "--precision", "bf16"), 300),
 }
 
 
@@ -268,28 +327,72 @@ def main() -> int:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--small", action="store_true", help="a rehearsal: tiny sizes, few repeats")
     parser.add_argument("--only", nargs="+", choices=list(PARTS), metavar="NAME", help=f"of {', '.join(PARTS)}")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="for all parts together; what then is under way is ended")
     parser.add_argument("--json", type=Path, metavar="FILE", help="append a JSON line a part, as each is done")
+    parser.add_argument("--part-into", nargs=2, metavar=("NAME", "FILE"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     data = os.environ.get("COGNATE_DATA_DIR")
     setting = Setting(torch.device(options.device), Path(data) if data else None, options.small)
-    machine = describe_machine(setting.device)
+    if options.part_into:
+        find_here(options.part_into[0], setting, Path(options.part_into[1]))
+        return 0
+    machine, end = describe_machine(setting.device), time.monotonic() + options.seconds
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str((CACHE / "compiled").absolute()))  # as the worker's, for all parts
     for name in options.only or PARTS:
-        began = time.perf_counter()
-        try:
-            found: dict[str, Any] = PARTS[name](setting)
-        except Exception as error:  # the other parts are worth having
-            found = {"error": f"{type(error).__name__}: {error}"}
+        began = time.monotonic()
+        found = find_apart(name, setting, min(PARTS[name].limit_s, end - began))
         line = {
             "part": name,
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
             "machine": machine,
-            "took_s": round(time.perf_counter() - began, 1),
+            "took_s": round(time.monotonic() - began, 1),
         }
         print(json.dumps({"part": name, **found}, indent=1), flush=True)
         if options.json:
             with options.json.open("a") as file:
                 file.write(json.dumps({**line, **found}) + "\n")
     return 0
+
+
+def find_apart(name: str, setting: Setting, limit_s: float) -> dict[str, Any]:
+    """What a part finds in a process of its own; with an `error` where it was not done."""
+    if limit_s <= 0:
+        return {"error": "no time was left"}
+    with tempfile.NamedTemporaryFile("r", suffix=".jsonl") as file:
+        command = [sys.executable, "-m", "benchmarks.gpu", "--device", str(setting.device), "--part-into", name, file.name]
+        child = subprocess.Popen([*command, *["--small"] * setting.is_small], cwd=ROOT, start_new_session=True)
+        error = None
+        try:
+            if child.wait(limit_s):
+                error = f"ended with code {child.returncode}"
+        except subprocess.TimeoutExpired:
+            error = f"ended after {limit_s:.0f} s"
+        finally:
+            end_all_of(child)
+        found: dict[str, Any] = {}
+        for line in file:
+            found |= json.loads(line) if line.endswith("\n") else {}
+    return {"error": error, **found} if error else found
+
+
+def end_all_of(child: subprocess.Popen[bytes]) -> None:
+    """The part, and what it started: compilers, a worker, pytest."""
+    try:
+        os.killpg(child.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+    child.wait()
+
+
+def find_here(name: str, setting: Setting, file: Path) -> None:
+    torch._dynamo.config.recompile_limit = 64  # graphs of the loss, which all batch sizes and ways share: more than a run ever has
+    with file.open("w") as out:
+        try:
+            for key, value in PARTS[name].find(setting):
+                print(json.dumps({key: value}), file=out, flush=True)
+        except Exception as error:  # the other parts are worth having
+            traceback.print_exc()
+            print(json.dumps({"error": f"{type(error).__name__}: {str(error)[:1000]}"}), file=out)
 
 
 if __name__ == "__main__":

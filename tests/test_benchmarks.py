@@ -7,13 +7,16 @@ import json
 import math
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from rich.console import Console
 from torch import Tensor, nn
+from torch.autograd import DeviceType
 
-from benchmarks import levers, rivals, train
+from benchmarks import gpu, levers, rivals, train
 from benchmarks.sidebyside import Batch, Contestant, Precision, count_flops, describe_machine, race, random_batch
 from cognate.config import ModelConfig
 
@@ -172,3 +175,54 @@ def test_a_lever_is_all_that_its_trials_differ_in(name: str) -> None:
         for key in settings:
             assert without[section].pop(key) != with_it[section].pop(key)
     assert without == with_it
+
+
+# --- on a GPU -------------------------------------------------------------------------------------------------
+
+REHEARSAL = gpu.Setting(CPU, None, is_small=True)
+
+
+@pytest.mark.parametrize("lines", ['{"a": [1]}\n{"b": 2}\n', json.dumps({"a": [1]}, indent=2) + "\n" + json.dumps({"b": 2}, indent=2), ""])
+def test_figures_of_another_benchmark_are_read_however_they_are_laid_out(lines: str) -> None:
+    """The optimizer's stand on many lines, the rivals' on one each."""
+    assert gpu.values_in(lines) == ([{"a": [1]}, {"b": 2}] if lines else [])
+
+
+def test_a_kernel_counts_once() -> None:
+    """The host's rows carry the time of the kernels they launched, and an annotation that of all within it."""
+
+    def row(key: str, device: DeviceType, micros: float, *, is_user_annotation: bool = False) -> SimpleNamespace:
+        return SimpleNamespace(
+            key=key,
+            device_type=device,
+            self_device_time_total=micros,
+            self_cpu_time_total=1.0,
+            count=3,
+            is_user_annotation=is_user_annotation,
+        )
+
+    rows = [
+        row("aten::mm", DeviceType.CPU, 70.0),
+        row("gemm", DeviceType.CUDA, 70.0),
+        row("add", DeviceType.CUDA, 90.0),
+        row("step", DeviceType.CUDA, 160.0, is_user_annotation=True),
+    ]
+    assert gpu.busiest(rows, torch.device("cuda")) == [("add", 90.0, 3), ("gemm", 70.0, 3)]  # type: ignore[arg-type]
+    assert len(gpu.busiest(rows, CPU)) == 4  # type: ignore[arg-type]
+
+
+def test_a_part_is_a_process_with_a_limit_of_time() -> None:
+    """A card is lent for minutes: a compiler that takes too long must not cost the figures of the other parts."""
+    assert gpu.find_apart("ceiling", REHEARSAL, 100).keys() == {"bf16_matmul_tflops"}
+    assert gpu.find_apart("ceiling", REHEARSAL, 0.01) == {"error": "ended after 0 s"}
+    assert gpu.find_apart("ceiling", REHEARSAL, -1) == {"error": "no time was left"}
+
+
+def test_a_part_that_fails_says_so_beside_what_it_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def breaks(_: gpu.Setting) -> gpu.Found:
+        yield "16", 1.0
+        raise RuntimeError("no kernel")
+
+    monkeypatch.setitem(gpu.PARTS, "steady", gpu.Part(breaks, 1))
+    gpu.find_here("steady", REHEARSAL, tmp_path / "found")
+    assert gpu.values_in((tmp_path / "found").read_text()) == [{"16": 1.0}, {"error": "RuntimeError: no kernel"}]

@@ -81,7 +81,11 @@ def _to_gradient(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         wide = narrow.float()  # the same tensor if it is float32; in bf16 a probability of 0.998 would be 1 and teach nothing
         largest, at_target = wide.amax(1, keepdim=True), wide.gather(1, target[rows])
         total = wide.sub_(largest).exp_().sum(1, keepdim=True)
-        wide.scatter_add_(1, target[rows], -total)
+        if logits.is_cuda:  # one kernel with its neighbours when compiled; a scatter is not, where torch is to be deterministic
+            token = torch.arange(wide.size(1), device=wide.device)
+            wide = torch.where(token == target[rows], wide - total, wide)
+        else:
+            wide.scatter_add_(1, target[rows], -total)
         narrow.copy_(wide)
         each.append(largest + total.log() - at_target)
         totals.append(total)

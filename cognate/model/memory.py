@@ -252,7 +252,8 @@ def usage(state: Tensor) -> Tensor:
     state: [..., key_dim, value_dim]; returns [...]. An empty memory has usage 0.
     Source: Roy & Vetterli, The effective rank (EUSIPCO 2007).
     """
-    values = torch.linalg.svdvals(state)
+    # R of state^T = Q R has the same, and is key_dim x key_dim: CUDA takes those of up to 32 x 32 all at once, wider ones in turn.
+    values = torch.linalg.svdvals(torch.linalg.qr(state.mT, mode="r").R)
     total = values.sum(-1, keepdim=True)
     entropy = torch.special.entr(values / total.clamp(min=1e-30)).sum(-1)
     return (torch.where(total[..., 0] > 0, entropy.exp(), 0.0) / state.size(-2)).clamp(max=1)

@@ -78,7 +78,7 @@ def prepare(
         compile_as(model, way)
         try:
             for measure in (False, True):
-                _try(model, _rows_of(sample(), 0, rows), device, measure=measure)
+                _try(model, _rows_of(sample(), 0, rows), device, measure=measure, has_dropout=training.dropout > 0)
         except Exception as error:  # a compiler may fail in any way; the run need not
             model.compile_nothing()
             say(f"goes on without {NAMES[way]}, which failed: {type(error).__name__}: {str(error)[:500]}")
@@ -133,7 +133,7 @@ def rows_at_once(
         return _divisor(batch_size, most)
     # Measured, not estimated: what a few rows need, and what twice as many need beyond that.
     batch = sample()
-    peaks = [_peak(model, _rows_of(batch, 0, rows), device) for rows in (few, more)]
+    peaks = [_peak(model, _rows_of(batch, 0, rows), device, has_dropout=training.dropout > 0) for rows in (few, more)]
     torch.cuda.empty_cache()
     row = max(1, (peaks[1] - peaks[0]) // (more - few))
     state = 4 * sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())  # the optimizer's, and its work
@@ -196,16 +196,19 @@ class FiniteLosses:
         return None
 
 
-def _try(model: Cognate, part: Batch, device: torch.device, *, measure: bool = False) -> None:
+def _try(model: Cognate, part: Batch, device: torch.device, *, measure: bool = False, has_dropout: bool = False) -> None:
+    """The passes of a step; with dropout by rates of 0, so that the graph of the real ones is what is compiled."""
     part = _on(part, device)
-    model.loss(part.tokens, part.targets, part.documents, measure=measure).loss.backward()  # type: ignore[no-untyped-call]
+    dropout = torch.zeros(part.tokens.shape, device=device) if has_dropout else None
+    loss = model.loss(part.tokens, part.targets, part.documents, measure=measure, dropout=dropout).loss
+    loss.backward()  # type: ignore[no-untyped-call]
 
 
-def _peak(model: Cognate, part: Batch, device: torch.device) -> int:
+def _peak(model: Cognate, part: Batch, device: torch.device, *, has_dropout: bool = False) -> int:
     """Bytes at most allocated during a loss and its gradient."""
     model.zero_grad(set_to_none=True)
     torch.cuda.reset_peak_memory_stats(device)
-    _try(model, part, device)
+    _try(model, part, device, has_dropout=has_dropout)
     return torch.cuda.max_memory_allocated(device)
 
 

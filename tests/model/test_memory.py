@@ -151,6 +151,16 @@ def test_usage_is_the_effective_rank(singular_values: list[float], expected: flo
     assert usage(state).item() == pytest.approx(expected, abs=1e-3)
 
 
+@pytest.mark.parametrize("rank", [0, 1, 7, 32])
+def test_usage_is_that_of_all_singular_values(rank: int) -> None:
+    """They are taken of a smaller matrix with the same ones: random memories, and such as hold few keys, of any scale."""
+    state = torch.randn(6, 2, 32, rank) @ torch.randn(6, 2, rank, 64) * 10.0 ** torch.arange(-3, 3).view(6, 1, 1, 1)
+    values = torch.linalg.svdvals(state.double())
+    shares = values / values.sum(-1, keepdim=True).clamp(min=1e-30)
+    expected = torch.special.entr(shares).sum(-1).exp() / 32 if rank else torch.zeros(6, 2)
+    torch.testing.assert_close(usage(state), expected, rtol=2e-4, atol=0, check_dtype=False)
+
+
 @pytest.mark.parametrize("rank", [32, 45])
 def test_usage_is_never_above_one(rank: int) -> None:
     """Rounding alone would take a full memory to 1.000001."""

@@ -120,7 +120,7 @@ def test_as_many_rows_as_fit(free: int, before: int | None, expected: int, monke
     model = torch.nn.Linear(1, 1, bias=False)  # 4 bytes: 16 for the optimizer
     measured = []
 
-    def peak(_: object, part: Batch, __: object) -> int:
+    def peak(_: object, part: Batch, __: object, **___: object) -> int:
         measured.append(len(part.tokens))
         return 984 + 100 * len(part.tokens)
 
@@ -139,7 +139,7 @@ def test_what_was_too_much_is_not_tried_again_to_find_out(
     """Else a GPU on which the four rows that are measured do not fit would never come to try one."""
     measured: list[int] = []
 
-    def peak(_: object, part: Batch, __: object) -> int:
+    def peak(_: object, part: Batch, __: object, **___: object) -> int:
         measured.append(len(part.tokens))
         return 100 * len(part.tokens)
 
@@ -266,6 +266,26 @@ def test_without_flex_attention_it_is_compiled_all_the_same(monkeypatch: pytest.
     found = prepare(model, a_batch, TrainingConfig(batch_size=4, compile="on"), CPU, 100, {}, said.append)
     assert found.compiled == "whole"
     assert [sentence.split(":")[0] for sentence in said] == ["goes on without FlexAttention, which failed"]
+
+
+@TRACES
+def test_what_is_tried_is_the_graph_of_the_real_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else dropout's graph would be compiled in the first step, where nobody answers for a compiler that fails."""
+    graphs = []
+
+    def count(graph: torch.fx.GraphModule, inputs: list[Any]) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    with_backend(monkeypatch, count)
+    monkeypatch.setattr(execution, "ways_to_compile", lambda *_: ("whole",))
+    model, batch = a_model(n_layers=1, recursions=1, micro_steps=1, ltm=False), a_batch()
+    training = TrainingConfig(batch_size=4, compile="on", dropout=0.1)
+    assert prepare(model, a_batch, training, CPU, 100, {}, lambda _: None).compiled == "whole"
+    tried = len(graphs)
+    for measure in (False, True):
+        model.loss(batch.tokens, batch.targets, batch.documents, measure=measure, dropout=torch.full((4, 24), 0.1)).loss.backward()
+    assert len(graphs) == tried > 0
 
 
 @pytest.mark.parametrize(
