@@ -111,7 +111,7 @@ def choose_device(wanted: str) -> torch.device:
 def make_deterministic(device: torch.device) -> None:
     """Same inputs, same bits, on the same machine; resume depends on it."""
     torch.set_num_threads(len(os.sched_getaffinity(0)))
-    # On CUDA an operation without a deterministic form warns instead of failing a night's run.
+    # On CUDA an operation without a deterministic form warns instead of failing a night's run; a step's passes are stricter (execution.py).
     torch.use_deterministic_algorithms(True, warn_only=device.type == "cuda")
     torch.backends.cudnn.benchmark = False
 

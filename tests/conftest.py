@@ -11,6 +11,7 @@ import pytest
 
 os.environ.setdefault("COGNATE_WANDB", "off")  # but where it is what is tested
 os.environ.setdefault("GOMP_SPINCOUNT", "0")  # before torch: see docs/decisions/0004; tests share the cores with workers
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # as the worker does; else deterministic torch refuses every product on CUDA
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test needs the network
 for name in ("COLUMNS", "LINES"):  # readline sets them, and a console believes them
     os.environ.pop(name, None)
