@@ -63,6 +63,8 @@ def run_attempt(attempt: AttemptDir, places: Places, device: str | None, *listen
     try:
         chosen = choose_device(attempt.run.config().training.device if device is None else device)
         make_deterministic(chosen)
+        if chosen.index is not None and chosen.type == "cuda":
+            torch.cuda.set_device(chosen)  # what names no device, as an event on a stream does, is of this one
         return train(attempt.run, reporter, ControlFile(attempt).poll, places, chosen, read_limits(attempt).rows_at_most)
     except Exception as error:  # the edge of the process: everything is answered here, with a reason
         print_traceback()
