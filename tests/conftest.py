@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,8 +27,18 @@ def _device() -> Iterator[None]:
         yield
         return
     import torch
+    from torch.utils._device import DeviceContext
 
-    with torch.device(named):
+    class Device(DeviceContext):
+        """As torch.device(named), but what a generator of the CPU draws is drawn there, so that it is the same everywhere."""
+
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            generator = (kwargs or {}).get("generator")
+            if generator is not None and generator.device.type == "cpu" and "device" not in kwargs:
+                return func(*args, **{**kwargs, "device": "cpu"}).to(self.device)
+            return super().__torch_function__(func, types, args, kwargs)
+
+    with Device(torch.device(named)):
         yield
 
 

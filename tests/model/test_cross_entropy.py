@@ -1,5 +1,7 @@
 """The chunked cross-entropy is the naive one."""
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
@@ -95,7 +97,8 @@ def test_narrow_gradients_are_those_of_the_rounded_logits(scale: float) -> None:
     logits = (hidden @ weight.bfloat16().T).detach().float().requires_grad_()
     expected_each = functional.cross_entropy(logits, targets, reduction="none")
     (to_logits,) = torch.autograd.grad((expected_each * row_weights).sum(), logits)
-    torch.testing.assert_close(each, expected_each.detach().clamp(max=87.337), rtol=1e-6, atol=4e-3)
+    most = math.inf if each.is_cuda else 87.337  # the CPU's come from the rounded probabilities
+    torch.testing.assert_close(each, expected_each.detach().clamp(max=most), rtol=1e-6, atol=4e-3)
     for found, expected in zip(gradients, (to_logits @ weight, to_logits.T @ hidden.float()), strict=True):
         assert (found.float() - expected).norm() < 0.01 * expected.norm()
 
