@@ -116,6 +116,8 @@ def make_deterministic(device: torch.device) -> None:
     # On CUDA an operation without a deterministic form warns instead of failing a night's run; a step's passes are stricter (execution.py).
     torch.use_deterministic_algorithms(True, warn_only=device.type == "cuda")
     torch.backends.cudnn.benchmark = False
+    # Torch would fill all it allocates with NaN, a kernel each on a GPU, for those who read before they write; tests still do.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def _path(variable: str) -> Path | None:

@@ -1,4 +1,4 @@
-"""The device a worker is told."""
+"""The device a worker is told, and how it computes there."""
 
 from pathlib import Path
 
@@ -9,6 +9,19 @@ from cognate import worker
 from cognate.events import Kind
 from cognate.rundir import Places
 from tests.training.runs import new_run, tiny
+
+
+def test_deterministic_memory_is_not_filled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is read before it is written, which the tests of the model show: they run with memory full of NaN."""
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
+    before = torch.are_deterministic_algorithms_enabled(), torch.get_num_threads()
+    try:
+        worker.make_deterministic(torch.device("cpu"))
+        assert torch.are_deterministic_algorithms_enabled()
+        assert not torch.utils.deterministic.fill_uninitialized_memory
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        torch.set_num_threads(before[1])
 
 
 @pytest.mark.parametrize(("device", "expected"), [("cuda:1", ["cuda:1"]), ("cuda", []), ("cpu", [])])
