@@ -316,8 +316,8 @@ PARTS: dict[str, Part] = {
     "optimizer": Part(other("benchmarks.optimizer_step"), 120),
     "suite": Part(suite, 180),
     "curriculum": Part(curriculum, 300),
-    "profile": Part(profiled, 150),
-    "budget": Part(lambda setting: steady(setting, limit_gb=6.0), 150),
+    "profile": Part(profiled, 240),
+    "budget": Part(lambda setting: steady(setting, limit_gb=6.0), 240),
     "ways": Part(ways, 420),
     "rivals": Part(other("benchmarks.train", "--compile", "--no-peak", "--batch", "32", "--precision", "bf16"), 300),
 }
