@@ -49,7 +49,7 @@ from cognate.data.corpus import load_corpus
 from cognate.events import Event, Kind
 from cognate.model import Cognate
 from cognate.rundir import RunDir, read_journal
-from cognate.training.execution import activation_dtype, parts, prepare, ways_to_compile
+from cognate.training.execution import activation_dtype, parts, prepare, strictly, ways_to_compile
 from cognate.training.loop import build_optimizer
 from cognate.worker import make_deterministic
 
@@ -242,7 +242,8 @@ class Session:
     def step(self) -> None:
         self._optimizer.zero_grad(set_to_none=True)
         for part, share in parts(next(self._rows), self.execution.rows_at_once, self._device):
-            torch.autograd.backward(self._model.loss(part.tokens, part.targets, part.documents).loss * share)
+            with strictly(self.execution.is_strict):
+                torch.autograd.backward(self._model.loss(part.tokens, part.targets, part.documents).loss * share)
         self._optimizer.step()
 
     def compile(self, **options: Any) -> None:
@@ -315,8 +316,8 @@ PARTS: dict[str, Part] = {
     "optimizer": Part(other("benchmarks.optimizer_step"), 120),
     "suite": Part(suite, 180),
     "curriculum": Part(curriculum, 300),
-    "profile": Part(profiled, 150),
-    "budget": Part(lambda setting: steady(setting, limit_gb=6.0), 150),
+    "profile": Part(profiled, 240),
+    "budget": Part(lambda setting: steady(setting, limit_gb=6.0), 240),
     "ways": Part(ways, 420),
     "rivals": Part(other("benchmarks.train", "--compile", "--no-peak", "--batch", "32", "--precision", "bf16"), 300),
 }
@@ -336,6 +337,7 @@ def main() -> int:
     if options.part_into:
         find_here(options.part_into[0], setting, Path(options.part_into[1]))
         return 0
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # else a part would outlive us
     machine, end = describe_machine(setting.device), time.monotonic() + options.seconds
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str((CACHE / "compiled").absolute()))  # as the worker's, for all parts
     for name in options.only or PARTS:

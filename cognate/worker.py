@@ -63,6 +63,8 @@ def run_attempt(attempt: AttemptDir, places: Places, device: str | None, *listen
     try:
         chosen = choose_device(attempt.run.config().training.device if device is None else device)
         make_deterministic(chosen)
+        if chosen.index is not None and chosen.type == "cuda":
+            torch.cuda.set_device(chosen)  # what names no device, as an event on a stream does, is of this one
         return train(attempt.run, reporter, ControlFile(attempt).poll, places, chosen, read_limits(attempt).rows_at_most)
     except Exception as error:  # the edge of the process: everything is answered here, with a reason
         print_traceback()
@@ -111,12 +113,14 @@ def choose_device(wanted: str) -> torch.device:
 def make_deterministic(device: torch.device) -> None:
     """Same inputs, same bits, on the same machine; resume depends on it."""
     torch.set_num_threads(len(os.sched_getaffinity(0)))
-    # On CUDA an operation without a deterministic form warns instead of failing a night's run.
+    # On CUDA an operation without a deterministic form warns instead of failing a night's run; a step's passes are stricter (execution.py).
     torch.use_deterministic_algorithms(True, warn_only=device.type == "cuda")
     # torch would then fill all memory it hands out with NaN, to show who reads what was never written: about 1 % of a step. The tests,
     # which run with the fill, are where that shows.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = False
+    # Torch would fill all it allocates with NaN, a kernel each on a GPU, for those who read before they write; tests still do.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def _path(variable: str) -> Path | None:

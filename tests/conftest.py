@@ -6,11 +6,13 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 os.environ.setdefault("COGNATE_WANDB", "off")  # but where it is what is tested
 os.environ.setdefault("GOMP_SPINCOUNT", "0")  # before torch: see docs/decisions/0004; tests share the cores with workers
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # as the worker does; else deterministic torch refuses every product on CUDA
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test needs the network
 for name in ("COLUMNS", "LINES"):  # readline sets them, and a console believes them
     os.environ.pop(name, None)
@@ -25,8 +27,18 @@ def _device() -> Iterator[None]:
         yield
         return
     import torch
+    from torch.utils._device import DeviceContext
 
-    with torch.device(named):
+    class Device(DeviceContext):
+        """As torch.device(named), but what a generator of the CPU draws is drawn there, so that it is the same everywhere."""
+
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            generator = (kwargs or {}).get("generator")
+            if generator is not None and generator.device.type == "cpu" and "device" not in kwargs:
+                return func(*args, **{**kwargs, "device": "cpu"}).to(self.device)
+            return super().__torch_function__(func, types, args, kwargs)
+
+    with Device(torch.device(named)):
         yield
 
 

@@ -99,9 +99,10 @@ def stream(
         raise ValueError(f"temperature is {temperature} and top_k {top_k}; they must be at least 0 and 1")
     device = model.embedding.weight.device
     whole = _blank(model, len(prompt_tokens)) if state is None else state
-    going, current = torch.arange(len(prompt_tokens)), whole  # the rows that have not stopped, and their state
-    lengths = torch.tensor([len(prompt) for prompt in prompt_tokens])
-    fed = pad_sequence([torch.tensor(prompt) for prompt in prompt_tokens], batch_first=True)
+    # The rows that have not stopped, and their state. Who goes on is decided on the CPU.
+    going, current = torch.arange(len(prompt_tokens), device="cpu"), whole
+    lengths = torch.tensor([len(prompt) for prompt in prompt_tokens], device="cpu")
+    fed = pad_sequence([torch.tensor(prompt, device="cpu") for prompt in prompt_tokens], batch_first=True)
     draws = _draws(seed, len(prompt_tokens))
     for left in reversed(range(max_new_tokens)):
         own = lengths.to(device) if fed.size(1) > 1 else None  # a single token is never padding
@@ -110,9 +111,9 @@ def stream(
         draw = draws()[going]  # one for every row there ever was: rows do not share
         new = choose(model.logits(read.answers[last])[:, :vocab_size], draw.to(device), temperature, top_k).cpu()
         if revise is not None:
-            new = torch.tensor([revise(row, token) for row, token in zip(going.tolist(), new.tolist(), strict=True)])
+            new = torch.tensor([revise(row, token) for row, token in zip(going.tolist(), new.tolist(), strict=True)], device="cpu")
         yield from map(NewToken, going.tolist(), new.tolist(), read.depths[last].tolist())
-        goes_on = torch.tensor([token not in stop and left > 0 for token in new.tolist()])
+        goes_on = torch.tensor([token not in stop and left > 0 for token in new.tolist()], device="cpu")
         if not goes_on.all():
             if current is not whole:
                 whole.put(going[~goes_on], current.rows((~goes_on).nonzero()[:, 0]))
@@ -140,9 +141,9 @@ def _draws(seed: int | Sequence[int], rows: int) -> Callable[[], Tensor]:
     """A number for each row, [row], uniform in 0..1, at each call."""
     if isinstance(seed, int):
         shared = torch.Generator().manual_seed(seed)
-        return lambda: torch.rand(rows, generator=shared)
+        return lambda: torch.rand(rows, generator=shared, device="cpu")
     own = [torch.Generator().manual_seed(each) for each in seed]
-    return lambda: torch.cat([torch.rand(1, generator=each) for each in own])
+    return lambda: torch.cat([torch.rand(1, generator=each, device="cpu") for each in own])
 
 
 def _blank(model: Cognate, batch: int) -> State:

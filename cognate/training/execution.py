@@ -10,6 +10,7 @@ import os
 import shutil
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -33,10 +34,12 @@ class Execution:
     """rows_at_once: of a batch, forward and backward
 
     compiled: nothing; regions, what lies between attentions; whole, the loss; flex, the loss with FlexAttention
+    is_strict: a step's passes run strictly()
     """
 
     rows_at_once: int
     compiled: Compiled = "nothing"
+    is_strict: bool = False
 
     def describe(self) -> dict[str, Any]:
         return {"rows_at_once": self.rows_at_once, "compiled": self.compiled}
@@ -71,14 +74,16 @@ def prepare(
     rows = rows_at_once(model, sample, training, device, resumed_from.get("rows_at_once"), rows_at_most)
     if rows < training.batch_size:
         say(f"a batch goes through the model in {training.batch_size // rows} parts of {rows} rows, for want of memory for all at once")
+    is_strict = warns_only() and can_be_strict(model, _rows_of(sample(), 0, 1), device, say)
     compiled: Compiled = "nothing"
     wants = training.compile == "on" or (training.compile == "auto" and total_steps >= WORTH_COMPILING and has_compiler(device))
     before = resumed_from.get("compiled", "nothing") if resumed_from else None
     for way in ways_to_compile(device, before) if wants or before else ():
         compile_as(model, way)
         try:
-            for measure in (False, True):
-                _try(model, _rows_of(sample(), 0, rows), device, measure=measure, has_dropout=training.dropout > 0)
+            with strictly(is_strict):
+                for measure in (False, True):
+                    _try(model, _rows_of(sample(), 0, rows), device, measure=measure, has_dropout=training.dropout > 0)
         except Exception as error:  # a compiler may fail in any way; the run need not
             model.compile_nothing()
             say(f"goes on without {NAMES[way]}, which failed: {type(error).__name__}: {str(error)[:500]}")
@@ -88,7 +93,41 @@ def prepare(
     for name, buffer in model.named_buffers():
         buffer.copy_(buffers[name])
     model.zero_grad(set_to_none=True)
-    return Execution(rows, compiled)
+    return Execution(rows, compiled, is_strict)
+
+
+def warns_only() -> bool:
+    """Whether torch is deterministic where it can be, and warns elsewhere."""
+    return torch.are_deterministic_algorithms_enabled() and torch.is_deterministic_algorithms_warn_only_enabled()
+
+
+@contextmanager
+def strictly(is_strict: bool) -> Iterator[None]:
+    """What has no deterministic form fails; only so does CUDA's memory-efficient attention take its deterministic gradient.
+
+    For a step's passes alone: what an epoch's end calls need not be repeated to the bit, and may not fail.
+    """
+    if is_strict:
+        torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        if is_strict:
+            torch.use_deterministic_algorithms(True, warn_only=True)
+
+
+def can_be_strict(model: Cognate, part: Batch, device: torch.device, say: Callable[[str], None]) -> bool:
+    """Whether all of a step's passes have a deterministic form; what has none is said."""
+    try:
+        with strictly(True):
+            for measure in (False, True):
+                _try(model, part, device, measure=measure)
+    except RuntimeError as error:
+        if "deterministic" not in str(error):
+            raise
+        say(f"a resumed run may differ in its last bits: {str(error).split(',')[0]}")
+        return False
+    return True
 
 
 def ways_to_compile(device: torch.device, before: Compiled | None = None) -> Sequence[Compiled]:

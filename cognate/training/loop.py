@@ -35,7 +35,7 @@ from cognate.training import checkpoint
 from cognate.training.average import WeightAverage
 from cognate.training.checkpoint import Position, Saved
 from cognate.training.choosing import Chosen, choose
-from cognate.training.execution import Execution, FiniteLosses, activation_dtype, parts, prepare
+from cognate.training.execution import Execution, FiniteLosses, activation_dtype, parts, prepare, strictly
 from cognate.training.measure import step_values, validate
 from cognate.training.reporter import Reporter
 from cognate.training.saving import Saving, tell_checkpoint
@@ -242,10 +242,12 @@ class Training:
         return Step(step, is_logged, ends_epoch, is_last, self.peak_rates[0] * scale, losses, chosen, bad_step)
 
     def _add_gradients(self, *, measure: bool) -> tuple[list[Loss], Chosen | None]:
-        losses = backward(self.model, self.data.batches, self.config, self.position, self.execution, self.device, measure=measure)
+        execution = self.execution
+        with strictly(execution.is_strict):
+            losses = backward(self.model, self.data.batches, self.config, self.position, execution, self.device, measure=measure)
         if self.data.choices is None:
             return losses, None
-        chosen = choose(self.model, self.data.choices, self.config.training, self.position, self.execution.rows_at_once, self.device)
+        chosen = choose(self.model, self.data.choices, self.config.training, self.position, execution.rows_at_once, self.device)
         if chosen is not None:
             weight = self.config.training.choice_weight
             losses = [replace(loss, loss=loss.loss + weight * chosen.loss) for loss in losses]

@@ -18,9 +18,15 @@ def sight_of(segments: torch.Tensor, window: int = 4, head_dim: int = 4, *, flex
     return look(segments, window, head_dim, 10_000.0, torch.float32, flex=flex)
 
 
+def _skip_without_blocks() -> None:
+    if torch.get_default_device().type != "cpu":
+        pytest.skip("attention in blocks is the CPU's")
+
+
 @pytest.fixture(name="_in_blocks")
 def in_blocks() -> Iterator[None]:
     """Rows of any length count as long."""
+    _skip_without_blocks()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(attention, "LONG", 1)
         yield
@@ -80,6 +86,7 @@ def test_a_block_needs_no_key_before_its_documents_and_window() -> None:
 
 
 def test_only_long_rows_go_in_blocks() -> None:
+    _skip_without_blocks()
     groups = [sight_of(torch.zeros(1, time, dtype=torch.long)).groups for time in (attention.LONG - 1, attention.LONG)]
     assert [group is None for group in groups] == [True, False]
 

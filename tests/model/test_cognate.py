@@ -34,7 +34,7 @@ def next_tokens(tokens: Tensor, documents: Tensor) -> Tensor:
     return targets
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def shipped() -> Cognate:
     torch.manual_seed(0)
     return Cognate(ModelConfig())

@@ -47,7 +47,7 @@ def test_rows_read_on_at_their_own_pace(calls: list[list[int]]) -> None:
     """Each call gives row r `call[r]` tokens, none included; padding leaves no trace in windows and memories."""
     model = stirred()
     texts = torch.randint(300, (3, 60))
-    state = State.empty(SMALL, 3, torch.float32, torch.device("cpu"))
+    state = State.empty(SMALL, 3, torch.float32, torch.get_default_device())
     done, logits = [0, 0, 0], [[], [], []]  # type: ignore[var-annotated]
     for call in calls:
         fed = torch.randint(300, (3, max(*call, 1)))
@@ -234,7 +234,7 @@ def test_a_row_that_stops_does_not_change_what_others_draw(small: Build) -> None
 
 def test_padding_in_a_row_that_has_read_nothing_sees_something() -> None:
     """Some kernels answer NaN where nothing is seen, and a NaN times the 0 that keeps padding out of a memory is NaN."""
-    state = State.empty(SMALL, 2, torch.float32, torch.device("cpu"))
+    state = State.empty(SMALL, 2, torch.float32, torch.get_default_device())
     state.position, state.is_blank = torch.tensor([0, 5]), False
     sight = look_back(state, torch.tensor([[True], [False]]), 1, SMALL, torch.float32)
     assert sight.dense.isfinite().any(-1).all()
@@ -266,7 +266,7 @@ def test_what_cannot_be_generated_is_refused(small: Build, prompts: list[list[in
 
 def test_mismatched_rows_are_refused(small: Build) -> None:
     with pytest.raises(ValueError, match=r"tokens have 3 rows, the state has 2"):
-        small().extend(torch.zeros(3, 1, dtype=torch.long), State.empty(SMALL, 2, torch.float32, torch.device("cpu")))
+        small().extend(torch.zeros(3, 1, dtype=torch.long), State.empty(SMALL, 2, torch.float32, torch.get_default_device()))
 
 
 def stirred(config: ModelConfig = SMALL) -> Cognate:

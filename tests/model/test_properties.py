@@ -209,11 +209,11 @@ def test_usage_is_the_effective_rank_whatever_the_scale_and_order(key_dim: int, 
     shares = values / np.maximum(values.sum(-1, keepdims=True), 1e-300)
     expected = np.exp(-(shares * np.log(np.maximum(shares, 1e-300))).sum(-1)) / key_dim * (rank > 0)
 
-    actual = usage(torch.tensor(state))
+    actual = usage(torch.tensor(state)).cpu()
     np.testing.assert_allclose(actual, expected, rtol=1e-9)
     assert ((actual >= 0) & (actual <= min(rank, key_dim, value_dim) / key_dim * (1 + 1e-9))).all()
     shuffled = state[:, random.permutation(key_dim)][:, :, random.permutation(value_dim)]
-    np.testing.assert_allclose(usage(torch.tensor(-3 * shuffled)), actual, rtol=1e-9)
+    np.testing.assert_allclose(usage(torch.tensor(-3 * shuffled)).cpu(), actual, rtol=1e-9)
 
 
 def columns(draw: st.DrawFn, elements: st.SearchStrategy[float]) -> Tensor:

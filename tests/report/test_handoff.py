@@ -317,12 +317,13 @@ def context(folder: Path, runs_dir: Path) -> JobContext:
 
 
 def spec(*run_ids: str, **changes: Any) -> dict[str, Any]:
-    return {"run_ids": list(run_ids), "evaluations": [], "diversity": None, "allow_any_size": True, **changes}
+    return {"run_ids": list(run_ids), "evaluations": [], "diversity": None, "as_of": {"run_1": "job_1"}, "allow_any_size": True, **changes}
 
 
 def test_the_job_makes_the_archive(runs_dir: Path, tmp_path: Path) -> None:
     result = perform(spec("run_reasoning", "run_memory", "run_speed"), context(tmp_path, runs_dir))
     archive = tmp_path / result["file"]
+    assert result["as_of"] == {"run_1": "job_1"}
     assert (result["bytes"], result["sha256"]) == (archive.stat().st_size, verify.hashlib.sha256(archive.read_bytes()).hexdigest())
 
 

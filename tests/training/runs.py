@@ -22,6 +22,7 @@ TINY: dict[str, Any] = {
     "training": {"batch_size": 4, "sequence_length": 64, "max_steps": 12, "log_every_steps": 1, "checkpoint_every_steps": 4},
 }
 
+CPU = torch.device("cpu")
 Poll = Callable[[], Control | None]
 
 
@@ -35,13 +36,15 @@ def new_run(folder: Path, config: RunConfig) -> RunDir:
     return run
 
 
-def attempt_at(run: RunDir, poll: Poll = lambda: None, cache: Path | None = None, data_dir: Path | None = None) -> Kind:
+def attempt_at(
+    run: RunDir, poll: Poll = lambda: None, cache: Path | None = None, data_dir: Path | None = None, device: torch.device = CPU
+) -> Kind:
     """Train one more attempt of `run` in this process; how it ended."""
     attempt = run.attempt(len(list((run.path / "attempts").glob("*"))) + 1)
     attempt.create()
-    torch.use_deterministic_algorithms(True)
+    torch.use_deterministic_algorithms(True, warn_only=device.type == "cuda")  # as the worker has it
     try:
-        return train(run, Reporter(Journal(attempt)), poll, Places(data_dir, cache), torch.device("cpu"))
+        return train(run, Reporter(Journal(attempt)), poll, Places(data_dir, cache), device)
     finally:  # a process that dies takes what it is writing with it; this one goes on
         for thread in threading.enumerate():
             if thread.name == "checkpoint":

@@ -256,6 +256,53 @@ def test_a_fork_is_compiled_as_it_asks_and_says_so(
     assert any(f"compiled {compiled[0]} -> {compiled[1]}" in warning for warning in warnings)
 
 
+@pytest.fixture(name="_warns_only")
+def warns_only() -> Iterator[None]:
+    """torch as a worker on a GPU has it."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.usefixtures("_warns_only")
+def test_passes_are_strict_where_every_operation_has_a_deterministic_form(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the trial as in the step, since what is compiled for the one must serve the other; and nowhere else."""
+    tried, how = execution._try, []
+    monkeypatch.setattr(execution, "_try", lambda *given, **options: (how.append(execution.warns_only()), tried(*given, **options)))
+    prepared = prepare(a_model(), a_batch, TrainingConfig(batch_size=4), CPU, 100, {}, lambda _: None)
+    assert prepared.is_strict
+    assert how == [False, False]
+    assert execution.warns_only()
+
+
+@pytest.mark.usefixtures("_warns_only")
+def test_an_operation_without_a_deterministic_form_is_named_and_the_run_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+
+    def refused(*_: object, **__: object) -> None:
+        raise RuntimeError("kthvalue CUDA does not have a deterministic implementation, but you set 'torch.use_deterministic_...'")
+
+    monkeypatch.setattr(execution, "_try", refused)
+    prepared = prepare(a_model(), a_batch, TrainingConfig(batch_size=4), CPU, 100, {}, said.append)
+    assert not prepared.is_strict
+    assert said == ["a resumed run may differ in its last bits: kthvalue CUDA does not have a deterministic implementation"]
+    assert execution.warns_only()
+
+
+@TRACES
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("compile", ["off", "on"])
+def test_a_gpu_run_is_resumed_to_the_same_bits(compile: str, cache: Path, tmp_path: Path) -> None:
+    config = tiny(training={"max_steps": 6, "checkpoint_every_steps": 100, "compile": compile})
+    whole, run = new_run(tmp_path / "whole", config), new_run(tmp_path / "run", config)
+    assert attempt_at(whole, cache=cache, device=CUDA) is Kind.FINISHED
+    assert attempt_at(run, CommandAt(run, "pause", 3), cache, device=CUDA) is Kind.PAUSED
+    assert attempt_at(run, cache=cache, device=CUDA) is Kind.FINISHED
+    assert [event.data["message"] for event in events(run) if event.kind is Kind.WARNING] == []
+    assert digests(run, 6) == digests(whole, 6)
+
+
 @TRACES
 def test_without_flex_attention_it_is_compiled_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     """The CPU is a device on which it really fails: it has no gradient there."""
