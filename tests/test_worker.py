@@ -1,25 +1,39 @@
-"""How a worker sets torch up."""
+"""The device a worker is told, and how it computes there."""
 
-from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 
-from cognate.worker import make_deterministic
+from cognate import worker
+from cognate.events import Kind
+from cognate.rundir import Places
+from tests.training.runs import new_run, tiny
 
 
-@pytest.fixture(autouse=True)
-def _torch_as_before() -> Iterator[None]:
-    threads, is_deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    fills = torch.utils.deterministic.fill_uninitialized_memory
-    yield
-    torch.set_num_threads(threads)
-    torch.utils.deterministic.fill_uninitialized_memory = fills
-    torch.use_deterministic_algorithms(is_deterministic)
+def test_deterministic_memory_is_not_filled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is read before it is written, which the tests of the model show: they run with memory full of NaN."""
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
+    before = torch.are_deterministic_algorithms_enabled(), torch.get_num_threads()
+    try:
+        worker.make_deterministic(torch.device("cpu"))
+        assert torch.are_deterministic_algorithms_enabled()
+        assert not torch.utils.deterministic.fill_uninitialized_memory
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        torch.set_num_threads(before[1])
 
 
-def test_a_deterministic_worker_does_not_write_memory_twice() -> None:
-    """torch's fill of what it hands out costs a hundredth of a step, and changes nothing but what was never written."""
-    make_deterministic(torch.device("cpu"))
-    assert torch.are_deterministic_algorithms_enabled()
-    assert not torch.utils.deterministic.fill_uninitialized_memory
+@pytest.mark.parametrize(("device", "expected"), [("cuda:1", ["cuda:1"]), ("cuda", []), ("cpu", [])])
+def test_what_names_no_device_is_of_the_card_that_was_chosen(
+    device: str, expected: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An event, recorded on another card's stream, would tell nothing of a loss on this one."""
+    current: list[str] = []
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: current.append(str(device)))
+    monkeypatch.setattr(worker, "make_deterministic", lambda _: None)
+    monkeypatch.setattr(worker, "train", lambda *_: Kind.FINISHED)
+    attempt = new_run(tmp_path / "run", tiny()).attempt(1)
+    attempt.create()
+    assert worker.run_attempt(attempt, Places(None, None), device) is Kind.FINISHED
+    assert current == expected
