@@ -148,10 +148,11 @@ def test_nan_is_nan_everywhere_and_never_null(tmp_path: Path) -> None:
 
 def test_one_run_at_a_time_on_the_cpu_and_the_others_wait_in_order(tmp_path: Path) -> None:
     with serving(tmp_path, "--step-seconds", "0.02") as client:
-        first, second, third = (launch(client, steps=10) for _ in range(3))
+        first, second, third = (launch(client, steps=steps) for steps in (100_000, 10, 10))
         wait_for(client, first, "running")
         assert client.get(f"/v1/runs/{second}").json()["queue_position"] == 1
         assert client.get(f"/v1/runs/{third}").json()["queue_position"] == 2
+        assert client.post(f"/v1/runs/{first}/stop").status_code == 202  # not before the others were seen to wait, however busy the machine
         wait_for(client, third, "completed")
         ended = [client.get(f"/v1/runs/{run_id}").json()["ended_at"] for run_id in (first, second, third)]
         assert ended == sorted(ended)
