@@ -1,4 +1,4 @@
-"""Everything that only a GPU can show, in one command: `make bench-gpu`, or python -m benchmarks.gpu. About twenty minutes.
+"""Everything that only a GPU can show, in one command: `make bench-gpu`, or python -m benchmarks.gpu. 37 minutes at the most.
 
     ceiling     what the card multiplies at most, bf16, 8192 x 8192
     steady      the full model on packed real data as the worker trains it: tokens/s, share of the ceiling, peak memory

@@ -66,11 +66,11 @@ def main() -> None:
 
 def wanted(options: argparse.Namespace) -> dict[str, Any]:
     """The overrides of every run of the group."""
-    config = json.loads(json.dumps(SMALL)) if options.size == "small" else {}
-    config.setdefault("data", {})["datasets"] = list(SIX_DATASETS) if options.datasets == "six" else None
-    if options.steps is not None:
-        config.setdefault("training", {})["max_steps"] = options.steps
-    return overrides(options.set, config)
+    sections = SMALL if options.size == "small" else {}
+    settings = [f"{section}.{name}={json.dumps(value)}" for section, values in sections.items() for name, value in values.items()]
+    settings += [f"data.datasets={json.dumps(SIX_DATASETS if options.datasets == 'six' else None)}"]
+    settings += [f"training.max_steps={options.steps}"] if options.steps is not None else []
+    return overrides([*settings, *options.set])
 
 
 # --- through the service ------------------------------------------------------------------------------------------

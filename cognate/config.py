@@ -13,7 +13,6 @@ import difflib
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from copy import deepcopy
 from typing import Annotated, Any, Final, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -340,12 +339,9 @@ def parse(tree: Mapping[str, Any]) -> RunConfig:
         raise ConfigError([_explain(problem) for problem in error.errors(include_url=False)]) from error
 
 
-def overrides(settings: Iterable[str], base: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """The tree that texts like "training.batch_size=8" spell, laid over `base`; a value is JSON where it is JSON, else text.
-
-    Raises ConfigError.
-    """
-    tree = deepcopy(dict(base or {}))
+def overrides(settings: Iterable[str]) -> dict[str, Any]:
+    """The tree that texts like "training.batch_size=8" spell; a value is JSON where it is JSON, else text. Raises ConfigError."""
+    tree: dict[str, Any] = {}
     for setting in settings:
         path, equals, text = setting.partition("=")
         if not equals:

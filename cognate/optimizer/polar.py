@@ -54,7 +54,7 @@ def native_dtype(device: torch.device) -> torch.dtype:
     """bfloat16 where products of it are faster, else float32.
 
     Measured on two cores, all matrices of the default model, ms: with AMX bf16 76, fp32 224, fp32 without the Gram form 364;
-    with AVX512-BF16 alone bf16 865, fp32 371. That instruction makes few products faster on any Intel CPU, so it decides nothing.
+    with AVX512-BF16 alone bf16 865, fp32 371. So that instruction decides nothing; whether it pays on another maker's CPU was not measured.
     """
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float32

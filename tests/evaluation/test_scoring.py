@@ -209,7 +209,7 @@ def test_a_target_is_met_from_its_own_side() -> None:
     ("low", "high", "met"), [(0.31, 0.40, True), (0.30, 0.40, True), (0.22, 0.41, None), (0.29, 0.30, None), (0.20, 0.29, False)]
 )
 def test_an_interval_on_both_sides_of_a_target_decides_nothing(low: float, high: float, met: bool | None) -> None:
-    """32 of 100 right is what one model in twelve has that guesses among four."""
+    """32 or more of 100 right is what one model in fourteen has that guesses among four."""
     assert suite.judge("acc_norm", Figure((low + high) / 2, 100, low, high), (0.30, 0.40)) is met
     assert suite.judge("token_perplexity", Figure(1 / 0.32, 100, 1 / high, 1 / low), (0.0, 1 / 0.30)) is met
 
