@@ -42,7 +42,7 @@ PROBLEMS: dict[str, tuple[int, str]] = {
     "state_changed": (409, "The run changed while the command was being carried out; look again and repeat it."),
     "data_missing": (409, "This needs real datasets, and there are none; see COGNATE_DATA_DIR and POST /v1/datasets/{name}/fetch."),
     "not_ready": (409, "Something that this needs is not there yet; `detail` names it."),
-    "offline": (409, "This needs the network, and the service was started with HF_HUB_OFFLINE."),
+    "offline": (409, "This needs the network, the service was started with HF_HUB_OFFLINE, and the Hugging Face cache is empty."),
     "not_found": (404, "Nothing is known under this address."),
     "method_not_allowed": (405, "This address exists, but not for this method."),
     "unauthorized": (401, "A bearer token is required: `Authorization: Bearer <token>`."),

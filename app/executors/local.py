@@ -28,7 +28,10 @@ SPARE_AFTER_S = 15.0  # since the last launch
 WORKER = (sys.executable, "-m", "cognate.worker")
 JOB = (sys.executable, "-m", "cognate.job")
 # What a job that may use the network sees besides.
-ONLINE = ("HF_TOKEN", "HF_HOME", "HF_ENDPOINT", "HF_HUB_OFFLINE", "HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY", "SSL_CERT_FILE", "SSL_CERT_DIR")
+ONLINE = (
+    "HF_TOKEN", "HF_HOME", "HF_DATASETS_CACHE", "HF_HUB_CACHE", "XDG_CACHE_HOME", "HF_ENDPOINT", "HF_HUB_OFFLINE",
+    "HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY", "SSL_CERT_FILE", "SSL_CERT_DIR",
+)  # fmt: skip
 # A worker sees these of the server's environment and nothing else: no token, no keys.
 PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "CUDA_HOME", "OMP_NUM_THREADS", "NVIDIA_VISIBLE_DEVICES")
 

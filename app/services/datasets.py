@@ -7,6 +7,7 @@ import hashlib
 import os
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final, Literal
 
 from app.services.jobs import JobService
@@ -26,7 +27,7 @@ class NoData(RuntimeError):
 
 
 class Offline(RuntimeError):
-    """The machine is kept from the network."""
+    """The machine is kept from the network, and the Hugging Face cache is empty."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,9 @@ class DatasetService:
     def fetch(self, name: DatasetName) -> tuple[Job, bool]:
         """Download a dataset; the job, and whether it is new. Raises Offline."""
         if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):  # as the hub's own library reads it
-            raise Offline("HF_HUB_OFFLINE is set where the service was started")
+            cache = _hugging_face_cache()
+            if not any(cache.glob("*___*")):
+                raise Offline(f"HF_HUB_OFFLINE is set where the service was started, and there is no dataset in {cache}")
         return self._jobs.start(FETCH, name, {"name": name})
 
     def _files(self) -> str:
@@ -71,6 +74,13 @@ class DatasetService:
                     found = file.stat()
                     digest.update(f"{file}\0{found.st_size}\0{found.st_mtime_ns}\n".encode())
         return digest.hexdigest()[:32]
+
+
+def _hugging_face_cache() -> Path:
+    """Where the `datasets` library keeps what it has loaded, by its own rules; importing it would take seconds."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+    home = Path(os.environ.get("HF_HOME") or cache / "huggingface")
+    return Path(os.environ.get("HF_DATASETS_CACHE") or home / "datasets").expanduser()
 
 
 def _is_old(job: Job) -> bool:

@@ -215,30 +215,69 @@ def perform_fetch(spec: dict[str, Any], context: JobContext) -> dict[str, Any]:
 
 
 def from_hub(hub: HubSource, split: str) -> Loaded:
-    """Rows of a split, by the `datasets` library: from the hub, or with HF_HUB_OFFLINE from the library's own cache."""
+    """Rows of a split, by the `datasets` library: of the pinned commit from the library's own cache, where an earlier program
+    has loaded it; else from the hub; where that cannot be reached and no commit is pinned, what the cache has."""
+    import datasets
+
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
+    if hub.revision is not None and (cached := _from_cache(hub, split)) is not None:
+        return cached
+    try:
+        return _from_the_network(hub, split)
+    except JobFailed as error:
+        cached = _from_cache(hub, split) if error.reason == "offline" else None
+        if cached is None:
+            raise
+        return cached
+
+
+def _from_the_network(hub: HubSource, split: str) -> Loaded:
     import datasets
     from huggingface_hub import constants
     from huggingface_hub.errors import HfHubHTTPError
 
-    if not sys.stderr.isatty():
-        datasets.disable_progress_bars()
-    revision = hub.revision
-    if not constants.HF_HUB_OFFLINE:
-        revision = _reach(hub)
+    if constants.HF_HUB_OFFLINE:
+        raise JobFailed("offline", f"HF_HUB_OFFLINE is set, and {_wanted(hub)} is not in the Hugging Face cache")
+    revision = _reach(hub)
     more: dict[str, Any] = {"data_files": dict(hub.data_files)} if hub.data_files else {}
     try:
         loaded = datasets.load_dataset(hub.id, hub.config, split=split, revision=revision, **more)
-    except (ConnectionError, datasets.exceptions.DatasetNotFoundError, HfHubHTTPError, FileNotFoundError, ValueError) as error:
-        if constants.HF_HUB_OFFLINE:
-            raise JobFailed("offline", f"HF_HUB_OFFLINE is set, and {hub.id} is not in the Hugging Face cache") from error
-        if isinstance(error, ConnectionError):
-            raise JobFailed("offline", f"the hub could no longer be reached for {hub.id}: {error}") from error
-        raise JobFailed("not_on_hub", f"the hub does not give {hub.id} at {revision or 'its newest commit'}: {error}") from error
+    except ConnectionError as error:
+        raise JobFailed("offline", f"the hub could no longer be reached for {hub.id}: {error}") from error
+    except (datasets.exceptions.DatasetNotFoundError, HfHubHTTPError, FileNotFoundError, ValueError) as error:
+        raise JobFailed("not_on_hub", f"the hub does not give {_wanted(hub)}: {error}") from error
     commit = Path(loaded.cache_files[0]["filename"]).parent.name
-    # The library falls back to whatever it has of a dataset in its cache.
-    if revision is not None and commit != revision:
+    if commit != revision:  # the library falls back to whatever it has of a dataset in its cache
         raise JobFailed("not_on_hub", f"of {hub.id} commit {commit} is in the Hugging Face cache, but {revision} is wanted")
     return Loaded(loaded.with_format("arrow")[:], commit)
+
+
+def _from_cache(hub: HubSource, split: str) -> Loaded | None:
+    """What load_dataset has left of the pinned commit; where none is pinned, of the commit that it loaded last.
+
+    It lies in <owner>___<name>/<config>/<version>/<commit>. Offline load_dataset gives the newest whatever is asked for, and
+    nothing where it was given data_files, so the folder is found here and read by the library's own reader of such folders.
+    """
+    from datasets import config, naming
+    from datasets.packaged_modules.cache.cache import Cache
+
+    owner, _, name = hub.id.partition("/")
+    place = Path(config.HF_DATASETS_CACHE) / f"{owner}___{naming.camelcase_to_snakecase(name)}"
+    found = [folder for folder in place.glob(f"{hub.config or '*'}/*/{hub.revision or '?' * 40}") if folder.is_dir()]
+    if not found:
+        return None
+    newest = max(found, key=lambda folder: folder.stat().st_mtime)
+    config_name, version, commit = newest.parts[-3:]
+    reader = Cache(repo_id=hub.id, dataset_name=name, config_name=config_name, version=version, hash=commit)
+    try:
+        return Loaded(reader.as_dataset(split=split).with_format("arrow")[:], commit)
+    except (OSError, ValueError):  # not this split, or damaged
+        return None
+
+
+def _wanted(hub: HubSource) -> str:
+    return f"{hub.id} at {hub.revision or 'its newest commit'}"
 
 
 def _reach(hub: HubSource) -> str:
@@ -249,7 +288,7 @@ def _reach(hub: HubSource) -> str:
     try:
         commit = HfApi().dataset_info(hub.id, revision=hub.revision, timeout=REACH_S).sha
     except HfHubHTTPError as error:
-        raise JobFailed("not_on_hub", f"the hub does not give {hub.id} at {hub.revision or 'its newest commit'}: {error}") from error
+        raise JobFailed("not_on_hub", f"the hub does not give {_wanted(hub)}: {error}") from error
     except Exception as error:  # the HTTP library's, which changes with the hub's own
         raise JobFailed("offline", f"the hub cannot be reached ({type(error).__name__}: {error})") from error
     assert commit is not None, "dataset_info answers with a commit"

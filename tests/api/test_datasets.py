@@ -15,6 +15,7 @@ from app.executors.local import JOB, LocalExecutor
 from app.main import create_app
 from app.settings import Settings
 from cognate.config import DatasetName
+from cognate.data.hub import HUB
 from cognate.rundir import write_json
 from tests.data.data_folders import row, write_folder, write_split
 from tests.service import FAKE_JOB, FAKE_WORKER, URL, until
@@ -108,10 +109,24 @@ def test_a_fetch_without_a_network_fails_as_offline(
 
 def test_a_machine_kept_offline_refuses_to_fetch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     with serving(tmp_path, None, (sys.executable, str(FAKE_JOB))) as client:
         answer = client.post("/v1/datasets/gsm8k/fetch")
         assert (answer.status_code, answer.json()["type"]) == (409, "/v1/problems/offline")
         assert client.get("/v1/jobs").json()["data"] == []
+
+
+def test_a_machine_kept_offline_looks_into_the_hugging_face_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there is one; what it does not hold is a job that fails as offline."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    (tmp_path / "hf" / "datasets" / "google___boolq" / "default" / "0.0.0" / ("d" * 40)).mkdir(parents=True)
+    with serving(tmp_path, None) as client:
+        answer = client.post("/v1/datasets/gsm8k/fetch")
+        assert answer.status_code == 202
+        job = until(lambda: (job := client.get(answer.headers["Location"]).json())["ended_at"] and job, 60)
+        assert (job["state"], job["reason"]) == ("failed", "offline")
+        assert f"openai/gsm8k at {HUB['gsm8k'].revision} is not in the Hugging Face cache" in job["detail"]
 
 
 def test_only_the_fourteen_can_be_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import io
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -28,6 +30,7 @@ from cognate.jobdir import JobFailed
 from cognate.rundir import file_digest, read_json
 
 COMMIT = "c" * 40
+NOWHERE = "http://127.0.0.1:1"
 UNPINNED = {"codexglue", "strategyqa"}
 
 
@@ -129,37 +132,32 @@ def test_a_second_fetch_takes_the_place_of_the_first(tmp_path: Path) -> None:
 # --- the library ------------------------------------------------------------------------------------------
 
 
-class _FromCache:
-    """What load_dataset gives, as far as it is used."""
-
-    def __init__(self, commit: str) -> None:
-        self.cache_files = [{"filename": f"/cache/x/{commit}/x.arrow"}]
-
-    def with_format(self, _: str) -> list[str]:
-        return ["rows"]
-
-
 @pytest.mark.parametrize("name", SOURCES)
 def test_the_library_is_asked_for_the_pinned_commit_and_runs_no_code(name: DatasetName, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+    commit = HUB[name].revision or COMMIT
 
-    def load_dataset(*positional: Any, **named: Any) -> _FromCache:
+    def load_dataset(*positional: Any, **named: Any) -> Any:
         asked.append((positional, named))
-        return _FromCache(HUB[name].revision or COMMIT)
+        return SimpleNamespace(cache_files=[{"filename": f"/cache/x/{commit}/x.arrow"}], with_format=lambda _: ["rows"])
 
-    datasets = pytest.importorskip("datasets")
-    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(hub, "_reach", lambda _: commit)
     for wanted in HUB[name].splits.values():
-        hub.from_hub(HUB[name], wanted)
+        assert hub.from_hub(HUB[name], wanted).commit == commit
     for (positional, named), wanted in zip(asked, HUB[name].splits.values(), strict=True):
         assert positional == (HUB[name].id, HUB[name].config)
         more = {"data_files": dict(HUB[name].data_files)} if name == "piqa" else {}
-        assert named == {"split": wanted, "revision": HUB[name].revision, **more}
+        assert named == {"split": wanted, "revision": commit, **more}
 
 
-def test_another_commit_of_the_librarys_cache_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Offline the library gives the newest it has, whatever was asked for."""
-    monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: _FromCache("d" * 40))
+def test_another_commit_than_the_pinned_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library gives what it has in its cache when the hub fails under it."""
+    loaded = SimpleNamespace(cache_files=[{"filename": f"/cache/x/{'d' * 40}/x.arrow"}])
+    monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: loaded)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(hub, "_reach", lambda source: source.revision)
     with pytest.raises(JobFailed, match=r"d{40} is in the Hugging Face cache") as failed:
         hub.from_hub(HUB["gsm8k"], "train")
     assert failed.value.reason == "not_on_hub"
@@ -210,18 +208,26 @@ def test_the_real_library_fetches_from_a_hub(tmp_path: Path) -> None:
         ),
         "tasksource/strategy-qa": (COMMIT, {"train.parquet": written.getvalue()}),
     }
+    names = ("gsm8k", "piqa", "strategyqa")
     with serve(repositories) as (address, asked):
-        done = in_a_process(tmp_path, address, "gsm8k", "piqa", "strategyqa")
+        done = in_a_process(tmp_path, address, *names)
     assert done.returncode == 0, done.stdout + done.stderr
     for name, (commit, _) in zip(("gsm8k", "piqa", "strategy_qa"), repositories.values(), strict=True):
         assert read_json(tmp_path / "datasets" / name / "manifest.json")["commit"] == commit
     assert files.count_rows(tmp_path / "datasets", SOURCES["gsm8k"], ("train", "test")) == 34
     assert files.count_rows(tmp_path / "datasets", SOURCES["strategyqa"], ("validation",)) == 9
     assert not [path for path in asked if path.endswith(".py") and path.startswith("GET")]
-    (tmp_path / "datasets" / "gsm8k" / "train.parquet").unlink()
-    again = in_a_process(tmp_path, "http://127.0.0.1:1", "gsm8k", offline=True)
-    assert again.returncode == 0, again.stdout + again.stderr
-    assert not files.missing_splits(tmp_path / "datasets", SOURCES["gsm8k"])
+    # The pinned ones need no network now; that without a pin is asked for, and taken from the cache where the hub is out of reach.
+    before = {name: file_digest(tmp_path / "datasets" / SOURCES[name].folder / "train.parquet") for name in names}
+    newer = {**repositories, "openai/gsm8k": ("e" * 40, {})}
+    with serve(newer) as (address, asked):
+        for hub_at, offline in ((address, False), (NOWHERE, False), (NOWHERE, True)):
+            shutil.rmtree(tmp_path / "datasets")
+            again = in_a_process(tmp_path, hub_at, *names, offline=offline)
+            assert again.returncode == 0, again.stdout + again.stderr
+            assert {name: file_digest(tmp_path / "datasets" / SOURCES[name].folder / "train.parquet") for name in names} == before
+    datasets_asked_for = {name for name in newer for request in asked if name in request}
+    assert datasets_asked_for == {"tasksource/strategy-qa"}
 
 
 def test_what_the_hub_does_not_have_is_named(tmp_path: Path) -> None:
@@ -235,7 +241,7 @@ def test_what_the_hub_does_not_have_is_named(tmp_path: Path) -> None:
 
 def test_a_hub_that_cannot_be_reached_is_given_up_at_once(tmp_path: Path) -> None:
     begun = time.monotonic()
-    done = in_a_process(tmp_path, "http://127.0.0.1:1", "gsm8k", "boolq")
+    done = in_a_process(tmp_path, NOWHERE, "gsm8k", "boolq")
     assert done.returncode == 1
     assert done.stdout.count("was not fetched: offline: the hub cannot be reached") == 1
     assert time.monotonic() - begun < 60  # the library alone tries for half a minute a dataset, on an idle machine
