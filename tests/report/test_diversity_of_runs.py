@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from cognate.config import resolve
+from cognate.data.files import find_copies
 from cognate.data.rows import plan
 from cognate.data.synthetic import KINDS
 from cognate.jobdir import JobContext, JobFailed
@@ -56,6 +57,19 @@ def test_real_texts_are_validation_rows(tmp_path: Path) -> None:
     assert not trained & {text.prompt + text.answer for text in texts}
     of_generated = held_out([resolve("reasoning", {"data": {"source": "synthetic"}})], Places(folder, None))
     assert of_generated == held_out([config], NOWHERE)  # none of the runs saw text like that of the folder
+
+
+def test_a_dataset_that_is_here_in_another_copy_is_left_out(tmp_path: Path) -> None:
+    """It may divide its rows otherwise; and where two runs had two copies, no copy is held out for both."""
+    folder = write_folder(tmp_path / "one", ("boolq", "gsm8k"), n_train=60)
+    other = write_folder(tmp_path / "other", ("boolq",), n_train=50)
+    ours, theirs = (
+        {path: digest for copy in find_copies([each]).values() for path, digest in copy.files.items()} for each in (folder, other)
+    )
+    config = resolve("reasoning")
+    for files, expected in (([ours, ours], {"boolq", "gsm8k"}), ([theirs], {"gsm8k"}), ([ours, theirs], {"gsm8k"})):
+        _, texts = held_out([config] * len(files), Places(folder, None), files)
+        assert {text.dataset for text in texts} == expected
 
 
 def test_the_job_fails_for_a_reason(runs_dir: Path, tmp_path: Path) -> None:
