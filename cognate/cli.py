@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,18 +25,22 @@ from cognate import offline, wandbfile, worker
 from cognate.config import SPECIALISTS, ConfigError, RunConfig, overrides, resolve
 from cognate.data.cli import DataOption, cache_dir, dataset_names
 from cognate.data.cli import app as datasets
-from cognate.data.files import has_any
+from cognate.data.files import DataUnreadable, has_any
 from cognate.data.tokenizer import Tokenizer
 from cognate.events import Event, Kind, spelled
 from cognate.model.generate import NewToken
 from cognate.report.cli import app as reports
+from cognate.report.cli import show_diversity
+from cognate.report.diversity import measure_runs
 from cognate.report.evaluation import evaluate_checkpoint
+from cognate.report.history import NothingSaved, read_history
 from cognate.rundir import (
     MANIFEST,
     Control,
     CorruptCheckpoint,
     Places,
     RunDir,
+    append_afterwards,
     lease_is_free,
     read_json,
     take_lease,
@@ -58,7 +62,7 @@ _EXIT_CODES = {Kind.FINISHED: 0, Kind.FAILED: 1, Kind.PAUSED: 130, Kind.STOPPED:
 def train(
     preset: Annotated[str | None, typer.Argument(help="reasoning, memory, speed or quickstart.")] = None,
     specialization: Annotated[str | None, typer.Option(help="The same as PRESET.")] = None,
-    every: Annotated[bool, typer.Option("--all", help="The three specialists, one after another.")] = False,
+    every: Annotated[bool, typer.Option("--all", help="The three specialists, one after another, and how they differ.")] = False,
     settings: Annotated[list[str], typer.Option("--set", help="A parameter, such as training.batch_size=8; may be repeated.")] = [],  # noqa: B006
     batch_size: Annotated[int | None, typer.Option(help="The same as --set training.batch_size=N.")] = None,
     mixed_precision: Annotated[bool, typer.Option("--mixed-precision", help="The same as --set training.precision=bf16.")] = False,
@@ -81,9 +85,13 @@ def train(
         configs = [resolve(name, overrides([*shortcuts, *settings])) for name in (SPECIALISTS if every else named)]
     except ConfigError as error:
         raise typer.BadParameter(str(error)) from error
+    runs = []
     for config in configs:
-        if (ending := _attempt(_new_run(output, config), places)) is not Kind.FINISHED:
+        runs.append(_new_run(output, config))
+        if (ending := _attempt(runs[-1], places)) is not Kind.FINISHED:
             raise typer.Exit(_EXIT_CODES[ending])
+    if every:
+        _compare(runs, places)
 
 
 @app.command()
@@ -304,6 +312,18 @@ def _attempt(run: RunDir, places: Places) -> Kind:
     finally:
         signal.signal(signal.SIGINT, previous)
         os.close(lease)
+
+
+def _compare(runs: Sequence[RunDir], places: Places) -> None:
+    """Measure how a group's models differ; the diversity metrics join the last row of the last one, as in the service."""
+    try:
+        made = measure_runs(runs, places, worker.choose_device("auto"), lambda sentence, _: console.print(escape(sentence)))
+    except (NothingSaved, CorruptCheckpoint, DataUnreadable) as error:
+        console.print(f"[yellow]warning:[/yellow] how the models differ was not measured: {escape(str(error))}")
+        return
+    last = read_history(runs[-1]).rows[-1]
+    append_afterwards(runs[-1], last.step, last.epoch, {name: value for name, value in made["metrics"].items() if value is not None})
+    show_diversity(made)
 
 
 class _Printer:

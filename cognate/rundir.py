@@ -26,7 +26,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -300,6 +300,16 @@ class Journal:
 
     def close(self) -> None:
         os.close(self._file)
+
+
+def append_afterwards(run: RunDir, step: int, epoch: float, values: Mapping[str, float]) -> None:
+    """What was measured of a run that is over: metrics of its last row."""
+    journal = Journal(run.afterwards)
+    try:
+        journal.append(Kind.METRICS, step=step, epoch=epoch, values=dict(values), progress={})
+        journal.sync()
+    finally:
+        journal.close()
 
 
 def read_journal(path: Path, offset: int = 0, limit: int = 1 << 20) -> Iterator[tuple[Event | MalformedLine, int]]:

@@ -15,6 +15,8 @@ from cognate.cli import app
 from cognate.config import SPECIALISTS
 from cognate.data.sources import SOURCES
 from cognate.events import Event, Kind
+from cognate.metrics import METRICS
+from cognate.report.history import read_history
 from cognate.rundir import Control, RunDir, take_lease
 from cognate.training.control import ControlFile
 from tests.data.data_folders import write_folder
@@ -65,7 +67,15 @@ def test_the_reports_own_spellings_are_understood(here: Path) -> None:
 def test_all_trains_the_three_specialists(here: Path) -> None:
     done = cognate("train", "--all", *SMALL, "--output", "out")
     assert done.exit_code == 0, done.output
-    assert sorted(run.config().preset for run in made(here / "out")) == sorted(SPECIALISTS)
+    runs = {run.config().preset: run for run in made(here / "out")}
+    assert runs.keys() == set(SPECIALISTS)
+    assert "reasoning >= memory > speed" in " ".join(done.output.split())
+    last_rows = {preset: read_history(run).rows[-1].values for preset, run in runs.items()}
+    diversity = {metric.key for metric in METRICS if metric.group == "diversity"}
+    assert len(diversity) == 3
+    assert {preset: diversity & values.keys() for preset, values in last_rows.items()} == {
+        "reasoning": set(), "memory": set(), "speed": diversity
+    }  # fmt: skip
 
 
 def test_a_run_is_resumed_from_its_directory(here: Path) -> None:

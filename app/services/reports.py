@@ -20,8 +20,7 @@ from app.settings import Settings
 from app.store import jobs, metrics, runs
 from app.store.engine import Store, Write
 from app.store.tables import Job, Run
-from cognate.events import Kind
-from cognate.rundir import Journal, RunDir
+from cognate.rundir import RunDir, append_afterwards
 
 DIVERSITY: Final = "diversity"
 EVALUATION: Final = "evaluation"
@@ -233,9 +232,4 @@ def _note_in_directory(run: RunDir, row: Run, measured: Mapping[str, float]) -> 
     """For those who know a run by its directory: the mirror at Weights & Biases."""
     reached = row.progress or {}
     if run.path.is_dir() and measured:
-        journal = Journal(run.afterwards)
-        try:
-            journal.append(Kind.METRICS, step=reached.get("step", 0), epoch=reached.get("epoch", 0.0), values=dict(measured), progress={})
-            journal.sync()
-        finally:
-            journal.close()
+        append_afterwards(run, reached.get("step", 0), reached.get("epoch", 0.0), measured)

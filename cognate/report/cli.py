@@ -70,7 +70,7 @@ def diversity(
     if as_json:
         typer.echo(json.dumps(spelled(made), ensure_ascii=False))
     else:
-        _show_diversity(made)
+        show_diversity(made)
 
 
 @app.command()
@@ -147,7 +147,7 @@ def _refuse(sentence: str) -> NoReturn:
     raise typer.BadParameter(sentence)
 
 
-def _show_diversity(made: dict[str, Any]) -> None:
+def show_diversity(made: dict[str, Any]) -> None:
     table = Table("model", "preset", "step", "recursions a token", "memory usage", "surprise rate", "nats a token", "ms a token", box=None)
     for member in made["members"]:
         pace = member["ms_per_token"]
