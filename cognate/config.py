@@ -336,7 +336,10 @@ def parse(tree: Mapping[str, Any]) -> RunConfig:
     try:
         return RunConfig.model_validate_json(_to_json(tree))
     except ValidationError as error:
-        raise ConfigError([_explain(problem) for problem in error.errors(include_url=False)]) from error
+        problems = error.errors(include_url=False)
+        inner = {problem["loc"][:-1] for problem in problems}
+        # Of a list whose items are wrong pydantic says besides that it is too short.
+        raise ConfigError([_explain(each) for each in problems if each["type"] != "too_short" or each["loc"] not in inner]) from error
 
 
 def overrides(settings: Iterable[str]) -> dict[str, Any]:
@@ -407,6 +410,8 @@ def _explain(problem: Any) -> dict[str, str]:
         message = f"unknown key {path[-1]!r}" + _suggest(path[-1], _keys_at(path[:-1]))
     elif problem["type"] == "literal_error":
         message = f"must be {problem['ctx']['expected']}" + _suggest(str(problem["input"]), get_args(DatasetName))
+    elif problem["type"] == "too_short":
+        message = f"must have at least {problem['ctx']['min_length']} item"
     elif problem["type"] == "value_error":
         field, _, rest = str(problem["ctx"]["error"]).partition(": ")
         return {"field": ".".join([*path, field]), "message": rest}

@@ -25,6 +25,11 @@ def problems(overrides: dict[str, Any], preset: str = "reasoning") -> dict[str, 
     return {problem["field"]: problem["message"] for problem in caught.value.problems}
 
 
+def test_a_wrong_item_of_a_list_is_one_error() -> None:
+    assert list(problems({"data": {"datasets": ["gsm8kk"]}})) == ["data.datasets.0"]
+    assert problems({"data": {"datasets": []}}) == {"data.datasets": "must have at least 1 item"}
+
+
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_resolves_and_survives_json(preset: str) -> None:
     """config.json is written from the one and read into the other."""
