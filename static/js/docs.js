@@ -3,6 +3,12 @@
 import { authorization, get, onUnauthorized } from "./api.js";
 import { askForToken } from "./dialogs.js";
 
+// Swagger UI has a dark style of its own, behind a class.
+const dark = matchMedia("(prefers-color-scheme: dark)");
+const dress = () => document.documentElement.classList.toggle("dark-mode", dark.matches);
+dark.addEventListener("change", dress);
+dress();
+
 onUnauthorized(askForToken);
 
 window.SwaggerUIBundle({
