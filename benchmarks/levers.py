@@ -57,6 +57,7 @@ LEVERS = {
     "choice": Lever(("arc_easy",), {"training": {"choice_weight": 0.3}}),
     "dropout": Lever(LITTLE_DATA, {"training": {"dropout": 0.1}}),
     "weight_ema": Lever(LITTLE_DATA, {"training": {"weight_ema": 0.995}}),
+    "dropout+weight_ema": Lever(LITTLE_DATA, {"training": {"dropout": 0.1, "weight_ema": 0.995}}),
     "weight_decay": Lever(LITTLE_DATA, {"optimizer": {"weight_decay": 0.2}}),
 }
 
