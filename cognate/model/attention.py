@@ -14,7 +14,9 @@ of the blocks on the CPU is that of FlashAttention, arXiv:2205.14135, appendix B
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -34,22 +36,23 @@ class Sight:
     """Where the tokens of a batch stand and whom they see.
 
     cosine, sine: [batch or absent, time, 1, head_dim/2], in the dtype of the activations
-    mask:         [batch or 1, 1, query, key], 0 where the query sees the key, -inf elsewhere; same dtype; or FlexAttention's own
+    mask:         [batch or 1, 1, query, key], 0 where the query sees the key, -inf elsewhere; same dtype; or FlexAttention's own;
+                  or, with groups, what makes it for the few who need it: it grows with the square of the rows' length
     groups:       which keys each block of queries needs; on the CPU, when long rows begin here
     places:       where the tokens go in a Window, when they continue earlier ones
     """
 
     cosine: Tensor
     sine: Tensor
-    mask: Tensor | BlockMask
+    mask: Tensor | BlockMask | Callable[[], Tensor]
     groups: tuple[Group, ...] | None = None
     places: Places | None = None
 
     @property
     def dense(self) -> Tensor:
         """The mask, where it is not FlexAttention's."""
-        assert isinstance(self.mask, Tensor)
-        return self.mask
+        assert not isinstance(self.mask, BlockMask)
+        return self.mask if isinstance(self.mask, Tensor) else self.mask()
 
 
 class Group(NamedTuple):
@@ -111,12 +114,18 @@ def look(segments: Tensor, window: int, head_dim: int, rope_base: float, dtype: 
     position = torch.arange(segments.size(1), device=segments.device)
     if flex:
         return Sight(*turns(position, head_dim, rope_base, dtype), block_mask(segments, window))
-    behind = position[:, None] - position[None, :]  # [query, key]
-    seen = (behind >= 0) & (behind < window) & (segments[:, :, None] == segments[:, None, :])
+    if segments.device.type == "cpu" and len(position) >= LONG:
+        mask = partial(_mask, position, position, segments, segments, window, dtype)
+        return Sight(*turns(position, head_dim, rope_base, dtype), mask, _groups(segments, window, dtype))
+    return Sight(*turns(position, head_dim, rope_base, dtype), _mask(position, position, segments, segments, window, dtype))
+
+
+def _mask(query: Tensor, key: Tensor, of_query: Tensor, of_key: Tensor, window: int, dtype: torch.dtype) -> Tensor:
+    """The mask of a Sight, [row, 1, query, key], for positions of queries and keys, [query] and [key], and their segments, [row, ...];
+    positions may be by row as well."""
+    behind = query[..., :, None] - key[..., None, :]
     # Additive rather than boolean: SDPA would turn a boolean mask into this one anew in every layer.
-    mask = additive(seen, dtype)
-    groups = _groups(segments, window, mask) if segments.device.type == "cpu" and len(position) >= LONG else None
-    return Sight(*turns(position, head_dim, rope_base, dtype), mask, groups)
+    return additive((behind >= 0) & (behind < window) & (of_query[:, :, None] == of_key[:, None, :]), dtype)
 
 
 def block_mask(segments: Tensor, window: int) -> BlockMask:
@@ -193,7 +202,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, sight: Sight) -> Tensor:
 
     query, key, value: [batch, time, head, head_dim]; returns [batch, time, head * head_dim]
     """
-    if sight.groups is not None and len(sight.dense) == len(query):  # else one row speaks for all
+    if sight.groups is not None and _cover(sight.groups, query):  # else one row speaks for all
         blocked: Tensor = _Blocked.apply(query, key, value, sight.groups)  # type: ignore[no-untyped-call]
         return blocked.flatten(2)
     query, key, value = (tensor.transpose(1, 2) for tensor in (query, key, value))  # [batch, head, time, head_dim]
@@ -201,7 +210,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, sight: Sight) -> Tensor:
         out = flex_attention(query, key, value, block_mask=sight.mask)
         assert isinstance(out, Tensor)
     else:
-        out = functional.scaled_dot_product_attention(query, key, value, attn_mask=sight.mask)
+        out = functional.scaled_dot_product_attention(query, key, value, attn_mask=sight.dense)
     return out.transpose(1, 2).flatten(2)
 
 
@@ -238,31 +247,30 @@ def _turn(x: Tensor, cosine: Tensor, sine: Tensor, sign: int) -> Tensor:
     return out
 
 
-def _groups(segments: Tensor, window: int, mask: Tensor) -> tuple[Group, ...]:
-    """segments: [batch, time], on the CPU; mask: [batch, 1, time, time]"""
+def _groups(segments: Tensor, window: int, dtype: torch.dtype) -> tuple[Group, ...]:
+    """segments: [batch, time], on the CPU"""
     time = segments.size(1)
     starts = torch.searchsorted(segments.contiguous(), segments.contiguous())  # where each token's document begins
     oldest = torch.maximum(starts, torch.arange(time) - window + 1)[:, ::QUERIES] // KEYS  # [batch, block]
-    ends = torch.arange(1, oldest.size(1) + 1) * (QUERIES // KEYS)
-    # Padding tokens see each other, lest a softmax be NaN, and are cut off in the end.
-    missing = -time % QUERIES
-    mask = functional.pad(mask, (0, missing, 0, missing), value=-torch.inf)[:, 0]
-    mask[:, time:, time:] = 0
-    tiles = mask.view(len(mask), -1, QUERIES, mask.size(2) // KEYS, KEYS).transpose(2, 3)  # [batch, block, key block, query, key]
-    needed = ends - oldest
+    blocks = oldest.size(1)
+    # The padding is a document of its own, lest a softmax be NaN, and is cut off in the end.
+    segments = functional.pad(segments, (0, blocks * QUERIES - time), value=-1)
+    needed = torch.arange(1, blocks + 1) * (QUERIES // KEYS) - oldest
     groups = []
     for count in sorted(set(needed.flatten().tolist())):
         row, block = (needed == count).nonzero(as_tuple=True)
-        key = oldest[row, block][:, None] + torch.arange(count)
-        tile = tiles[row[:, None], block[:, None], key]  # [block, needed, query, key]
-        groups.append(
-            Group(
-                query=row * tiles.size(1) + block,
-                key=row[:, None] * tiles.size(2) + key,
-                mask=tile.transpose(1, 2).flatten(2)[:, None],
-            )
-        )
+        first = oldest[row, block]
+        query = block[:, None] * QUERIES + torch.arange(QUERIES)  # positions, [block, QUERIES]
+        key = first[:, None] * KEYS + torch.arange(count * KEYS)
+        mask = _mask(query, key, segments[row[:, None], query], segments[row[:, None], key], window, dtype)
+        needs = row[:, None] * (blocks * (QUERIES // KEYS)) + first[:, None] + torch.arange(count)
+        groups.append(Group(row * blocks + block, needs, mask))
     return tuple(groups)
+
+
+def _cover(groups: tuple[Group, ...], query: Tensor) -> bool:
+    """Whether the groups are of as many rows as the queries; query: [batch, time, ...]"""
+    return sum(len(group.query) for group in groups) == len(query) * -(-query.size(1) // QUERIES)
 
 
 class _Blocked(torch.autograd.Function):

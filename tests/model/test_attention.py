@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from cognate.model import attention
+from cognate.config import ModelConfig
+from cognate.model import Cognate, attention
 from cognate.model.attention import Attention, Sight, attend, block_mask, has_flex, look, rotate, segment
 
 
@@ -89,6 +90,34 @@ def test_only_long_rows_go_in_blocks() -> None:
     _skip_without_blocks()
     groups = [sight_of(torch.zeros(1, time, dtype=torch.long)).groups for time in (attention.LONG - 1, attention.LONG)]
     assert [group is None for group in groups] == [True, False]
+
+
+def test_long_rows_are_trained_without_a_mask_of_all_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would take 17 GB for 16 rows of 16,384 tokens."""
+    _skip_without_blocks()
+
+    def refuse(_: Sight) -> torch.Tensor:
+        raise AssertionError("a mask of all pairs was made")
+
+    monkeypatch.setattr(Sight, "dense", property(refuse))
+    time, window = 4 * attention.LONG, 64
+    sight = sight_of(torch.zeros(2, time, dtype=torch.long), window)
+    assert sight.groups is not None
+    pairs = sum(group.mask.numel() for group in sight.groups)
+    assert pairs <= 2 * time * (window + attention.QUERIES + 2 * attention.KEYS)
+    model = Cognate(ModelConfig(vocab_size=258, d_model=32, n_layers=1, n_heads=2, d_ff=32, trm_d_ff=32, window=window))
+    tokens = torch.randint(0, 96, (2, time))
+    loss = model.loss(tokens, tokens.roll(-1, 1), torch.zeros_like(tokens)).loss
+    loss.backward()
+    assert loss.isfinite()
+
+
+@pytest.mark.usefixtures("_in_blocks")
+def test_one_row_of_segments_may_speak_for_all_rows() -> None:
+    query, key, value = torch.randn(3, 2, 300, 2, 8).unbind()
+    segments = torch.tensor([[0] * 100 + [1] * 200])
+    shared, own = (attend(query, key, value, sight_of(each, 50, 8)) for each in (segments, segments.expand(2, -1)))
+    torch.testing.assert_close(shared, own, atol=2e-5, rtol=1e-4)
 
 
 @pytest.mark.usefixtures("_in_blocks")
