@@ -16,12 +16,14 @@ from app.api.jobs import started
 from app.api.schemas.jobs import JobOut, job_out
 from app.api.schemas.together import DeviceOut
 from app.api.security import is_foreign
-from cognate.config import PRESETS
+from cognate.config import PRESETS, Recipe
 from cognate.wandb_mode import Mode
 
 router = APIRouter(prefix="/v1/readiness", tags=["system"])
 
 Preset = Annotated[str, Query(max_length=40, description="One of GET /v1/presets.", json_schema_extra={"enum": list(PRESETS)})]
+
+RecipeChoice = Annotated[Recipe, Query(description="By which recipe; only a specialist has a measured one.")]
 
 
 class WandbOut(BaseModel):
@@ -42,6 +44,7 @@ class LiveOut(BaseModel):
 
 class ReadinessOut(BaseModel):
     preset: str
+    recipe: Recipe
     state: Literal["measured", "measuring", "failed", "absent"] = Field(
         description="Of the measurement: current, at work, given up; absent: none, and this request may not begin one."
     )
@@ -57,14 +60,15 @@ class ReadinessOut(BaseModel):
 @router.get(
     "", summary="Readiness to train a preset; begins to measure where nothing current is known", responses=refusals("invalid_config")
 )
-def get_readiness(request: Request, service: Service, preset: Preset = "reasoning") -> ReadinessOut:
+def get_readiness(request: Request, service: Service, preset: Preset = "reasoning", recipe: RecipeChoice = "report") -> ReadinessOut:
     # A page of another site can send a GET unasked; it must not set anything to work.
     may_measure = not is_foreign(request.headers, request.headers.get("host", ""))
-    found = service.readiness.look(preset, may_measure=may_measure)
+    found = service.readiness.look(preset, recipe, may_measure=may_measure)
     measured = found.measured
     report = measured.result if measured else None
     return ReadinessOut(
         preset=preset,
+        recipe=recipe,
         state=found.state,
         verdict=report["verdict"] if report else None,
         is_current=found.is_current,
@@ -86,5 +90,5 @@ def get_readiness(request: Request, service: Service, preset: Preset = "reasonin
         **refusals("invalid_config"),
     },
 )
-def measure_readiness(service: Service, response: Response, preset: Preset = "reasoning") -> JobOut:
-    return started(service, response, *service.readiness.measure(preset))
+def measure_readiness(service: Service, response: Response, preset: Preset = "reasoning", recipe: RecipeChoice = "report") -> JobOut:
+    return started(service, response, *service.readiness.measure(preset, recipe))

@@ -18,7 +18,7 @@ from app.store import jobs
 from app.store.engine import Store
 from app.store.tables import Job
 from cognate import __version__
-from cognate.config import RunConfig, resolve
+from cognate.config import Recipe, RunConfig, resolve
 from cognate.wandb_mode import seen_here
 
 KIND: Final = "readiness"
@@ -44,16 +44,16 @@ class ReadinessService:
         self._supervisor = supervisor
         self._settings = settings
 
-    def look(self, preset: str, *, may_measure: bool) -> Readiness:
-        """What is known; a measurement is begun where there is no current one, if it may be. Raises UnknownPreset.
+    def look(self, preset: str, recipe: Recipe = "report", *, may_measure: bool) -> Readiness:
+        """What is known; a measurement is begun where there is no current one, if it may be. Raises UnknownPreset, ConfigError.
 
         One that failed is not begun again by itself: that is for measure().
         """
-        config = resolve(preset)
+        config = resolve(preset, {"recipe": recipe})
         wanted, live = self._wanted(config), self._look_around(config)
         with self._store.read() as session:
-            measured = jobs.latest(session, KIND, preset, "completed")
-            newest = jobs.latest(session, KIND, preset)
+            measured = jobs.latest(session, KIND, _subject(preset, recipe), "completed")
+            newest = jobs.latest(session, KIND, _subject(preset, recipe))
         if measured is not None and is_current(measured, wanted, live["disk_free_bytes"], time.time()):
             return Readiness("measured", measured, True, None, live)
         if newest is not None and newest.state in ("failed", "cancelled") and is_same(newest.spec, wanted):
@@ -62,12 +62,12 @@ class ReadinessService:
             return Readiness("measuring", measured, False, newest, live)
         if not may_measure:
             return Readiness("absent", measured, False, None, live)
-        job, _ = self.measure(preset)
+        job, _ = self.measure(preset, recipe)
         return Readiness("measuring", measured, False, job, live)
 
-    def measure(self, preset: str) -> tuple[Job, bool]:
-        """Measure now; the job, and whether it is new. Raises UnknownPreset."""
-        job, is_new = self._jobs.start(KIND, preset, self._wanted(resolve(preset)))
+    def measure(self, preset: str, recipe: Recipe = "report") -> tuple[Job, bool]:
+        """Measure now; the job, and whether it is new. Raises UnknownPreset, ConfigError."""
+        job, is_new = self._jobs.start(KIND, _subject(preset, recipe), self._wanted(resolve(preset, {"recipe": recipe})))
         if is_new:
             self._supervisor.wake()
         return job, is_new
@@ -100,6 +100,10 @@ class ReadinessService:
             "wandb": seen_here(self._settings.wandb, config.tracking.wandb),
             "data_dir": self._settings.data_dir is not None,
         }
+
+
+def _subject(preset: str, recipe: Recipe) -> str:
+    return preset if recipe == "report" else f"{preset} {recipe}"
 
 
 def is_current(measured: Job, wanted: Mapping[str, Any], disk_free_bytes: int, now: float) -> bool:

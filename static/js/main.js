@@ -13,7 +13,7 @@ import { showRun } from "./runview.js";
 
 const RUN = /^#\/runs\/(run_[0-9a-f-]{36})$/;
 const FORK = /^#\/launch\?fork=(run_[0-9a-f-]{36})$/;
-const READINESS = /^#\/readiness(?:\?preset=(\w+))?$/;
+const READINESS = /^#\/readiness(?:\?preset=(\w+)(?:&recipe=(\w+))?)?$/;
 const AGAIN = /^#\/launch\?like=(run_[0-9a-f-]{36})$/;
 
 let view = null;
@@ -75,8 +75,8 @@ async function showLaunch(place) {
 }
 
 function showPresetReadiness(place) {
-  const [, preset = "reasoning"] = location.hash.match(READINESS);
-  return showReadiness(place, preset, showStatus);
+  const [, preset = "reasoning", recipe = "report"] = location.hash.match(READINESS);
+  return showReadiness(place, { preset, recipe }, showStatus);
 }
 
 function showTitle(text) {

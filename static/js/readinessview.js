@@ -12,24 +12,35 @@ import { verdictWords } from "./words.js";
 const WHILE_MEASURING_MS = 1000;
 const AFTERWARDS_MS = 5000; // disk, devices and data may change under a finished measurement
 
-/** Show the readiness of `preset` in `place`; what it returns takes it down again. */
-export async function showReadiness(place, preset, onStatus) {
+/** Show the readiness of {preset, recipe} in `place`; what it returns takes it down again. */
+export async function showReadiness(place, wanted, onStatus) {
   const view = template("readiness-view");
   place.replaceChildren(view);
   const part = (name) => view.querySelector(`.${name}`);
   const looker = new Looker(look);
-  const choice = view.querySelector("select");
+  const [preset, recipe] = view.querySelectorAll("select");
   const again = view.querySelector("button");
-  choice.replaceChildren(
-    ...(await presets()).map(({ name }) => element("option", { value: name, selected: name === preset }, name)),
-  );
-  choice.addEventListener("change", () => (location.hash = `#/readiness?preset=${choice.value}`));
+  const known = await presets();
+  const option = (chosen) => (name) => element("option", { value: name, selected: name === chosen }, name);
+  preset.replaceChildren(...known.map(({ name }) => name).map(option(wanted.preset)));
+  recipe.replaceChildren(...recipesOf(wanted.preset).map(option(wanted.recipe)));
+  recipe.disabled = recipe.options.length < 2;
+  preset.addEventListener("change", () => go(preset.value, recipesOf(preset.value).includes(wanted.recipe) ? wanted.recipe : "report"));
+  recipe.addEventListener("change", () => go(wanted.preset, recipe.value));
   again.addEventListener("click", measure);
   looker.poke(0);
   return { close: () => looker.close(), hurry: () => looker.poke(0) };
 
+  function go(toPreset, byRecipe) {
+    location.hash = `#/readiness?preset=${toPreset}${byRecipe === "report" ? "" : `&recipe=${byRecipe}`}`;
+  }
+
+  function recipesOf(name) {
+    return Object.keys(known.find((each) => each.name === name)?.recipes ?? { report: true });
+  }
+
   async function look() {
-    const found = await get("/v1/readiness", { preset }).catch((error) => {
+    const found = await get("/v1/readiness", wanted).catch((error) => {
       if (isPassing(error)) onStatus("waiting");
       else tell(`${error.message}.`);
       throw error;
@@ -41,7 +52,7 @@ export async function showReadiness(place, preset, onStatus) {
 
   async function measure() {
     again.disabled = true;
-    await post(`/v1/readiness?${new URLSearchParams({ preset })}`).catch((error) => tell(`${error.message}.`));
+    await post(`/v1/readiness?${new URLSearchParams(wanted)}`).catch((error) => tell(`${error.message}.`));
     looker.poke(0);
   }
 

@@ -14,6 +14,7 @@ from starlette.testclient import TestClient
 
 from app.services.readiness import KIND, STALE_S, fingerprint, is_current
 from app.store.tables import Job
+from cognate.config import MEASURED
 from tests.report.example import EXAMPLE
 from tests.service import launch, serving, until, wait_for
 
@@ -63,6 +64,19 @@ def test_presets_are_measured_apart(client: TestClient) -> None:
     assert measured(client, "speed")["report"]["preset"] == "speed"
     assert client.get("/v1/readiness", params={"preset": "nix"}).status_code == 422
     assert client.post("/v1/readiness", params={"preset": "nix"}).status_code == 422
+
+
+def test_recipes_are_measured_apart(client: TestClient) -> None:
+    measured(client)
+    asked = {"preset": "reasoning", "recipe": "measured"}
+    answer = client.get("/v1/readiness", params=asked).json()
+    assert (answer["recipe"], answer["state"], answer["report"]) == ("measured", "measuring", None)
+    assert answer["job"]["spec"]["config"]["optimizer"]["muon_lr"] == MEASURED["optimizer"]["muon_lr"]
+    until(lambda: client.get("/v1/readiness", params=asked).json()["state"] == "measured")
+    assert client.post("/v1/readiness", params=asked).status_code == 202
+    assert look(client)["is_current"]
+    for recipe, preset in (("measured", "quickstart"), ("nix", "reasoning")):
+        assert client.get("/v1/readiness", params={"preset": preset, "recipe": recipe}).status_code == 422
 
 
 def test_changed_data_are_measured_anew_and_the_old_report_is_told_as_such(client: TestClient, tmp_path: Path) -> None:

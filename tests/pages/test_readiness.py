@@ -57,6 +57,9 @@ def test_measuring_again_is_shown_until_it_is_done(page: Page, server: Server) -
 def test_a_preset_is_chosen_by_address(page: Page) -> None:
     page.goto("/#/readiness?preset=memory")
     expect(page.get_by_label("preset")).to_have_value("memory")
+    page.get_by_label("recipe").select_option("measured")
+    page.wait_for_url("**/#/readiness?preset=memory&recipe=measured")
+    expect(page.get_by_label("recipe")).to_have_value("measured")
     page.get_by_label("preset").select_option("quickstart")
     expect(page).to_have_url(page.url.split("#")[0] + "#/readiness?preset=quickstart")
     expect(page.get_by_label("preset")).to_have_value("quickstart")
