@@ -53,6 +53,9 @@ LEVERS = {
     "renumber": Lever(("gsm8k", "svamp"), {"data": {"augment": {"renumber": 3}}}),
     "graphs": Lever(("gsm8k", "svamp"), {"data": {"augment": {"graphs": 10_000}}}),
     "renumber+graphs": Lever(("gsm8k", "svamp"), {"data": {"augment": {"renumber": 3, "graphs": 10_000}}}),
+    # In 800 steps the rows of the two together are not seen once; those of SVAMP alone many times, as in a whole run.
+    "renumber_svamp": Lever(("svamp",), {"data": {"augment": {"renumber": 3}}}),
+    "graphs_svamp": Lever(("svamp",), {"data": {"augment": {"graphs": 2_000}}}),
     "mbpp_mutations": Lever(("mbpp",), {"data": {"augment": {"mbpp_mutations": 4}}}),
     "choice": Lever(("arc_easy",), {"training": {"choice_weight": 0.3}}),
     "dropout": Lever(LITTLE_DATA, {"training": {"dropout": 0.1}}),
