@@ -53,6 +53,7 @@ class Charts:
 Block = Heading | Text | Items | Table | Charts
 
 NOT_MEASURED: Final = "–"
+SHORT: Final = 28  # characters of a cell that stay on one line
 
 STYLE: Final = """
 :root { color-scheme: light dark; }
@@ -60,7 +61,7 @@ body { font: 15px/1.5 system-ui, sans-serif; max-width: 68rem; margin: 2rem auto
 h1, h2, h3 { line-height: 1.25; } h2 { margin-top: 2.5rem; border-bottom: 1px solid #8884; padding-bottom: .3rem; }
 .scroll { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: .75rem 0; }
 th, td { padding: .25rem .6rem; border-bottom: 1px solid #8884; text-align: left; vertical-align: top; }
-th { white-space: nowrap; } .number { text-align: right; white-space: nowrap; } .absent { color: #888; }
+th, .number, .short { white-space: nowrap; } .number { text-align: right; } td:last-child { min-width: 14rem; } .absent { color: #888; }
 .charts { display: flex; flex-wrap: wrap; align-items: end; gap: 1rem; } svg { max-width: 100%; height: auto; }
 """
 
@@ -116,7 +117,8 @@ def _html(block: Block) -> str:
 
 
 def _cell(tag: str, cell: Cell, is_number: bool) -> str:
-    kinds = " ".join(kind for kind, applies in (("number", is_number), ("absent", cell is None)) if applies)
+    is_short = not is_number and cell is not None and len(cell) <= SHORT
+    kinds = " ".join(kind for kind, applies in (("number", is_number), ("short", is_short), ("absent", cell is None)) if applies)
     attribute = f' class="{kinds}"' if kinds else ""
     return f"<{tag}{attribute}>{escape(NOT_MEASURED if cell is None else cell)}</{tag}>"
 

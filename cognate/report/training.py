@@ -151,8 +151,8 @@ def _expected_accuracies(told: Sequence[Told]) -> Table:
                 found = _measured(each, dataset, figure)
                 if target or forecast or found.value is not None:
                     measured = [_number(value, 3) for value in (found.chance, found.untrained, found.value)]
-                    rows.append([dataset, figure, each.name, _range(target), _range(forecast), *measured, found.source, found.verdict])
-    columns = ("dataset", "figure", "run", "target", "forecast", "chance", "untrained", "measured", "on", "target is")
+                    rows.append([dataset, figure, each.name, _range(target), _range(forecast), *measured, found.verdict, found.source])
+    columns = ("dataset", "figure", "run", "target", "forecast", "chance", "untrained", "measured", "target is", "on")
     return Table(columns, rows, frozenset({"target", "forecast", "chance", "untrained", "measured"}))
 
 
