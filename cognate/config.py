@@ -253,7 +253,7 @@ class RunConfig(_Section):
     schema_version: Literal[1] = SCHEMA_VERSION
     preset: str = Field("reasoning", description="The preset this configuration started from.")
     recipe: Recipe = Field(
-        "report", description="A specialist's optimizer: the numbers of the Phase 1 report, or those that were measured to be better."
+        "report", description="A specialist's numbers: those of the Phase 1 report, or with what was measured to be better."
     )
     seed: int = Field(42, ge=0, lt=2**31, description="Seed of weights, data order and sampling.")
     model: ModelConfig = ModelConfig()
@@ -299,8 +299,12 @@ PRESETS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 SPECIALISTS: tuple[str, ...] = ("reasoning", "memory", "speed")
 RECIPES: tuple[Recipe, ...] = get_args(Recipe)
-# What was better than the report's numbers, and by how much: docs/experiments.md.
-MEASURED: dict[str, Any] = {"optimizer": {"muon_lr": 2.5e-3, "embedding_lr": 1e-2, "adamw_lr": 3e-3, "grokfast_lambda": 0.0}}
+# What was better than the report's numbers, and by how much: docs/experiments.md and, for data and training, docs/levers.md.
+MEASURED: dict[str, Any] = {
+    "optimizer": {"muon_lr": 2.5e-3, "embedding_lr": 1e-2, "adamw_lr": 3e-3, "grokfast_lambda": 0.0},
+    "data": {"augment": {"renumber": 3, "mbpp_mutations": 4}},
+    "training": {"weight_ema": 0.995},
+}
 
 
 def resolve(preset: str, overrides: Mapping[str, Any] | None = None) -> RunConfig:
