@@ -1,6 +1,7 @@
 """The three specialists from launch to hand-off, through the service: trained, evaluated, compared, packed, reported.
 
-    make bench-specialists ARGS="--data FOLDER [--datasets six|all] [--size full|small] [--steps N] [--set NAME=VALUE ...] [--output DIR]"
+    make bench-specialists ARGS="--data FOLDER [--datasets six|all] [--size full|small] [--rows N] [--steps N] [--set NAME=VALUE ...]
+                                [--output DIR]"
 
 Starts a service of its own with its state in DIR, launches the group, waits, and leaves in DIR the hand-off archive, the training
 report, every answer of the API that the table is made from, and results.md: expected against measured, with digests.
@@ -24,10 +25,13 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pyarrow.parquet as pq
 import torch
 
 from benchmarks.sidebyside import describe_machine
 from cognate.config import SIX_DATASETS, SPECIALISTS, overrides
+from cognate.data.files import split_file
+from cognate.data.sources import SOURCES
 from cognate.training.checkpoint import weights_digest
 
 SMALL: dict[str, Any] = {
@@ -49,19 +53,34 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=os.environ.get("COGNATE_DATA_DIR"))
     parser.add_argument("--datasets", choices=("six", "all"), default="six")
     parser.add_argument("--size", choices=("full", "small"), default="full")
+    parser.add_argument("--rows", type=int, help="Cut every training file to its first rows, so that ten epochs are short.")
     parser.add_argument("--steps", type=int, help="Most steps of a model; without it the whole curriculum, ten epochs.")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="A parameter of all three; may be repeated.")
     parser.add_argument("--output", type=Path, default=Path("var/specialists"))
     options = parser.parse_args()
     if options.data is None:
         parser.error("name the folder of Parquet datasets with --data or COGNATE_DATA_DIR")
-    with service(options.output, options.data) as client:
+    data = options.data if options.rows is None else cut(options.data, options.output / "data", options.rows)
+    with service(options.output, data) as client:
         record = train_and_report(client, options.output, wanted(options))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     record["machine"], record["command"] = describe_machine(device), "make bench-specialists ARGS=" + json.dumps(" ".join(sys.argv[1:]))
     (options.output / "record.json").write_text(json.dumps(record, indent=1))
     (options.output / "results.md").write_text(results_page(record))
     print((options.output / "results.md").read_text())
+
+
+def cut(data: Path, target: Path, rows: int) -> Path:
+    """A data folder with the first rows of every training file; what is evaluated on stays whole, and so does a file that is both."""
+    for source in SOURCES.values():
+        for split in source.splits:
+            file = split_file(data, source, split)
+            if file.is_file():
+                table = pq.read_table(file)
+                copy = split_file(target, source, split)
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                pq.write_table(table.slice(0, rows) if split in source.train and source.held_out != "rest" else table, copy)
+    return target
 
 
 def wanted(options: argparse.Namespace) -> dict[str, Any]:

@@ -10,15 +10,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 from rich.console import Console
 from torch import Tensor, nn
 from torch.autograd import DeviceType
 
-from benchmarks import gpu, levers, rivals, train
+from benchmarks import gpu, levers, rivals, specialists, train
 from benchmarks.sidebyside import Batch, Contestant, Precision, count_flops, describe_machine, race, random_batch
 from cognate.config import ModelConfig
+from tests.data.data_folders import write_folder
 
 CPU = torch.device("cpu")
 TINY = ModelConfig(
@@ -226,3 +228,12 @@ def test_a_part_that_fails_says_so_beside_what_it_found(monkeypatch: pytest.Monk
     monkeypatch.setitem(gpu.PARTS, "steady", gpu.Part(breaks, 1))
     gpu.find_here("steady", REHEARSAL, tmp_path / "found")
     assert gpu.values_in((tmp_path / "found").read_text()) == [{"16": 1.0}, {"error": "RuntimeError: no kernel"}]
+
+
+def test_a_cut_folder_has_the_first_training_rows_and_all_that_is_evaluated_on(tmp_path: Path) -> None:
+    whole = write_folder(tmp_path / "whole", ("gsm8k", "codexglue"), n_train=30, n_other=4)
+    found = specialists.cut(whole, tmp_path / "cut", 10)
+    rows = {file.relative_to(found): pq.read_table(file).to_pylist() for file in found.glob("*/*.parquet")}
+    expected = {file.relative_to(whole): pq.read_table(file).to_pylist() for file in whole.glob("*/*.parquet")}
+    expected[Path("gsm8k/train.parquet")] = expected[Path("gsm8k/train.parquet")][:10]
+    assert rows == expected  # CodeXGLUE's one file is trained and evaluated on
