@@ -96,7 +96,6 @@ class Answering:
 def referee(model: Model, chosen: Sequence[Items]) -> dict[str, dict[str, float]]:
     """The harness's figures on the items, by our names, for each dataset that it can judge. Raises RefereeMissing."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when the libraries are imported
-    os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
     try:
         from lm_eval.api.model import LM
         from lm_eval.api.task import ConfigurableTask

@@ -183,7 +183,7 @@ configs:
 
 def in_a_process(cache: Path, address: str, *names: str, offline: bool = False) -> subprocess.CompletedProcess[str]:
     """`cognate data fetch`: the library reads where the hub is when it is imported."""
-    environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
+    environment = {name: value for name, value in os.environ.items() if name not in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")}
     environment |= {"HF_ENDPOINT": address, "HF_HOME": str(cache / "hf"), "COGNATE_CACHE_DIR": str(cache), "COLUMNS": "500"}
     environment |= {"HF_HUB_OFFLINE": "1"} if offline else {}
     return subprocess.run(
