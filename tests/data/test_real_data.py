@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +16,7 @@ from cognate.data.formats import FORMATS
 from cognate.data.report import describe_sources, stage_samples
 from cognate.data.rows import Rows, plan
 from cognate.data.sources import SOURCES
+from cognate.data.tokenizer import Tokenizer
 
 pytestmark = pytest.mark.slow
 
@@ -118,11 +118,9 @@ def test_rows_are_well_filled(fourteen: Corpus, six: Corpus, epoch: int) -> None
         assert TrainingBatches(corpus, config.training, 1).fill_ratio(epoch) >= 0.97
 
 
-def test_an_epoch_is_made_in_well_under_a_second(fourteen: Corpus) -> None:
-    begun = time.perf_counter()
+def test_an_epoch_is_eight_million_tokens(fourteen: Corpus) -> None:
     batches = TrainingBatches(fourteen, FOURTEEN.training, 1)
     batch = batches.batch(7, 0)
-    assert time.perf_counter() - begun < 1
     assert (batch.targets != IGNORED).float().mean() > 0.9
     assert 8_000_000 < batches.tokens_in_epoch(7) < 8_400_000
 
@@ -134,10 +132,13 @@ def test_validation_is_full_and_speaks_for_every_dataset(fourteen: Corpus) -> No
 
 
 @pytest.mark.parametrize("config", [FOURTEEN, SIX], ids=["fourteen", "six"])
-def test_a_warm_load_takes_a_second_or_two(data_dir: Path, cache: Path, fourteen: Corpus, six: Corpus, config: RunConfig) -> None:
-    begun = time.perf_counter()
+def test_a_warm_load_neither_formats_nor_tokenises(
+    data_dir: Path, cache: Path, fourteen: Corpus, six: Corpus, config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What takes a cold one most of a minute."""
+    for where, name in ((files, "read_rows"), (Tokenizer, "train"), (Tokenizer, "encode_batch")):
+        monkeypatch.setattr(where, name, lambda *_, name=name, **__: pytest.fail(f"{name} was called"))
     warm = load_corpus(config, data_dir, cache)
-    assert time.perf_counter() - begun < 3
     assert warm.tokenizer.digest == (fourteen if config is FOURTEEN else six).tokenizer.digest
 
 
