@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from time import monotonic
 
 import anyio
+from anyio.lowlevel import checkpoint
 from starlette.types import Receive, Send
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
@@ -117,3 +118,4 @@ class EventSourceWire(Wire):
 
     async def _write(self, text: str, more: bool = True) -> None:
         await self._send({"type": "http.response.body", "body": text.encode(), "more_body": more})
+        await checkpoint()  # the server takes it without a pause while its buffer has room, and nobody would hear that the client is gone

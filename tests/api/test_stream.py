@@ -21,6 +21,7 @@ from starlette.websockets import WebSocketDisconnect
 from app.api import wires
 from app.api.deps import Parts
 from app.api.frames import Frame
+from app.api.frames import frame as frame_of
 from app.api.stream import Choice, Conversation
 from app.services import hub
 from app.services.hub import Subscription
@@ -539,3 +540,29 @@ def test_streams_say_goodbye_when_the_service_ends(client: TestClient, follow: F
         assert client.portal is not None
         client.portal.call(client.app.state.parts.hub.close)  # type: ignore[attr-defined]
         assert socket.receive_json()["type"] == "bye"
+
+
+async def test_a_client_that_leaves_in_the_middle_of_the_past_is_noticed() -> None:
+    """A server takes what is sent without a pause as long as its buffer has room; who is gone must be heard between two frames."""
+    gone = anyio.Event()
+    sent: list[AsgiMessage] = []
+
+    async def receive() -> AsgiMessage:
+        await gone.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message: AsgiMessage) -> None:
+        sent.append(message)
+        if len(sent) == 5:
+            gone.set()
+
+    async def write() -> None:
+        for _ in range(1000):
+            await wire.send(frame_of(type="metrics"))
+
+    wire = wires.EventSourceWire(receive, send)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(write)
+        assert await wire.listen() is None
+        tasks.cancel_scope.cancel()
+    assert len(sent) < 20
