@@ -12,10 +12,12 @@ from cognate.config import resolve
 from cognate.data.files import find_copies
 from cognate.data.rows import plan
 from cognate.data.synthetic import KINDS
+from cognate.events import Kind
 from cognate.jobdir import JobContext, JobFailed
 from cognate.report.diversity import GENERATED, ROWS_A_DATASET, held_out, measure_runs, perform
 from cognate.rundir import Places, RunDir, file_digest, write_json
 from cognate.training.checkpoint import weights_file
+from tests.training.runs import attempt_at, new_run, tiny
 
 sys.path.append(str(Path(__file__).parents[1] / "data"))
 from data_folders import write_folder
@@ -70,6 +72,21 @@ def test_a_dataset_that_is_here_in_another_copy_is_left_out(tmp_path: Path) -> N
     for files, expected in (([ours, ours], {"boolq", "gsm8k"}), ([theirs], {"gsm8k"}), ([ours, theirs], {"gsm8k"})):
         _, texts = held_out([config] * len(files), Places(folder, None), files)
         assert {text.dataset for text in texts} == expected
+
+
+def test_what_a_run_was_trained_on_decides_what_it_is_measured_on(tmp_path: Path) -> None:
+    """Its checkpoint names the files; one of them is another now."""
+    folder = write_folder(tmp_path / "data", ("boolq", "gsm8k"), n_train=60)
+    config = tiny(data={"source": "real", "validation_batches": 1}, training={"max_steps": 1}, evaluation={"epoch_items": 0})
+    run = new_run(tmp_path / "run", config)
+    assert attempt_at(run, data_dir=folder) is Kind.FINISHED
+    assert measured_on(run, folder) == {"boolq", "gsm8k"}
+    write_folder(folder, ("boolq",), n_train=50)
+    assert measured_on(run, folder) == {"gsm8k"}
+
+
+def measured_on(run: RunDir, folder: Path) -> set[str]:
+    return set(measure_runs([run], Places(folder, None), torch.device("cpu"))["texts"]["by_dataset"])
 
 
 def test_the_job_fails_for_a_reason(runs_dir: Path, tmp_path: Path) -> None:
