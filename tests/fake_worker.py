@@ -3,8 +3,8 @@
     python fake_worker.py [--step-seconds S] [--fault NAME@STEP] ATTEMPT_DIR
 
 Faults, in the first attempt only: nan (a loss that is no number, then failed), crash (exit 3), hang (never answers again),
-doze (silent for a while), full (out of disk), error (failed with a reason), mumble (failed without one), child (leaves a
-process behind when it ends).
+doze (silent for a while), hold (goes no further until it is told to leave, and answers all the while), full (out of disk),
+error (failed with a reason), mumble (failed without one), child (leaves a process behind when it ends).
 """
 
 import argparse
@@ -68,6 +68,8 @@ def main() -> int:
             journal.append(Kind.PAUSED if asked.command == "pause" else Kind.STOPPED, step=step, serial=asked.serial)
             return 0
         time.sleep(options.step_seconds)
+        if fault == "hold" and step >= int(fault_step) and attempt.number == 1:
+            continue
         step += 1
         broken = fault == "nan" and step == int(fault_step)
         values = {"loss": math.nan if broken else 10.0 / step, "loss_ce": 9.0 / step}

@@ -22,6 +22,7 @@ from app.settings import Settings
 
 FAKE_WORKER = Path(__file__).with_name("fake_worker.py")
 FAKE_JOB = Path(__file__).with_name("fake_job.py")
+HOLD = ("--step-seconds", "0.01", "--fault", "hold@20")  # a first attempt that is not over before it is told to leave
 URL = "http://127.0.0.1:8000"
 T = TypeVar("T")
 

@@ -9,7 +9,7 @@ from starlette.testclient import TestClient
 
 from app.executors import local
 from cognate.rundir import RunDir, lease_is_free, read_json
-from tests.service import launch, serving, steps_of, until, wait_for
+from tests.service import HOLD, launch, serving, steps_of, until, wait_for
 
 
 @pytest.fixture(autouse=True)
@@ -27,7 +27,7 @@ def log_of(client: TestClient, run_id: str) -> str:
 
 
 def test_a_spare_takes_a_run_and_another_takes_its_place(tmp_path: Path) -> None:
-    with serving(tmp_path, "--step-seconds", "0.02", spare=True) as client:
+    with serving(tmp_path, *HOLD, spare=True) as client:
         until(lambda: len(spares(tmp_path)) == 2)
         waiting = {process.pid for process in spares(tmp_path)}
         run_id = launch(client, steps=30)

@@ -13,7 +13,7 @@ from starlette.testclient import TestClient
 from app.services import supervisor
 from app.services.lifecycle import TRANSITIONS
 from cognate.rundir import RunDir, read_json
-from tests.service import launch, serving, steps_of, until, wait_for
+from tests.service import HOLD, launch, serving, steps_of, until, wait_for
 
 SLOW = ("--step-seconds", "0.02")
 FURTHER = {"config": {"training": {"max_steps": 1000}}}
@@ -32,20 +32,24 @@ def events(client: TestClient, run_id: str, kind: str) -> list[dict[str, Any]]:
 
 def test_a_pause_that_need_not_save_leaves_at_once_and_its_steps_are_done_again(tmp_path: Path) -> None:
     with serving(tmp_path, *SLOW) as client:
-        run_id = launch(client, steps=30)
+        run_id = launch(client, steps=10_000)
         training(client, run_id)
         assert client.post(f"/v1/runs/{run_id}/checkpoint").status_code == 202
-        until(lambda: client.get(f"/v1/runs/{run_id}/checkpoints").json()["data"])
-        training(client, run_id, 8)
+        (saved,) = until(lambda: client.get(f"/v1/runs/{run_id}/checkpoints").json()["data"])
+        training(client, run_id, saved["step"] + 5)
         assert client.post(f"/v1/runs/{run_id}/pause", json={"checkpoint": "latest"}).status_code == 202
         wait_for(client, run_id, "paused")
-        (saved,) = client.get(f"/v1/runs/{run_id}/checkpoints").json()["data"]
-        assert saved["step"] < len(steps_of(client, run_id))
+        assert client.get(f"/v1/runs/{run_id}/checkpoints").json()["data"] == [saved]
+        done = len(steps_of(client, run_id))
         client.post(f"/v1/runs/{run_id}/resume")
-        wait_for(client, run_id, "completed")
+        training(client, run_id, done + 5)
+        client.post(f"/v1/runs/{run_id}/stop")
+        wait_for(client, run_id, "stopped")
         attempts = client.get(f"/v1/runs/{run_id}/attempts").json()["data"]
         assert attempts[1]["resumed_from_step"] == saved["step"]
-        assert steps_of(client, run_id) == list(range(1, 31))
+        steps = steps_of(client, run_id)
+        assert steps == list(range(1, len(steps) + 1))
+        assert len(steps_of(client, run_id, "all")) == len(steps) + done - saved["step"]
 
 
 def test_a_late_pause_is_forgotten_when_asked_so_and_the_run_says_why(tmp_path: Path) -> None:
@@ -76,7 +80,7 @@ def test_a_late_pause_ends_the_run_when_asked_so(tmp_path: Path) -> None:
 
 def test_a_pause_that_comes_after_its_deadline_is_a_pause_all_the_same(tmp_path: Path) -> None:
     """The worker was saving when the pause was given up: the truth is that it has left."""
-    with serving(tmp_path, *SLOW, "--slow-pause", "1.0") as client:
+    with serving(tmp_path, *HOLD, "--slow-pause", "1.0") as client:
         run_id = launch(client, steps=30)
         training(client, run_id)
         client.post(f"/v1/runs/{run_id}/pause", json={"deadline_s": 0.2})
@@ -88,7 +92,7 @@ def test_a_pause_that_comes_after_its_deadline_is_a_pause_all_the_same(tmp_path:
 
 def test_a_checkpoint_is_saved_on_request_and_training_goes_on(tmp_path: Path) -> None:
     with serving(tmp_path, *SLOW) as client:
-        run_id = launch(client, steps=40)
+        run_id = launch(client, steps=10_000)
         assert client.post(f"/v1/runs/{run_id}/checkpoint").json()["type"] == "/v1/problems/invalid_transition"
         training(client, run_id)
         for count in (1, 2):
@@ -369,7 +373,7 @@ def test_a_request_with_a_key_takes_effect_once(tmp_path: Path) -> None:
 
 def test_a_repeated_command_with_a_key_does_not_undo_what_came_after(tmp_path: Path) -> None:
     """pause, resume, and the first pause's retry: the run goes on."""
-    with serving(tmp_path, *SLOW) as client:
+    with serving(tmp_path, *HOLD) as client:
         run_id = launch(client, steps=60)
         training(client, run_id)
         key = {"Idempotency-Key": "p1"}
@@ -413,11 +417,12 @@ def test_an_edit_goes_by_the_version_that_was_seen(tmp_path: Path) -> None:
 
 def test_a_run_at_rest_is_deleted_with_all_it_left(tmp_path: Path) -> None:
     with serving(tmp_path, *SLOW) as client:
-        run_id, other = launch(client, steps=30), launch(client, steps=2)
+        run_id, other = launch(client, steps=10_000), launch(client, steps=2)
         wait_for(client, run_id, "running")
         assert client.delete(f"/v1/runs/{run_id}").json()["type"] == "/v1/problems/run_active"
         assert client.delete(f"/v1/runs/{other}").status_code == 409  # it waits
-        wait_for(client, run_id, "completed")
+        client.post(f"/v1/runs/{run_id}/stop")
+        wait_for(client, run_id, "stopped")
         assert client.delete(f"/v1/runs/{run_id}", headers={"If-Match": '"1.x"'}).status_code == 412
         assert client.delete(f"/v1/runs/{run_id}").status_code == 204
         assert client.get(f"/v1/runs/{run_id}").status_code == 404

@@ -19,7 +19,7 @@ from app.services.mirrors import environment, retry_after
 from cognate.offline import compare
 from cognate.rundir import RunDir, read_json
 from cognate.wandb_mode import Mode, mode_of, seen_here
-from tests.service import launch, serving, until, wait_for
+from tests.service import HOLD, launch, serving, until, wait_for
 
 KEY = "0123456789abcdef0123456789abcdef01234567"
 
@@ -108,7 +108,7 @@ def events(client: TestClient, run_id: str) -> list[str]:
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_run_has_its_offline_file_after_a_pause_and_after_its_end(tmp_path: Path) -> None:
-    with serving(tmp_path, "--step-seconds", "0.02", wandb="auto") as client:
+    with serving(tmp_path, *HOLD, wandb="auto") as client:
         run_id = launch(client, steps=60, name="first", tags=["a"])
         run = RunDir(tmp_path / "runs" / run_id)
         until(lambda: client.get(f"/v1/runs/{run_id}").json()["progress"])
@@ -129,10 +129,11 @@ def test_offline_nothing_runs_beside_the_training(tmp_path: Path, monkeypatch: p
     """Two cores are the quickstart's; the journal keeps what a mirror has not read yet."""
     told = fake_mirror(tmp_path, monkeypatch, TELL + DONE)
     with serving(tmp_path, "--step-seconds", "0.01", wandb="auto") as client:
-        run_id = launch(client, steps=100)
+        run_id = launch(client, steps=10_000)
         until(lambda: client.get(f"/v1/runs/{run_id}").json()["progress"])
         assert lines(told) == []
-        wait_for(client, run_id, "completed")
+        client.post(f"/v1/runs/{run_id}/stop")
+        wait_for(client, run_id, "stopped")
         until(RunDir(tmp_path / "runs" / run_id).is_mirrored)
         assert len(lines(told)) == 1
 
@@ -210,7 +211,7 @@ while data := sys.stdin.read():
 def test_online_a_mirror_follows_its_run_until_it_rests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told = fake_mirror(tmp_path, monkeypatch, TELL + FOLLOW + DONE)
     monkeypatch.setenv("WANDB_API_KEY", KEY)
-    with serving(tmp_path, "--step-seconds", "0.02", wandb="auto") as client:
+    with serving(tmp_path, *HOLD, wandb="auto") as client:
         run_id = launch(client, steps=100, tags=["x"], name="-n")
         until(lambda: lines(told))
         assert client.get(f"/v1/runs/{run_id}").json()["state"] in ("starting", "running")
@@ -229,11 +230,12 @@ def test_a_mirror_that_is_killed_is_started_again_and_the_run_goes_on(tmp_path: 
     monkeypatch.setattr(mirrors, "RETRY_AFTER_S", 0.1)
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     with serving(tmp_path, "--step-seconds", "0.02", wandb="auto") as client:
-        run_id = launch(client, steps=100)
+        run_id = launch(client, steps=10_000)
         until(lambda: lines(told))
         psutil.Process(lines(told)[0]["pid"]).kill()
         until(lambda: len(lines(told)) == 2)
-        assert wait_for(client, run_id, "completed")["state_reason"] is None
+        client.post(f"/v1/runs/{run_id}/stop")
+        assert wait_for(client, run_id, "stopped")["attempt"] == 1
         until(RunDir(tmp_path / "runs" / run_id).is_mirrored)
 
 
@@ -241,14 +243,15 @@ def test_the_key_is_in_no_file_and_in_no_worker(tmp_path: Path, monkeypatch: pyt
     told = fake_mirror(tmp_path, monkeypatch, TELL.replace("dict(os.environ)", "'WANDB_API_KEY' in os.environ") + FOLLOW + DONE)
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     with serving(tmp_path / "home", "--step-seconds", "0.02", wandb="auto", spare=True) as client:
-        run_id = launch(client, steps=50)
+        run_id = launch(client, steps=10_000)
         run = RunDir(tmp_path / "home" / "runs" / run_id)
         until(lambda: run.attempt(1).started.exists() and lines(told))
         assert lines(told)[0]["environment"] is True
         started = read_json(run.attempt(1).started)
         for pid in (started["pid"], started["shim_pid"]):
             assert KEY not in str(psutil.Process(pid).environ())
-        wait_for(client, run_id, "completed")
+        client.post(f"/v1/runs/{run_id}/stop")
+        wait_for(client, run_id, "stopped")
         until(run.is_mirrored)
         assert KEY not in client.get(f"/v1/runs/{run_id}").text
     files = [path for path in tmp_path.rglob("*") if path.is_file()]

@@ -255,7 +255,7 @@ def test_a_report_is_made_when_it_is_asked_for(tmp_path: Path) -> None:
 
 def test_a_report_is_made_anew_when_the_run_has_gone_on(tmp_path: Path) -> None:
     with serving(tmp_path, "--step-seconds", "0.02") as client:
-        run_id = launch(client, steps=200)
+        run_id = launch(client, steps=10_000)
         until(lambda: len(steps_of(client, run_id)) > 3)
         shown(client, url := f"/v1/runs/{run_id}/report")
         assert client.get(url).status_code == 200  # rows alone are no reason: a report would never be up to date

@@ -12,7 +12,7 @@ import pytest
 
 from app.executors.local import LocalExecutor
 from cognate.rundir import RunDir, lease_is_free, read_json
-from tests.service import launch, serving, steps_of, until, wait_for
+from tests.service import HOLD, launch, serving, steps_of, until, wait_for
 
 
 def processes_naming(folder: Path) -> list[list[str]]:
@@ -35,7 +35,7 @@ def test_a_run_trains_to_completed(tmp_path: Path) -> None:
 
 
 def test_a_pause_ends_the_process_and_a_resume_goes_on_where_it_was(tmp_path: Path) -> None:
-    with serving(tmp_path, "--step-seconds", "0.02") as client:
+    with serving(tmp_path, *HOLD) as client:
         run_id = launch(client, steps=60)
         until(lambda: len(steps_of(client, run_id)) > 5)
         attempt = RunDir(tmp_path / "runs" / run_id).attempt(1)
@@ -90,7 +90,7 @@ def test_kill_ends_a_hanging_worker_at_once(tmp_path: Path) -> None:
 
 
 def test_a_killed_worker_leaves_the_run_interrupted_and_resumable(tmp_path: Path) -> None:
-    with serving(tmp_path, "--step-seconds", "0.01") as client:
+    with serving(tmp_path, *HOLD) as client:
         run_id = launch(client, steps=80)
         until(lambda: len(steps_of(client, run_id)) > 5)
         os.kill(read_json(RunDir(tmp_path / "runs" / run_id).attempt(1).started)["pid"], 9)
@@ -170,7 +170,7 @@ def test_a_queued_run_can_be_paused_and_stopped_without_ever_starting(tmp_path: 
 
 def test_a_shutdown_pauses_and_the_next_start_goes_on(tmp_path: Path) -> None:
     """Ctrl-C loses nothing and leaves no process."""
-    with serving(tmp_path, "--step-seconds", "0.02") as client:
+    with serving(tmp_path, *HOLD) as client:
         run_id = launch(client, steps=60)
         until(lambda: len(steps_of(client, run_id)) > 5)
         started = read_json(RunDir(tmp_path / "runs" / run_id).attempt(1).started)
@@ -215,7 +215,7 @@ def test_a_device_that_is_not_here_is_refused_rather_than_waited_for(tmp_path: P
 
 def test_a_shutdown_that_is_cut_short_is_made_good_by_the_next_start(tmp_path: Path) -> None:
     """Ctrl-C, and then the server is killed before it has seen its worker pause."""
-    with serving(tmp_path, "--step-seconds", "0.02") as client:
+    with serving(tmp_path, *HOLD) as client:
         run_id = launch(client, steps=60)
         until(lambda: len(steps_of(client, run_id)) > 5)
         supervisor = client.app.state.parts.supervisor  # type: ignore[attr-defined]
