@@ -6,7 +6,7 @@ STAMP := $(VENV)/.set-up
 BENCH_STAMP := $(VENV)/.set-up-bench
 RIVALS := $(VENV)/rivals
 
-.PHONY: help setup run test test-faults lint docs bench-gpu bench-train bench-optimizer bench-decode bench-stream bench-service bench-experiments bench-specialists bench-levers clean
+.PHONY: help setup run test test-faults test-defects lint docs bench-gpu bench-train bench-optimizer bench-decode bench-stream bench-service bench-experiments bench-specialists bench-levers clean
 
 help: ## show this list
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,6 +30,9 @@ test: setup ## everything that must hold: linters, types, boundaries, tests
 
 test-faults: setup ## every row of docs/reliability.md at its full count (about half an hour)
 	COGNATE_FAULTS_SCALE=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile tests/faults tests/services/test_machine.py tests/api/test_openapi.py -m "faults or not faults"
+
+test-defects: setup ## whether the tests of model and optimizer find a hundred planted defects (a quarter of an hour)
+	$(BIN)/python -m pytest --numprocesses 2 -m defects tests/defects
 
 lint: setup ## ruff, mypy --strict, import-linter
 	$(BIN)/ruff check .

@@ -16,7 +16,7 @@ from cognate.rundir import RunDir, read_json
 from tests.service import Server, until, wait_for
 from tests.training.runs import TINY, digests, reproducible_rows
 
-STEPS = 30
+STEPS = 50
 CONFIG: dict[str, Any] = {**TINY, "training": {**TINY["training"], "max_steps": STEPS, "checkpoint_every_steps": 10}}
 
 

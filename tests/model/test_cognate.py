@@ -193,17 +193,19 @@ def test_the_packed_loss_is_the_unpacked_loss(small: Build) -> None:
 
 
 def test_the_loss_is_the_naive_loss_of_the_logits(small: Build) -> None:
-    """The chunked loss against logits and torch's own cross-entropy."""
-    model = small(recursions=1)
+    """The chunked loss against logits and torch's own cross-entropy, each recursion with its weight."""
+    model = small(supervision_weights=(0.05, 0.1, 1.0))
     tokens, documents = batch()
     targets = next_tokens(tokens, documents)
+    thoughts, _ = model._think(tokens, *model._surroundings(tokens, model._segments(tokens, documents)))
+    each = [functional.cross_entropy(model.logits(thought.answer).flatten(0, 1), targets.flatten()) for thought in thoughts]
     naive = functional.cross_entropy(model(tokens, documents).logits.flatten(0, 1), targets.flatten(), reduction="sum")
     total, count = model.validation_loss(tokens, targets, documents)
     torch.testing.assert_close(total, naive)
     assert count == (targets != NOT_COUNTED).sum()
     loss = model.loss(tokens, targets, documents)
     torch.testing.assert_close(loss.ce_last, naive / count)
-    torch.testing.assert_close(loss.loss_ce, naive / count)
+    torch.testing.assert_close(loss.loss_ce, (0.05 * each[0] + 0.1 * each[1] + each[2]) / 1.15)
 
 
 def test_the_early_share_of_the_loss_is_unbiased(small: Build) -> None:
@@ -299,7 +301,8 @@ def test_what_is_measured_is_what_the_model_did(small: Build) -> None:
         block.memory.register_forward_hook(lambda _, __, out: memories.append(out[1]))
     model.halting.predicted.copy_(torch.tensor([0.3, 0.4]))
     model.halting.observed.copy_(torch.tensor([0.2, 0.7]))
-    measured = model.loss(tokens, targets, documents, measure=True).measurements
+    loss = model.loss(tokens, targets, documents, measure=True)
+    measured = loss.measurements
     gates, memories = gates[:2], memories[:2]
     thoughts, _ = model._think(tokens, *model._surroundings(tokens, model._segments(tokens, documents)))
     places = (targets != NOT_COUNTED).nonzero().tolist()
@@ -334,6 +337,7 @@ def test_what_is_measured_is_what_the_model_did(small: Build) -> None:
     entropy = -(values * values.log() + (1 - values) * (1 - values).log())
     assert measured.gate_mean.item() == pytest.approx(values.mean().item())
     assert measured.gate_entropy.item() == pytest.approx(entropy.mean().item(), rel=1e-4)
+    assert loss.loss_gate.item() == pytest.approx(-model.config.gate_entropy * entropy.mean().item(), rel=1e-4)
 
 
 def recurrence(signals: Signals, documents: Tensor) -> tuple[list[Tensor], list[float]]:

@@ -51,8 +51,8 @@ def test_a_linear_layer_computes_in_the_dtype_of_its_input() -> None:
 
 def test_ternary_weights_follow_the_equation() -> None:
     """BitNet b1.58, equations 1-3: round(W / mean|W|), clipped to -1..1; here times the scale again."""
-    weight = torch.tensor([[0.1, -0.4, 2.0], [-3.0, 0.0, 0.5]])
-    size = (0.1 + 0.4 + 2.0 + 3.0 + 0.0 + 0.5) / 6  # 1.0
+    weight = torch.tensor([[0.2, -0.8, 4.0], [-6.0, 0.0, 1.0]])
+    size = (0.2 + 0.8 + 4.0 + 6.0 + 0.0 + 1.0) / 6  # 2.0
     torch.testing.assert_close(ternary(weight), torch.tensor([[0, 0, 1.0], [-1.0, 0, 0]]) * size, atol=1e-5, rtol=0)
     assert ternary(torch.zeros(3, 4)).eq(0).all()  # as output projections begin
 
