@@ -243,14 +243,12 @@ MUGROKFAST = (
            '-scale * self._learning_rates["matrix"] * now.alive', "optimizer/test_mugrokfast.py::test_a_scheduler_acts_on_the_real_step"),
     Defect("step: embeddings hardly move", OPTIMIZER, 'factor * (group["lr"] * now.alive)', 'factor * (group["lr"] * now.alive * 1e-4)',
            "optimizer/test_mugrokfast.py::test_every_parameter_of_the_shipped_model_moves"),
-    Defect("step: the order of gradients decides", OPTIMIZER, "shape = parameter.shape if", "shape = (parameter.shape, id(parameter)) if",
-           "optimizer/test_mugrokfast.py::test_a_reload_continues_to_the_bit"),
     Defect("state: a reload rounds second moments", OPTIMIZER,
            "        if key in {\"mean_square\", \"exp_avg_sq\"}:\n            return wide_dtype(parameter)\n", "",
            "optimizer/test_mugrokfast.py::test_a_reload_continues_to_the_bit"),
     Defect("state: counters begin anew", OPTIMIZER, "            counter.fill_(counters[key])\n", "            counter.fill_(0)\n",
            "optimizer/test_mugrokfast.py::test_a_reload_continues_to_the_bit"),
-    Defect("grokking: the slow gradient is subtracted", EQUATIONS, "add(gradients, slow, weight)", "add(gradients, slow, -4 * weight)",
+    Defect("grokking: matrices do not decay", OPTIMIZER, 'if group["weight_decay"]:', "if False:",
            "optimizer/test_mugrokfast.py::test_it_groks_no_later_than_adamw"),
 )  # fmt: skip
 
