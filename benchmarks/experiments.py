@@ -1,6 +1,6 @@
 """What each part is worth: trials on real data (COGNATE_DATA_DIR), at a size two CPU cores can repeat.
 
-    make bench-experiments ARGS="RESULTS.jsonl [optimizers|ablation|late|seeds|wide|wide-OPTIMIZER|ONE_OPTIMIZER ...]"
+    make bench-experiments ARGS="RESULTS.jsonl [optimizers|ablation|late|time|seeds|wide|wide-OPTIMIZER|ONE_OPTIMIZER ...]"
 
 A trial is a configuration, an optimizer with its learning rates, and a seed; its outcome is held-out loss. Every outcome is
 one line of RESULTS.jsonl and is never computed twice, so an interrupted study goes on where it was.
@@ -8,6 +8,7 @@ one line of RESULTS.jsonl and is never computed twice, so an interrupted study g
     optimizers  each rival's matrix and embedding rates tuned by the same search, then three seeds of each at its best
     ablation    plain attention, + memory, + recursion, + halting: at equal steps and at equal time
     late        ten epochs over little data, where Grokfast promises most
+    time        the optimizers at equal time instead of equal steps
     seeds       six seeds of the optimizers whose difference is no larger than the noise
     wide        the optimizers again on a model of four times the parameters for twice the steps
 """
@@ -294,11 +295,23 @@ def ablation(book: Book) -> None:
     for seed in SEEDS:  # a study that is cut short has compared all parts on the first seed
         for model in PARTS.values():
             book.of(replace(best, model=model, seed=seed))
-    for name, model in PARTS.items():
-        print(name, book.mean(replace(best, model=model)), flush=True)
-    step_ms = book.note("ablation: ms a step", lambda: paces({name: replace(best, model=model) for name, model in PARTS.items()}))
-    for name, model in PARTS.items():
-        longer = replace(best, model=model, steps=round(STEPS * max(step_ms.values()) / step_ms[name]))
+    trials = {name: replace(best, model=model) for name, model in PARTS.items()}
+    for name, trial in trials.items():
+        print(name, book.mean(trial), flush=True)
+    equal_time(book, "ablation", trials)
+
+
+def optimizers_in_time(book: Book) -> None:
+    best = {name: tune(book, Trial(name, *STARTS[name], model=ONE_LOOK)) for name in ("mugrokfast-0", "muon", "adamw")}
+    equal_time(book, "optimizers", best)
+
+
+def equal_time(book: Book, study: str, trials: dict[str, Trial]) -> None:
+    """The trials again, each with as many steps as there is time for in which the slowest does its own."""
+    step_ms = book.note(f"{study}: ms a step", lambda: paces(trials))
+    for name, trial in trials.items():
+        assert trial.steps is not None
+        longer = replace(trial, steps=round(trial.steps * max(step_ms.values()) / step_ms[name]))
         print(name, "equal time", longer.steps, book.mean(longer), flush=True)
 
 
@@ -338,6 +351,7 @@ STUDIES: dict[str, Study] = {
     "optimizers": each(ONE_OPTIMIZER),
     "ablation": ablation,
     "late": late,
+    "time": optimizers_in_time,
     "seeds": seeds,
     "wide": each(WIDE_OPTIMIZER),
     **ONE_OPTIMIZER,

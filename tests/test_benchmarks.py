@@ -17,7 +17,7 @@ from rich.console import Console
 from torch import Tensor, nn
 from torch.autograd import DeviceType
 
-from benchmarks import gpu, levers, rivals, specialists, train
+from benchmarks import experiments, gpu, levers, rivals, specialists, train
 from benchmarks.sidebyside import Batch, Contestant, Precision, count_flops, describe_machine, race, random_batch
 from cognate.config import ModelConfig
 from tests.data.data_folders import write_folder
@@ -237,3 +237,40 @@ def test_a_cut_folder_has_the_first_training_rows_and_all_that_is_evaluated_on(t
     expected = {file.relative_to(whole): pq.read_table(file).to_pylist() for file in whole.glob("*/*.parquet")}
     expected[Path("gsm8k/train.parquet")] = expected[Path("gsm8k/train.parquet")][:10]
     assert rows == expected  # CodeXGLUE's one file is trained and evaluated on
+
+
+# --- experiments ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(name="done")
+def fake_trials(monkeypatch: pytest.MonkeyPatch) -> list[experiments.Trial]:
+    """The trials that were run; a loss is least at a matrix rate of 4e-3 and an embedding rate of 1e-2, AdamW takes half the time."""
+    done: list[experiments.Trial] = []
+
+    def run(trial: experiments.Trial) -> experiments.Outcome:
+        done.append(trial)
+        loss = 4 + math.log2(trial.matrix_lr / 4e-3) ** 2 + math.log2(trial.embedding_lr / 1e-2) ** 2 + 0.01 * trial.seed
+        return experiments.Outcome(loss, loss, loss, 50.0 if trial.optimizer == "adamw" else 100.0, trial.steps or 0, 1)
+
+    monkeypatch.setattr(experiments, "run", run)
+    return done
+
+
+def test_rates_are_tuned_until_no_neighbour_is_better_and_no_trial_is_run_twice(done: list[experiments.Trial], tmp_path: Path) -> None:
+    start = experiments.Trial("adamw", 1e-3, 2e-2)
+    best = experiments.tune(experiments.Book(tmp_path / "results"), start)
+    assert (best.matrix_lr, best.embedding_lr) == (4e-3, 1e-2)
+    around = {(matrix, embedding) for matrix, embedding in ((8e-3, 1e-2), (2e-3, 1e-2), (4e-3, 2e-2), (4e-3, 5e-3))}
+    assert around <= {(trial.matrix_lr, trial.embedding_lr) for trial in done}
+    assert len(done) == len(set(done))
+    before = len(done)
+    assert experiments.tune(experiments.Book(tmp_path / "results"), start) == best  # from the file alone
+    assert len(done) == before
+
+
+def test_at_equal_time_the_faster_takes_more_steps(done: list[experiments.Trial], tmp_path: Path) -> None:
+    trials = {name: experiments.Trial(name, 4e-3, 1e-2, steps=80) for name in ("adamw", "muon")}
+    experiments.equal_time(experiments.Book(tmp_path / "results"), "study", trials)
+    longest = {name: max(trial.steps or 0 for trial in done if trial.optimizer == name) for name in trials}
+    assert longest == {"adamw": 160, "muon": 80}
+    assert {trial.seed for trial in done if trial.steps == 160} == set(experiments.SEEDS)
