@@ -57,6 +57,12 @@ def lifecycle_page() -> str:
     return "\n".join(lines)
 
 
+BESIDE = """\
+A row is what one step was like, the logged one; steps between two rows are told of by their place and pace only. Beside the 37
+the `progress` of a row in the journal has `gate_mean` and `gate_entropy` (nats) of the memory gates, `qk_clips` so far, and
+`loss_choice` and `choice_accuracy` where multiple choice is trained on ([levers.md](levers.md))."""
+
+
 def metrics_page() -> str:
     lines = [
         "# The 37 metrics",
@@ -71,6 +77,7 @@ def metrics_page() -> str:
     cadence = {"step": "at logged steps", "epoch": "at the end of an epoch", "final": "once, at the end"}
     for number, metric in enumerate(METRICS, 1):
         lines.append(f"| {number} | `{metric.key}` | {metric.meaning} | {metric.unit} | {cadence[metric.cadence]} |")
+    lines += ["", BESIDE]
     return "\n".join([*lines, ""])
 
 

@@ -36,7 +36,7 @@ from cognate.training.average import WeightAverage
 from cognate.training.checkpoint import Position, Saved
 from cognate.training.choosing import Chosen, choose
 from cognate.training.execution import Execution, FiniteLosses, activation_dtype, parts, prepare, strictly
-from cognate.training.measure import step_values, validate
+from cognate.training.measure import step_values, unlisted_values, validate
 from cognate.training.reporter import Reporter
 from cognate.training.saving import Saving, tell_checkpoint
 from cognate.training.schedule import lr_scale
@@ -261,9 +261,7 @@ class Training:
         if done.bad_step is not None and done.bad_step != done.number:  # an earlier one, noticed late
             self.reporter.metrics(done.bad_step, progress["epoch"], {"loss": math.nan}, progress)
         elif done.is_logged or done.bad_step is not None:
-            values, chosen = self._measure(done), done.chosen
-            beside = {"loss_choice": float(chosen.loss), "choice_accuracy": float(chosen.accuracy)} if chosen is not None else {}
-            self.reporter.metrics(done.number, progress["epoch"], values, {**progress, "qk_clips": self.optimizer.qk_clips, **beside})
+            self.reporter.metrics(done.number, progress["epoch"], self._measure(done), {**progress, **self._beside(done)})
         else:
             self.reporter.progress(progress)
         if done.is_logged:
@@ -299,6 +297,13 @@ class Training:
         if done.is_last:
             values |= {"total_params": float(self.total_params), "training_time_hours": self.position.seconds / 3600}
         return values
+
+    def _beside(self, done: Step) -> dict[str, float]:
+        """What a row tells besides its metrics, which are fixed."""
+        beside = {"qk_clips": float(self.optimizer.qk_clips), **unlisted_values(done.losses)}
+        if done.chosen is not None:
+            beside |= {"loss_choice": float(done.chosen.loss), "choice_accuracy": float(done.chosen.accuracy)}
+        return beside
 
     # --- on to the next, or to an end -----------------------------------------------------------------------
 

@@ -27,14 +27,16 @@ def step_values(losses: Sequence[Loss], learning_rate: float, grad_norm: Tensor 
     values["learning_rate"] = learning_rate
     if grad_norm is not None:
         values["grad_norm"] = float(grad_norm)
-    measured = losses[-1].measurements
-    if measured is not None:
-        named = {field.name: getattr(measured, field.name) for field in fields(measured)}
-        values |= {key: float(value) for key, value in named.items() if key in KEYS and value is not None}
+    values |= {key: value for key, value in _measurements(losses).items() if key in KEYS}
     if device.type == "cuda":
         values["gpu_memory_allocated"] = torch.cuda.memory_allocated(device) / MIB
         values["gpu_memory_reserved"] = torch.cuda.memory_reserved(device) / MIB
     return values
+
+
+def unlisted_values(losses: Sequence[Loss]) -> dict[str, float]:
+    """What was measured besides the 37: the gates' mean and entropy."""
+    return {name: value for name, value in _measurements(losses).items() if name not in KEYS}
 
 
 def validate(model: Cognate, batches: Iterable[Batch], device: torch.device, rows: int | None = None) -> dict[str, float]:
@@ -55,6 +57,14 @@ def validate(model: Cognate, batches: Iterable[Batch], device: torch.device, row
 def exp(nats: float) -> float:
     """e**nats, infinite where a float cannot hold it."""
     return math.exp(nats) if not nats > 700 else math.inf
+
+
+def _measurements(losses: Sequence[Loss]) -> dict[str, float]:
+    measured = losses[-1].measurements
+    if measured is None:
+        return {}
+    named = {field.name: getattr(measured, field.name) for field in fields(measured)}
+    return {name: float(value) for name, value in named.items() if value is not None}
 
 
 def _mean(tensors: Sequence[Tensor]) -> float:

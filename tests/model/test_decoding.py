@@ -41,27 +41,36 @@ def test_reading_in_pieces_is_reading_at_once(small: Build, switches: dict[str, 
     assert state.position.tolist() == [23] * 3
 
 
-@settings(max_examples=25, deadline=None, derandomize=True)
-@given(st.lists(st.lists(st.integers(0, 9), min_size=3, max_size=3), min_size=1, max_size=6))
-def test_rows_read_on_at_their_own_pace(calls: list[list[int]]) -> None:
-    """Each call gives row r `call[r]` tokens, none included; padding leaves no trace in windows and memories."""
-    model = stirred()
-    texts = torch.randint(300, (3, 60))
-    state = State.empty(SMALL, 3, torch.float32, torch.get_default_device())
-    done, logits = [0, 0, 0], [[], [], []]  # type: ignore[var-annotated]
+CALLS = st.lists(st.lists(st.integers(0, 9), min_size=3, max_size=3), min_size=1, max_size=6)
+
+
+def read_in(model: Cognate, texts: Tensor, calls: list[list[int]], *, adaptive: bool) -> list[tuple[Tensor, Tensor]]:
+    """Each row's answers and depths, [time, width] and [time]; each call gives row r `call[r]` of its tokens, none included."""
+    state = State.empty(model.config, 3, torch.float32, torch.get_default_device())
+    done, answers, depths = [0, 0, 0], [[], [], []], [[], [], []]  # type: ignore[var-annotated]
     for call in calls:
         fed = torch.randint(300, (3, max(*call, 1)))
         for row, length in enumerate(call):
             fed[row, :length] = texts[row, done[row] : done[row] + length]
-        read = model.extend(fed, state, torch.tensor(call), adaptive=False)
+        read = model.extend(fed, state, torch.tensor(call), adaptive=adaptive)
         assert torch.isfinite(read.answers).all()
         for row, length in enumerate(call):
-            logits[row].append(model.logits(read.answers[row, :length]))
+            answers[row].append(read.answers[row, :length])
+            depths[row].append(read.depths[row, :length])
             done[row] += length
     assert state.position.tolist() == done
-    for row in range(3):
-        if done[row]:
-            torch.testing.assert_close(torch.cat(logits[row]), full(model, texts[row : row + 1, : done[row]])[0], atol=1e-5, rtol=1e-5)
+    return [(torch.cat(answers[row]), torch.cat(depths[row])) for row in range(3)]
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(CALLS)
+def test_rows_read_on_at_their_own_pace(calls: list[list[int]]) -> None:
+    """Padding leaves no trace in windows and memories."""
+    model, texts = stirred(), torch.randint(300, (3, 60))
+    for row, (answers, _) in enumerate(read_in(model, texts, calls, adaptive=False)):
+        if len(answers):
+            expected = full(model, texts[row : row + 1, : len(answers)])[0]
+            torch.testing.assert_close(model.logits(answers), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_a_state_goes_on_in_two_ways_when_cloned(small: Build) -> None:
@@ -129,6 +138,25 @@ def test_a_token_that_halts_says_what_the_full_pass_says_at_that_depth(small: Bu
     assert torch.equal(torch.cat([each.depths for each in read], 1), expected)
     at_depth = answers.gather(0, (expected - 1)[None, ..., None].expand(1, -1, -1, answers.size(-1)))[0]
     torch.testing.assert_close(torch.cat([each.answers for each in read], 1), at_depth, atol=1e-5, rtol=1e-5)
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(CALLS, st.integers(1, 5), st.lists(st.floats(0.1, 0.9), min_size=8, max_size=8))
+def test_rows_halt_at_their_own_pace(calls: list[list[int]], recursions: int, means: list[float]) -> None:
+    """Whatever the pieces, the padding, the state before and the calibration, a token halts where the plain loop over the full
+    pass says, with that pass's answer: who goes on with whom is put together anew after every recursion."""
+    model = undecided(stirred(SMALL.model_copy(update={"recursions": recursions})))
+    assert model.halting is not None
+    known = max(1, recursions - 1)
+    model.halting.observed.copy_(torch.tensor(means[:known]))
+    model.halting.predicted.copy_(torch.tensor(means[4 : 4 + known]))
+    texts = torch.randint(300, (3, 60))
+    for row, (answers, depths) in enumerate(read_in(model, texts, calls, adaptive=True)):
+        if len(answers):
+            each, latents = thoughts_of(model, texts[row : row + 1, : len(answers)])
+            expected = first_halts(model, latents)[0]
+            assert torch.equal(depths, expected)
+            torch.testing.assert_close(answers, each[expected - 1, 0, torch.arange(len(answers))], atol=1e-5, rtol=1e-5)
 
 
 def test_halted_tokens_cost_nothing_more(small: Build) -> None:

@@ -51,6 +51,8 @@ def test_every_step_metric_is_measured_and_none_is_made_up(whole: RunDir) -> Non
     for event in rows(whole)[1:-1]:
         assert set(event.data["values"]) >= expected
         assert not any(key.startswith(("gpu_", "accuracy_", "diversity_")) for key in event.data["values"])
+        assert 0 < event.data["progress"]["gate_mean"] < 1
+        assert 0 < event.data["progress"]["gate_entropy"] < math.log(2)
     last = rows(whole)[-1].data["values"]
     assert last["total_params"] == sum(parameter.numel() for parameter in Cognate(whole.config().model).parameters())
     assert last["training_time_hours"] > 0
