@@ -70,7 +70,7 @@ bench-service: setup $(RIVALS)/.set-up ## metrics kept and read a second beside 
 bench-gpu: $(BENCH_STAMP) ## everything that only a GPU can show, one after another; ARGS="--json FILE"
 	$(BIN)/python -m benchmarks.gpu $(ARGS)
 
-bench-experiments: setup ## what parts and optimizers are worth on real data (hours); ARGS="RESULTS.jsonl"
+bench-experiments: $(BENCH_STAMP) ## what parts and optimizers are worth on real data (hours); ARGS="RESULTS.jsonl [STUDY ...]"
 	$(BIN)/python -m benchmarks.experiments $(ARGS)
 
 bench-specialists: setup ## the three specialists from launch to hand-off (minutes on a GPU); ARGS="--data FOLDER"

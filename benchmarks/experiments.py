@@ -1,16 +1,18 @@
 """What each part is worth: trials on real data (COGNATE_DATA_DIR), at a size two CPU cores can repeat.
 
-    make bench-experiments ARGS="RESULTS.jsonl [optimizers|ablation|late|time|seeds|wide|wide-OPTIMIZER|ONE_OPTIMIZER ...]"
+    make bench-experiments ARGS="RESULTS.jsonl [STUDY ...]"
 
 A trial is a configuration, an optimizer with its learning rates, and a seed; its outcome is held-out loss. Every outcome is
 one line of RESULTS.jsonl and is never computed twice, so an interrupted study goes on where it was.
 
     optimizers  each rival's matrix and embedding rates tuned by the same search, then three seeds of each at its best
-    ablation    plain attention, + memory, + recursion, + halting: at equal steps and at equal time
+    ablation    plain attention, + memory, + recursion, both, at equal steps and at equal time; and what halting saves
     late        ten epochs over little data, where Grokfast promises most
+    report      the numbers of the user's report
     time        the optimizers at equal time instead of equal steps
     seeds       six seeds of the optimizers whose difference is no larger than the noise
     wide        the optimizers again on a model of four times the parameters for twice the steps
+    adamw, muon, ..., wide-adamw, ...   one optimizer of the first or the last
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -30,9 +32,11 @@ from typing import Any
 import torch
 
 from cognate.config import RunConfig, parse
-from cognate.data.batches import TrainingBatches, validation_batches
+from cognate.data.batches import Batch, TrainingBatches, validation_batches
 from cognate.data.corpus import Corpus, load_corpus
-from cognate.model import Cognate
+from cognate.model import NOT_COUNTED, Cognate
+from cognate.model.act import halting_depths
+from cognate.model.cross_entropy import cross_entropy_of
 from cognate.optimizer import MuGrokfast, kind_of
 from cognate.training.loop import seed_of_step
 from cognate.training.measure import validate
@@ -56,6 +60,7 @@ WIDE = (("d_model", 256), ("n_layers", 4), ("d_ff", 768), ("trm_d_ff", 768))  # 
 WIDE_STEPS = 1600
 SEEDS = (1, 2, 3)
 MORE_SEEDS = (1, 2, 3, 4, 5, 6)
+THRESHOLDS = (0.5, 0.8, 0.9, 0.95, 0.99)
 VECTOR_LR = 3e-3
 WEIGHT_DECAY = 0.01
 
@@ -86,7 +91,10 @@ class Trial:
 
 @dataclass(frozen=True)
 class Outcome:
-    """val_loss: nats/token after the last step; best_loss: the least of those taken every twentieth of the run"""
+    """val_loss: nats/token after the last step; best_loss: the least of those taken every twentieth of the run
+
+    halting: by act_threshold, held-out nats/token where tokens halt by it, and the recursions that takes a token on average
+    """
 
     val_loss: float
     best_loss: float
@@ -95,6 +103,7 @@ class Outcome:
     steps: int
     parameters: int
     curve: list[float] = field(default_factory=list)
+    halting: dict[str, tuple[float, float]] = field(default_factory=dict)
 
 
 class Book:
@@ -175,7 +184,30 @@ def run(trial: Trial) -> Outcome:
         epoch, index = (epoch, index + 1) if index + 1 < batches.steps_in_epoch(epoch) else (epoch + 1, 0)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     step_ms = 1000 * statistics.median(seconds)
-    return Outcome(curve[-1], min(curve), statistics.mean(losses[-total // 20 :]), step_ms, total, parameters, curve)
+    halting = halted(model, held_out)
+    return Outcome(curve[-1], min(curve), statistics.mean(losses[-total // 20 :]), step_ms, total, parameters, curve, halting)
+
+
+@torch.no_grad()
+def halted(model: Cognate, batches: Sequence[Batch]) -> dict[str, tuple[float, float]]:
+    """Outcome.halting. By the full pass, whose answers at those depths are what reading with halting gives (tests/model)."""
+    if model.halting is None:
+        return {}
+    model.eval()
+    sums = {threshold: [0.0, 0.0] for threshold in THRESHOLDS}
+    count = 0
+    for batch in batches:
+        segments = model._segments(batch.tokens, batch.documents)
+        thoughts, _ = model._think(batch.tokens, *model._surroundings(batch.tokens, segments))
+        scored = batch.targets != NOT_COUNTED
+        targets = batch.targets[scored]
+        each = torch.stack([cross_entropy_of(thought.answer[scored], model.embedding.weight, targets) for thought in thoughts])
+        probabilities = model.halting.probabilities(model.halting(torch.stack([thought.latent[scored] for thought in thoughts])))
+        count += len(targets)
+        for threshold, (nats, depth) in sums.items():
+            depths = halting_depths(probabilities, threshold)
+            sums[threshold] = [nats + float(each.gather(0, depths[None] - 1).sum()), depth + float(depths.sum())]
+    return {str(threshold): (nats / count, depth / count) for threshold, (nats, depth) in sums.items()}
 
 
 def config_of(trial: Trial) -> RunConfig:
@@ -210,11 +242,20 @@ def muon(model: Cognate, trial: Trial) -> Optimizers:
     return [matrices, torch.optim.AdamW(rest, betas=(0.9, 0.95), weight_decay=0.0, fused=True)]
 
 
+def heavyball_muon(model: Cognate, trial: Trial) -> Optimizers:
+    import heavyball  # type: ignore[import-untyped, unused-ignore]
+
+    by_kind = _by_kind(model)
+    rest = [{"params": by_kind["embedding"], "lr": trial.embedding_lr}, {"params": by_kind["vector"], "lr": VECTOR_LR}]
+    matrices = heavyball.Muon(by_kind["matrix"], lr=trial.matrix_lr, weight_decay=WEIGHT_DECAY)
+    return [matrices, torch.optim.AdamW(rest, betas=(0.9, 0.95), weight_decay=0.0, fused=True)]
+
+
 def mugrokfast(grokfast_lambda: float) -> Callable[[Cognate, Trial], Optimizers]:
     def build(model: Cognate, trial: Trial) -> Optimizers:
-        options = {"weight_decay": WEIGHT_DECAY, "grokfast_lambda": grokfast_lambda, **dict(trial.optimizer_options)}
         rates = {"muon_lr": trial.matrix_lr, "embedding_lr": trial.embedding_lr, "adamw_lr": VECTOR_LR}
-        return [MuGrokfast(model.named_parameters(), **rates, **options)]  # type: ignore[arg-type]
+        options = {"weight_decay": WEIGHT_DECAY, "grokfast_lambda": grokfast_lambda, **rates, **dict(trial.optimizer_options)}
+        return [MuGrokfast(model.named_parameters(), **options)]  # type: ignore[arg-type]
 
     return build
 
@@ -229,6 +270,7 @@ def _by_kind(model: Cognate) -> dict[str, list[torch.nn.Parameter]]:
 OPTIMIZERS: dict[str, Callable[[Cognate, Trial], Optimizers]] = {
     "adamw": adamw,
     "muon": muon,
+    "heavyball": heavyball_muon,
     "mugrokfast-0": mugrokfast(0.0),
     "mugrokfast-0.3": mugrokfast(0.3),
     "mugrokfast-2": mugrokfast(2.0),
@@ -251,7 +293,10 @@ def tune(book: Book, start: Trial) -> Trial:
         best = better
 
 
-STARTS = {"adamw": (2e-3, 2e-2), "muon": (5e-3, 1e-2), "mugrokfast-0": (5e-3, 1e-2), "mugrokfast-0.3": (5e-3, 1e-2)}
+STARTS = {
+    "adamw": (2e-3, 2e-2), "muon": (5e-3, 1e-2), "mugrokfast-0": (5e-3, 1e-2), "mugrokfast-0.3": (5e-3, 1e-2),
+    "mugrokfast-2": (5e-3, 2e-2), "heavyball": (5e-3, 1e-2),
+}  # fmt: skip
 WIDE_STARTS = {"adamw": (4e-3, 1e-2), "muon": (2.5e-3, 1e-2), "mugrokfast-0": (2.5e-3, 1e-2)}
 
 
@@ -281,13 +326,14 @@ def each(parts: Mapping[str, Study]) -> Study:
     return study
 
 
+# The halting head learns beside the model, which learns nothing from it: what halting is worth is seen in Outcome.halting.
 PARTS = {
     "plain": (("ltm", False), ("trm", False), ("act", False)),
     "+ memory": (("trm", False), ("act", False)),
-    "+ recursion": (("ltm", False), ("act", False)),
-    "+ memory + recursion": (("act", False),),
-    "+ memory + recursion + halting": (),
+    "+ recursion": (("ltm", False),),
+    "+ memory + recursion": (),
 }
+DELTAS = (0.05, 0.5)  # besides reasoning's 0: of memory and of speed
 
 
 def ablation(book: Book) -> None:
@@ -298,11 +344,15 @@ def ablation(book: Book) -> None:
     trials = {name: replace(best, model=model) for name, model in PARTS.items()}
     for name, trial in trials.items():
         print(name, book.mean(trial), flush=True)
+    for delta in (0.0, *DELTAS):
+        for seed in SEEDS:
+            halting = book.of(replace(best, model=(("act_delta", delta),) if delta else (), seed=seed)).halting
+            print("halting", delta, seed, halting, flush=True)
     equal_time(book, "ablation", trials)
 
 
 def optimizers_in_time(book: Book) -> None:
-    best = {name: tune(book, Trial(name, *STARTS[name], model=ONE_LOOK)) for name in ("mugrokfast-0", "muon", "adamw")}
+    best = {name: tune(book, Trial(name, *rates, model=ONE_LOOK)) for name, rates in STARTS.items()}
     equal_time(book, "optimizers", best)
 
 
@@ -328,8 +378,9 @@ LATE = ("mugrokfast-0", "mugrokfast-0.3", "mugrokfast-2", "muon")
 
 
 def late(book: Book) -> None:
-    best = tune(book, Trial("mugrokfast-0", *STARTS["mugrokfast-0"], model=ONE_LOOK))
-    trials = {name: replace(best, optimizer=name, steps=None, datasets=LITTLE_DATA) for name in LATE}
+    """Each at the rates that are its best in the short run."""
+    best = {name: tune(book, Trial(name, *STARTS[name], model=ONE_LOOK)) for name in LATE}
+    trials = {name: replace(trial, steps=None, datasets=LITTLE_DATA) for name, trial in best.items()}
     for seed in SEEDS:
         for trial in trials.values():
             book.of(replace(trial, seed=seed))
@@ -347,10 +398,17 @@ def seeds(book: Book) -> None:
         print(name, book.mean(trial, MORE_SEEDS), flush=True)
 
 
+def report(book: Book) -> None:
+    """The numbers of the user's report, which were not tuned for this model or data."""
+    trial = Trial("mugrokfast-0.3", 1e-3, 1e-3, model=ONE_LOOK, optimizer_options=(("adamw_lr", 1e-3),))
+    print("the report's numbers", book.mean(trial), flush=True)
+
+
 STUDIES: dict[str, Study] = {
     "optimizers": each(ONE_OPTIMIZER),
     "ablation": ablation,
     "late": late,
+    "report": report,
     "time": optimizers_in_time,
     "seeds": seeds,
     "wide": each(WIDE_OPTIMIZER),

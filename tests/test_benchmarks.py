@@ -20,6 +20,8 @@ from torch.autograd import DeviceType
 from benchmarks import experiments, gpu, levers, rivals, specialists, train
 from benchmarks.sidebyside import Batch, Contestant, Precision, count_flops, describe_machine, race, random_batch
 from cognate.config import ModelConfig
+from cognate.data.batches import Batch as TrainingBatch
+from cognate.model import NOT_COUNTED, Cognate
 from tests.data.data_folders import write_folder
 
 CPU = torch.device("cpu")
@@ -274,3 +276,24 @@ def test_at_equal_time_the_faster_takes_more_steps(done: list[experiments.Trial]
     longest = {name: max(trial.steps or 0 for trial in done if trial.optimizer == name) for name in trials}
     assert longest == {"adamw": 160, "muon": 80}
     assert {trial.seed for trial in done if trial.steps == 160} == set(experiments.SEEDS)
+
+
+def test_halting_is_judged_by_what_reading_with_it_says() -> None:
+    torch.manual_seed(1)
+    model = Cognate(TINY)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    assert model.halting is not None
+    torch.nn.init.constant_(model.halting.linear.bias, 0.0)
+    tokens = torch.randint(512, (3, 20))
+    targets = tokens.roll(-1, dims=1)
+    targets[:, -1] = NOT_COUNTED
+    one = torch.zeros_like(tokens)  # each row is one document, as a state is of one
+    told = experiments.halted(model, [TrainingBatch(tokens[:2], targets[:2], one[:2]), TrainingBatch(tokens[2:], targets[2:], one[2:])])
+    for threshold in experiments.THRESHOLDS:
+        model.config = model.config.model_copy(update={"act_threshold": threshold})
+        read = model.extend(tokens)
+        loss = nn.functional.cross_entropy(model.logits(read.answers).flatten(0, 1), targets.flatten())
+        assert told[str(threshold)] == pytest.approx((loss.item(), read.depths[:, :-1].float().mean().item()), rel=1e-4)
+    assert len({depth for _, depth in told.values()}) > 1
