@@ -100,7 +100,7 @@ def train_steadily(setting: Setting, batch_size: int, limit_gb: float | None) ->
     tokens = batch_size * config.training.sequence_length
     result = {
         **session.execution.describe(),
-        "compiled_as_asked": session.execution.compiled == ways_to_compile(setting.device)[0],
+        "compiled_as_asked": session.execution.compiled == ways_to_compile(setting.device, session.dtype)[0],
         "data": config.data.source,
         "tokens_per_s": tokens / seconds,
         "step_ms": 1e3 * seconds,
@@ -232,7 +232,7 @@ class Session:
         self._batches = TrainingBatches(corpus, config.training, config.seed)
         torch.manual_seed(config.seed)
         self._model = Cognate(config.model).to(setting.device)
-        self._model.compute_dtype = activation_dtype(config, setting.device)
+        self._model.compute_dtype = self.dtype = activation_dtype(config, setting.device)
         self._model.train()
         self._optimizer = build_optimizer(self._model, config)
         self.flops_per_token = self._flops_per_token()  # before it is compiled, which hides them

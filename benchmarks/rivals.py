@@ -67,9 +67,9 @@ def ours(setting: Setting, config: ModelConfig | None = None, name: str = "ours"
         value: Tensor = model.loss(batch.tokens, batch.targets, batch.documents).loss
         return value
 
-    def begin() -> None:
+    def begin(precision: Precision) -> None:
         if setting.compiled:  # as the worker does; not before FLOPs are counted, which compiled FlexAttention does not allow
-            compile_as(model, ways_to_compile(setting.device)[0])
+            compile_as(model, ways_to_compile(setting.device, DTYPES[precision])[0])
 
     return Contestant(name, model, MuGrokfast(model.named_parameters()), loss, begin)
 

@@ -41,7 +41,7 @@ class Contestant:
     model: nn.Module
     optimizer: torch.optim.Optimizer
     loss: Callable[[Batch, Precision], Tensor]
-    begin: Callable[[], object] = lambda: None
+    begin: Callable[[Precision], object] = lambda _: None
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,8 @@ def race(
 ) -> list[list[Lap]]:
     """`repeats` laps of every entry, in the order A B C A B C ..., after `warmups` such rounds that are not kept."""
     laps: list[list[Lap]] = [[] for _ in entries]
-    for contestant, _ in entries:
-        contestant.begin()
+    for contestant, precision in entries:
+        contestant.begin(precision)
     for number in range(warmups + repeats):
         say(f"warm-up {number + 1} of {warmups}" if number < warmups else f"round {number - warmups + 1} of {repeats}")
         for kept, (contestant, precision) in zip(laps, entries, strict=True):
@@ -101,7 +101,7 @@ def count_flops(contestant: Contestant, batch: Batch, precision: Precision) -> i
 
 def peak_memory(contestant: Contestant, batch: Batch, precision: Precision, steps: int = 3) -> int:
     """Bytes at the highest point of `steps` steps: of the process on a CPU, of torch's tensors on CUDA. Wants a fresh process."""
-    contestant.begin()
+    contestant.begin(precision)
     for _ in range(steps):
         step(contestant, batch, precision)
     if batch.tokens.is_cuda:

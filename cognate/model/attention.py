@@ -3,7 +3,7 @@
 `Sight` says who sees whom; it is built once per batch and passed down to every layer. `attend` is the one place that chooses a
 kernel. A `Window` keeps the keys and values that later calls may look back at (state.py).
 
-    FlexAttention       a compiled loss on CUDA from sm80 on: only blocks of 128 keys in which a query may see something are read
+    FlexAttention       a compiled loss in bf16 on CUDA from sm80 on: of keys, only blocks of 128 with something to see are read
     masked SDPA         elsewhere; FlexAttention has no gradient on the CPU, and is slow where it is not compiled
     blocks on the CPU   rows of 1,024 tokens and more
 
@@ -22,12 +22,13 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from cognate.model.layers import Linear, rms_norm, split_heads
 
 LONG = 1024  # tokens in a row from which the CPU skips what nobody sees; of shorter rows most is seen, and one masked call is faster
 QUERIES = 128  # handled at once on the CPU, in the caches' reach; 64 and 256 are slower
+BLOCK = 128  # of queries and of keys, in FlexAttention
 KEYS = 64  # their keys begin at a multiple of it: few different lengths, each a bmm of many (and in bf16 one compiled kernel)
 
 
@@ -129,19 +130,44 @@ def _mask(query: Tensor, key: Tensor, of_query: Tensor, of_key: Tensor, window: 
 
 
 def block_mask(segments: Tensor, window: int) -> BlockMask:
-    """The same for FlexAttention; segments: [batch, time]"""
+    """The same for FlexAttention; segments: [batch, time], numbered in order.
+
+    Which blocks of keys a block of queries needs follows from where both begin and end, for documents do not come back: a run of
+    blocks up to its own. torch's create_block_mask looks at all pairs and sorts, a hundred launches a batch.
+    """
     batch, time = segments.shape
     segments = segments.int().contiguous()  # the kernels read it
 
     def sees(row: Tensor, _: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return (query >= key) & (query - key < window) & (segments[row, query] == segments[row, key])
 
-    return create_block_mask(sees, batch, None, time, time, device=segments.device)
+    blocks = -(-time // BLOCK)
+    number = torch.arange(blocks, device=segments.device, dtype=torch.int32)
+    behind = number[:, None] - number  # [query block, key block]
+    first, last = segments[:, number * BLOCK], segments[:, (number * BLOCK + BLOCK - 1).clamp(max=time - 1)]
+    within = (behind > 0) & (behind * BLOCK - BLOCK + 1 < window)
+    needed = (behind == 0) | (within & (first[:, :, None] == last[:, None, :]))  # [batch, query block, key block]
+    of_query, of_key = needed.sum(2, dtype=torch.int32)[:, None], needed.sum(1, dtype=torch.int32)[:, None]  # [batch, 1, block]
+    keys = (number[:, None] + number - of_query[..., None] + 1).clamp(max=blocks - 1)  # those it needs first, then any
+    queries = (number[:, None] + number).clamp(max=blocks - 1).expand(batch, 1, -1, -1).contiguous()
+    return BlockMask(
+        seq_lengths=(time, time),
+        kv_num_blocks=of_query,
+        kv_indices=keys,
+        full_kv_num_blocks=None,
+        full_kv_indices=None,
+        q_num_blocks=of_key,
+        q_indices=queries,
+        full_q_num_blocks=None,
+        full_q_indices=None,
+        BLOCK_SIZE=(BLOCK, BLOCK),
+        mask_mod=sees,
+    )
 
 
-def has_flex(device: torch.device) -> bool:
-    """Whether compiled FlexAttention can be expected to work, and to be faster than masked SDPA."""
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+def has_flex(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether compiled FlexAttention can be expected to work, and to be faster than masked SDPA: in float32 its blocks are small."""
+    return device.type == "cuda" and dtype == torch.bfloat16 and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def turns(position: Tensor, head_dim: int, rope_base: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -238,7 +238,7 @@ class Cognate(nn.Module):
 
         flex: with FlexAttention; None: where the device has it
         """
-        self._flex = has_flex(self.embedding.weight.device) if flex is None else flex
+        self._flex = has_flex(self.embedding.weight.device, self.compute_dtype) if flex is None else flex
         self._compiled = torch.compile(self._compute, fullgraph=True, dynamic=False, **options)
 
     def _compute(

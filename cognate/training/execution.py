@@ -78,7 +78,7 @@ def prepare(
     compiled: Compiled = "nothing"
     wants = training.compile == "on" or (training.compile == "auto" and total_steps >= WORTH_COMPILING and has_compiler(device))
     before = resumed_from.get("compiled", "nothing") if resumed_from else None
-    for way in ways_to_compile(device, before) if wants or before else ():
+    for way in ways_to_compile(device, model.compute_dtype, before) if wants or before else ():
         compile_as(model, way)
         try:
             with strictly(is_strict):
@@ -130,9 +130,9 @@ def can_be_strict(model: Cognate, part: Batch, device: torch.device, say: Callab
     return True
 
 
-def ways_to_compile(device: torch.device, before: Compiled | None = None) -> Sequence[Compiled]:
-    """What to try, the best first; of a resumed run, from what it was compiled as `before`."""
-    ways: Sequence[Compiled] = ("regions",) if device.type == "cpu" else ("flex", "whole") if has_flex(device) else ("whole",)
+def ways_to_compile(device: torch.device, dtype: torch.dtype, before: Compiled | None = None) -> Sequence[Compiled]:
+    """What to try, the best first; of a resumed run, from what it was compiled as `before`. dtype: of activations"""
+    ways: Sequence[Compiled] = ("regions",) if device.type == "cpu" else ("flex", "whole") if has_flex(device, dtype) else ("whole",)
     if before == "nothing":
         return ()
     return ways[ways.index(before) :] if before in ways else ways

@@ -152,6 +152,9 @@ def test_flex_attention_is_told_the_same_mask(rows: int, time: int, window: int,
     missing = -time % 128
     blocks = functional.pad(seen, (0, missing, 0, missing)).unflatten(2, (-1, 128)).unflatten(1, (-1, 128)).any(4).any(2)
     assert torch.equal(told.to_dense()[:, 0].bool(), blocks)
+    for asker, counts, named in ((blocks, told.kv_num_blocks, told.kv_indices), (blocks.mT, told.q_num_blocks, told.q_indices)):
+        for row, index in asker.any(2).nonzero().tolist():
+            assert set(named[row, 0, index, : counts[row, 0, index]].tolist()) == set(asker[row, index].nonzero()[:, 0].tolist())
 
 
 @pytest.fixture(name="_flex_on_the_cpu")
@@ -174,7 +177,9 @@ def test_flex_attention_is_masked_attention() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not has_flex(torch.device("cuda" if torch.cuda.is_available() else "cpu")), reason="no CUDA device from sm80 on")
+@pytest.mark.skipif(
+    not has_flex(torch.device("cuda" if torch.cuda.is_available() else "cpu"), torch.bfloat16), reason="no CUDA device from sm80 on"
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_fused_kernels_are_masked_attention(dtype: torch.dtype) -> None:
     """Forward and backward of what the compiler generates, in rows that fill no whole number of blocks."""
@@ -192,8 +197,9 @@ def test_the_fused_kernels_are_masked_attention(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize(("capability", "expected"), [((7, 5), False), ((8, 0), True), ((8, 9), True), ((9, 0), True)])
 def test_flex_attention_is_for_gpus_with_bf16(capability: tuple[int, int], expected: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
-    assert has_flex(torch.device("cuda")) is expected
-    assert not has_flex(torch.device("cpu"))
+    assert has_flex(torch.device("cuda"), torch.bfloat16) is expected
+    assert not has_flex(torch.device("cuda"), torch.float32)
+    assert not has_flex(torch.device("cpu"), torch.bfloat16)
 
 
 def test_rotation_turns_scores_into_functions_of_distance() -> None:

@@ -291,6 +291,7 @@ def test_an_operation_without_a_deterministic_form_is_named_and_the_run_goes_on(
 
 @TRACES
 @pytest.mark.gpu
+@pytest.mark.timeout(600)  # compilers
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("compile", ["off", "on"])
 def test_a_gpu_run_is_resumed_to_the_same_bits(compile: str, cache: Path, tmp_path: Path) -> None:
@@ -336,22 +337,23 @@ def test_what_is_tried_is_the_graph_of_the_real_step(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize(
-    ("device", "capability", "before", "expected"),
+    ("device", "capability", "dtype", "before", "expected"),
     [
-        (CPU, None, None, ("regions",)),
-        (CUDA, (7, 5), None, ("whole",)),
-        (CUDA, (9, 0), None, ("flex", "whole")),
-        (CUDA, (9, 0), "whole", ("whole",)),  # as it began, also where more could be had
-        (CUDA, (9, 0), "nothing", ()),
-        (CUDA, (9, 0), "regions", ("flex", "whole")),  # it began on a CPU
-        (CPU, None, "flex", ("regions",)),
+        (CPU, None, torch.bfloat16, None, ("regions",)),
+        (CUDA, (7, 5), torch.float32, None, ("whole",)),
+        (CUDA, (9, 0), torch.float32, None, ("whole",)),
+        (CUDA, (9, 0), torch.bfloat16, None, ("flex", "whole")),
+        (CUDA, (9, 0), torch.bfloat16, "whole", ("whole",)),  # as it began, also where more could be had
+        (CUDA, (9, 0), torch.bfloat16, "nothing", ()),
+        (CUDA, (9, 0), torch.bfloat16, "regions", ("flex", "whole")),  # it began on a CPU
+        (CPU, None, torch.float32, "flex", ("regions",)),
     ],
 )
 def test_what_is_compiled_follows_from_the_device_and_the_run(
-    device: torch.device, capability: object, before: Any, expected: object, monkeypatch: pytest.MonkeyPatch
+    device: torch.device, capability: object, dtype: torch.dtype, before: Any, expected: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
-    assert tuple(execution.ways_to_compile(device, before)) == expected
+    assert tuple(execution.ways_to_compile(device, dtype, before)) == expected
 
 
 def test_short_runs_are_not_compiled() -> None:
@@ -384,12 +386,14 @@ def test_a_gpu_is_not_waited_for_and_tells_late() -> None:
     assert losses.bad_step(wait=True) is None
 
 
+@TRACES
 @pytest.mark.gpu
+@pytest.mark.timeout(600)  # compilers
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("flex", [None, False, True])
 def test_no_step_waits_for_a_gpu(flex: bool | None) -> None:
     """All but the first one, which creates the optimizer's state, and those that are measured; torch raises where one would wait."""
-    if flex and not has_flex(CUDA):
+    if flex and not has_flex(CUDA, torch.bfloat16):
         pytest.skip("no FlexAttention here")
     model = a_model().to(CUDA)
     if flex is not None:
