@@ -256,7 +256,14 @@ def discard_unfinished(run: RunDir) -> None:
 
 
 def _on_host(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
+    """Copies. A GPU is waited for once, not for each: they go into pinned memory, which torch takes for what need not be waited for."""
+    copies = {
+        name: tensor.detach().to("cpu", copy=True, non_blocking=True, memory_format=torch.contiguous_format)
+        for name, tensor in tensors.items()
+    }
+    for device in {tensor.device for tensor in tensors.values() if tensor.is_cuda}:
+        torch.cuda.synchronize(device)
+    return copies
 
 
 def _refuse_without_space(run: RunDir, size: int) -> None:

@@ -71,9 +71,9 @@ def prepare(
     decided anew; rows_at_most: at once, whatever fits
     """
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}  # which a loss in train mode updates
+    if training.gpu_memory_gb is not None and device.type == "cuda":
+        keep_within(int(training.gpu_memory_gb * GIB), device)
     rows = rows_at_once(model, sample, training, device, resumed_from.get("rows_at_once"), rows_at_most)
-    if rows < training.batch_size:
-        say(f"a batch goes through the model in {training.batch_size // rows} parts of {rows} rows, for want of memory for all at once")
     is_strict = warns_only() and can_be_strict(model, _rows_of(sample(), 0, 1), device, say)
     compiled: Compiled = "nothing"
     wants = training.compile == "on" or (training.compile == "auto" and total_steps >= WORTH_COMPILING and has_compiler(device))
@@ -82,14 +82,15 @@ def prepare(
         compile_as(model, way)
         try:
             with strictly(is_strict):
-                for measure in (False, True):
-                    _try(model, _rows_of(sample(), 0, rows), device, measure=measure, has_dropout=training.dropout > 0)
+                rows = rows_that_fit(model, sample(), rows, training, device)
         except Exception as error:  # a compiler may fail in any way; the run need not
             model.compile_nothing()
             say(f"goes on without {NAMES[way]}, which failed: {type(error).__name__}: {str(error)[:500]}")
         else:
             compiled = way
             break
+    if rows < training.batch_size:
+        say(f"a batch goes through the model in {training.batch_size // rows} parts of {rows} rows, for want of memory for all at once")
     for name, buffer in model.named_buffers():
         buffer.copy_(buffers[name])
     model.zero_grad(set_to_none=True)
@@ -180,6 +181,28 @@ def rows_at_once(
     if before is not None and before <= fits:
         fits = before
     return _divisor(batch_size, min(most, max(1, fits)))
+
+
+def rows_that_fit(model: Cognate, batch: Batch, rows: int, training: TrainingConfig, device: torch.device) -> int:
+    """`rows`, or fewer where the passes of a step of so many, plain and measured, take more memory than there is."""
+    while True:
+        try:
+            for measure in (False, True):
+                _try(model, _rows_of(batch, 0, rows), device, measure=measure, has_dropout=training.dropout > 0)
+        except torch.OutOfMemoryError:
+            if rows == 1:
+                raise
+            rows = _divisor(training.batch_size, rows // 2)
+            model.zero_grad(set_to_none=True)
+            torch.cuda.empty_cache()
+        else:
+            return rows
+
+
+def keep_within(limit: int, device: torch.device) -> None:
+    """Let this process's tensors take `limit` bytes of the GPU at most; what it takes besides, some hundred MiB, is not counted."""
+    total = torch.cuda.get_device_properties(device).total_memory
+    torch.cuda.set_per_process_memory_fraction(min(1.0, limit / total), device)
 
 
 def available(training: TrainingConfig, device: torch.device) -> int:

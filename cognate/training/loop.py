@@ -450,7 +450,10 @@ def _dropout(
     if not training.dropout:
         return itertools.repeat(None)
     repeats = batches.times_seen(epoch, index) >= training.dropout_from
-    return torch.split((training.dropout * repeats).to(device), execution.rows_at_once)
+    rates = training.dropout * repeats
+    if device.type == "cuda":
+        rates = rates.pin_memory().to(device, non_blocking=True)
+    return torch.split(rates, execution.rows_at_once)
 
 
 def _changes(before: dict[str, Any], now: dict[str, Any]) -> str:

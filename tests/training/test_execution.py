@@ -356,6 +356,36 @@ def test_what_is_compiled_follows_from_the_device_and_the_run(
     assert tuple(execution.ways_to_compile(device, dtype, before)) == expected
 
 
+def test_a_step_that_takes_more_memory_compiled_goes_through_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What fits was measured uncompiled; want of memory is no fault of the compiler's."""
+    tried, plain = [], execution._try
+
+    def hungry(model: Cognate, part: Batch, *others: Any, **options: Any) -> None:
+        tried.append(len(part.tokens))
+        if len(part.tokens) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        plain(model, part, *others, **options)
+
+    monkeypatch.setattr(execution, "_try", hungry)
+    monkeypatch.setattr(execution, "ways_to_compile", lambda *_: ("regions",))
+    monkeypatch.setattr(execution, "compile_as", lambda *_: None)
+    said: list[str] = []
+    found = prepare(a_model(), a_batch, TrainingConfig(batch_size=4, compile="on"), CPU, 100, {}, said.append)
+    assert (found.rows_at_once, found.compiled, tried) == (1, "regions", [4, 2, 1, 1])
+    assert said == ["a batch goes through the model in 4 parts of 1 rows, for want of memory for all at once"]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_budget_of_gpu_memory_is_kept() -> None:
+    execution.keep_within(2**30, CUDA)
+    try:
+        with pytest.raises(torch.OutOfMemoryError):
+            torch.empty(2**30 + 2**21, dtype=torch.uint8, device=CUDA)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+
+
 def test_short_runs_are_not_compiled() -> None:
     said: list[str] = []
     found = prepare(a_model(), a_batch, TrainingConfig(batch_size=4), CPU, execution.WORTH_COMPILING - 1, {}, said.append)
