@@ -11,6 +11,7 @@ the global norm and skips what is not finite; torch's optimizers do neither, so 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import sys
@@ -70,6 +71,32 @@ def mugrokfast(**options: Any) -> Builder:
     return build
 
 
+def compiled_mugrokfast(model: nn.Module) -> Contestant:
+    """Compiled in the warm-up, for minutes; the vectors' AdamW breaks its graph."""
+    optimizer = MuGrokfast(model.named_parameters(), capturable=True)
+    compiled = torch.compile(optimizer.step, dynamic=False)
+    return Contestant(lambda: compiled(), (optimizer,))
+
+
+def captured_mugrokfast(model: nn.Module) -> Contestant:
+    """In a CUDA graph, as a loop may have it that keeps gradients in place. Captured in the third step, a warm-up."""
+    optimizer, graph, number = MuGrokfast(model.named_parameters()), torch.cuda.CUDAGraph(), itertools.count()
+
+    def step() -> None:
+        match next(number):
+            case 0 | 1:  # creates state, and lets libraries take their workspaces
+                optimizer.step()
+            case 2:
+                torch.cuda.synchronize()
+                with torch.cuda.graph(graph):
+                    optimizer.step()
+                graph.replay()
+            case _:
+                graph.replay()
+
+    return Contestant(step, (optimizer,))
+
+
 def adamw(model: nn.Module) -> Contestant:
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
     return Contestant(lambda: _step(optimizer), (optimizer,))
@@ -103,6 +130,8 @@ CONTESTANTS: Mapping[str, Builder] = {
     "mugrokfast": mugrokfast(),
     "mugrokfast lambda=0": mugrokfast(grokfast_lambda=0.0),
     "mugrokfast bf16 state": mugrokfast(state_dtype=torch.bfloat16),
+    "mugrokfast captured": captured_mugrokfast,
+    "mugrokfast compiled": compiled_mugrokfast,
     "muon+adamw": muon_and_adamw,
     "muon+adamw after clip": clipped_muon_and_adamw,
     "heavyball muon+adamw": heavyball_muon_and_adamw,
@@ -143,12 +172,13 @@ def measure(
     ]
 
 
-def installed() -> list[str]:
-    """All contestants but the one whose package is missing, which is said."""
+def installed(device: torch.device) -> list[str]:
+    """All contestants but the one that compiles for minutes, what needs a GPU, and what is not installed, which is said."""
+    names = [name for name in CONTESTANTS if name != "mugrokfast compiled" and (device.type == "cuda" or name != "mugrokfast captured")]
     if find_spec("heavyball"):
-        return list(CONTESTANTS)
+        return names
     print("without heavyball, which is not installed: pip install -e '.[bench]'", file=sys.stderr)
-    return [name for name in CONTESTANTS if not name.startswith("heavyball")]
+    return [name for name in names if not name.startswith("heavyball")]
 
 
 def state_bytes(optimizer: torch.optim.Optimizer) -> int:
@@ -172,7 +202,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
     device = torch.device(options.device)
-    figures = measure(options.only or installed(), device, repeats=options.repeats, warmups=options.warmups, grad_norm=options.grad_norm)
+    figures = measure(
+        options.only or installed(device), device, repeats=options.repeats, warmups=options.warmups, grad_norm=options.grad_norm
+    )
     machine = describe_machine(device)
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 110)
     console.print(table(figures))

@@ -316,35 +316,37 @@ class Cognate(nn.Module):
         should wait to learn how many there are."""
         counted = counted.flatten()
         is_static = self._compiled is not None or counted.device.type != "cpu"
-        scored = torch.arange(len(counted), device=counted.device) if is_static else counted.nonzero()[:, 0]
-        chosen = torch.arange(len(scored), device="cpu")
+        scored = None if is_static else counted.nonzero()[:, 0]
+        among = len(counted) if scored is None else len(scored)
+        choice = torch.arange(among, device="cpu")
         if self.training:  # drawn on the CPU, so that every device draws alike
-            chosen = torch.randperm(len(scored), device="cpu")[: math.ceil(self.config.supervised_fraction * len(scored))]
-        if scored.is_cuda:
-            chosen = chosen.pin_memory()  # else the copy may wait for what the device is at
-        chosen = chosen.to(scored.device, non_blocking=True)
-        return _Places(scored, _shares(counted[scored]), chosen, scored[chosen], _shares(counted[scored[chosen]]))
+            choice = torch.randperm(among, device="cpu")[: math.ceil(self.config.supervised_fraction * among)]
+        if counted.is_cuda:
+            choice = choice.pin_memory()  # else the copy may wait for what the device is at
+        choice = choice.to(counted.device, non_blocking=True)
+        chosen = choice if scored is None else scored[choice]
+        return _Places(scored, _shares(_of(counted, scored)), choice, chosen, _shares(counted[chosen]))
 
     def _cross_entropy(self, thoughts: list[Thought], targets: Tensor, places: _Places) -> tuple[Tensor, Tensor, Tensor]:
         """loss_ce with its gradient; the last recursion's mean; and each recursion's at the chosen tokens, [recursion, chosen]."""
-        where = [places.chosen] * (len(thoughts) - 1) + [places.scored]
+        targets, where = targets.clamp(min=0), [places.chosen] * (len(thoughts) - 1) + [places.scored]
         weights = [places.chosen_weights] * (len(thoughts) - 1) + [places.scored_weights]
         shares = supervision_shares(self.config.supervision_weights, len(thoughts))
         # One call for all recursions, so that the head's gradient is summed in one place.
         loss_ce, each = linear_cross_entropy(
-            torch.cat([_at(thought.answer, place) for thought, place in zip(thoughts, where, strict=True)]),
+            torch.cat([_of(thought.answer.flatten(0, 1), place) for thought, place in zip(thoughts, where, strict=True)]),
             self.embedding.weight,
-            targets[torch.cat(where)].clamp(min=0),
+            torch.cat([_of(targets, place) for place in where]),
             torch.cat([share * weight for share, weight in zip(shares, weights, strict=True)]),
         )
-        *early, last = torch.split(each, [len(place) for place in where])
+        *early, last = torch.split(each, [len(weight) for weight in weights])
         return loss_ce, (last * places.scored_weights).sum(), torch.stack([*early, last[places.choice]])
 
     def _halting(self, thoughts: list[Thought], ce_chosen: Tensor, places: _Places) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """loss_act, and the head's logits and their targets, [recursion, chosen]."""
         if self.halting is None:
             return ce_chosen.new_zeros(()), None, None
-        logits = self.halting(torch.stack([_at(thought.latent.detach(), places.chosen) for thought in thoughts]))
+        logits = self.halting(torch.stack([_of(thought.latent.detach().flatten(0, 1), places.chosen) for thought in thoughts]))
         targets = halting_targets(ce_chosen, self.config.act_delta)
         return halting_loss(logits[:-1], targets[:-1], places.chosen_weights), logits.detach(), targets
 
@@ -390,11 +392,11 @@ class _Made(NamedTuple):
 class _Places:
     """Positions in the flattened batch, and the weight of each in a mean over counted tokens: their sum is 1, or 0 without any.
 
-    scored: of the last recursion's losses, [scored]; chosen: of the earlier ones' and of halting, [chosen]
+    scored: of the last recursion's losses, [scored], None for all; chosen: of the earlier ones' and of halting, [chosen]
     choice: the chosen ones as places in `scored`
     """
 
-    scored: Tensor
+    scored: Tensor | None
     scored_weights: Tensor
     choice: Tensor
     chosen: Tensor
@@ -411,9 +413,9 @@ def supervision_shares(weights: tuple[float, ...], recursions: int) -> list[floa
     return [weight / sum(used) for weight in used]
 
 
-def _at(tensor: Tensor, positions: Tensor) -> Tensor:
-    """[batch, time, ...] -> [position, ...], positions counting through the flattened batch."""
-    return tensor.flatten(0, 1).index_select(0, positions)
+def _of(tensor: Tensor, places: Tensor | None) -> Tensor:
+    """[token, ...] -> [place, ...]; None: all"""
+    return tensor if places is None else tensor.index_select(0, places)
 
 
 def _check_alike(tokens: Tensor, other: Tensor, name: str) -> None:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 CHUNK_BYTES = 2**26  # logits held at once; fewer, larger chunks mean fewer passes over the head's gradient
+CUDA_CHUNK_BYTES = 2**28  # there no cache holds them, whatever their size
 BLOCK_ELEMENTS = 2**18  # of these, what the CPU turns into probabilities at once: small enough for its caches
 
 
@@ -38,7 +39,7 @@ def cross_entropy_of(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     """Cross-entropy of each row in nats, [row], float32; arguments as above."""
     head = weight.to(hidden.dtype)
     each = torch.empty(len(hidden), device=hidden.device)
-    for rows in _slices(len(hidden), CHUNK_BYTES // (len(weight) * hidden.element_size())):
+    for rows in _chunks(hidden, weight):
         each[rows], _ = _to_gradient(hidden[rows] @ head.mT, targets[rows, None])
     return each
 
@@ -49,7 +50,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         head = weight.to(hidden.dtype)
         each = torch.empty(len(hidden), device=hidden.device)
         hidden_gradient, weight_gradient = torch.empty_like(hidden), torch.zeros_like(weight)
-        chunks = _slices(len(hidden), CHUNK_BYTES // (len(weight) * hidden.element_size()))
+        chunks = _chunks(hidden, weight)
         # One buffer for all chunks: memory this large goes back to the system when freed, and costs page faults anew.
         buffer = torch.empty(min(len(hidden), chunks[0].stop) if chunks else 0, len(weight), dtype=hidden.dtype, device=hidden.device)
         for rows in chunks:
@@ -90,6 +91,12 @@ def _to_gradient(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         each.append(largest + total.log() - at_target)
         totals.append(total)
     return torch.cat(each)[:, 0], torch.cat(totals)
+
+
+def _chunks(hidden: Tensor, weight: Tensor) -> list[slice]:
+    """Of rows whose logits are held at once."""
+    held = CUDA_CHUNK_BYTES if hidden.is_cuda else CHUNK_BYTES
+    return _slices(len(hidden), held // (len(weight) * hidden.element_size()))
 
 
 def _slices(rows: int, length: int) -> list[slice]:

@@ -46,8 +46,13 @@ def cautious_decay(moves: list[Tensor], weights: list[Tensor], decay: float, scr
     """Add decay * weight to each move, in place, where it does not pull against the move; `scratch` is shaped like `moves`."""
     torch._foreach_copy_(scratch, weights)
     torch._foreach_mul_(scratch, moves)
-    for product in scratch:
-        product.ge_(0)  # 1 where the two agree, else 0
+    if scratch[0].is_cuda:  # 1 where the two agree, else 0, in three launches for all
+        torch._foreach_sign_(scratch)
+        torch._foreach_add_(scratch, 1)
+        torch._foreach_sign_(scratch)
+    else:  # in one pass
+        for product in scratch:
+            product.ge_(0)
     torch._foreach_addcmul_(moves, weights, scratch, value=decay)
 
 
@@ -83,8 +88,8 @@ def qk_clip(query_gain: Tensor, key_gain: Tensor, head_dim: int, threshold: Scal
 
     For attention with QK-norm: normalised queries and keys have length sqrt(head_dim), and scores are divided by it once.
 
-    query_gain, key_gain: [head]
-    returns (query_gain, key_gain, clipped), each [head]; clipped is bool
+    query_gain, key_gain: [..., head]
+    returns (query_gain, key_gain, clipped), each of that shape; clipped is bool
     """
     shrink, clipped = _shrink(math.sqrt(head_dim) * (query_gain * key_gain).abs(), threshold)
     return query_gain * shrink, key_gain * shrink, clipped

@@ -282,6 +282,8 @@ class MuGrokfast(torch.optim.Optimizer):
             narrow(momentum, stored)
             torch._foreach_copy_(out, filtered)
         change = orthogonalize(update, dtype=update.dtype)  # [same shape, rows, columns]
+        if change.is_cuda:  # the tall ones are turned: several tensors are copied in one launch only where they are laid out alike
+            change = change.contiguous()
         scale = 0.2 * math.sqrt(max(change.shape[-2:]))  # an update's RMS is then 0.2 whatever the shape
         for weights, directions, moves, spare in blocks(parameters, list(change), scratch=2):
             torch._foreach_copy_(moves, directions)
@@ -351,15 +353,22 @@ class MuGrokfast(torch.optim.Optimizer):
             narrow(wide, slow)
 
     def _clip_heads(self, threshold: Scalar) -> None:
-        gains = head_gains(self.param_groups) if self._qk_threshold != math.inf else []
-        clips = [(query, key, qk_clip(query, key, head_dim, threshold)) for query, key, head_dim in gains]
+        alike: dict[object, list[tuple[Tensor, Tensor, int]]] = defaultdict(list)
+        for query, key, head_dim in head_gains(self.param_groups) if self._qk_threshold != math.inf else []:
+            alike[head_dim, query.shape, query.dtype, query.device].append((query, key, head_dim))
+        for gains in alike.values():
+            queries, keys, (head_dim, *_) = map(list, zip(*gains, strict=True))
+            clipped_queries, clipped_keys, clipped = qk_clip(torch.stack(queries), torch.stack(keys), head_dim, threshold)
+            torch._foreach_copy_([*queries, *keys], [*clipped_queries, *clipped_keys])
+            self._count_clips(clipped)
         for (query, key), largest in self._observed.items():
             if query.requires_grad and key.requires_grad:
-                clips.append((query, key, muon_clip(query, key, largest, threshold)))
-        for query, key, (clipped_query, clipped_key, clipped) in clips:
-            query.copy_(clipped_query)
-            key.copy_(clipped_key)
-            self._qk_clips += clipped.sum().to(self._qk_clips.device)
+                clipped_query, clipped_key, clipped = muon_clip(query, key, largest, threshold)
+                torch._foreach_copy_([query, key], [clipped_query, clipped_key])
+                self._count_clips(clipped)
+
+    def _count_clips(self, clipped: Tensor) -> None:
+        self._qk_clips += clipped.sum().to(self._qk_clips.device)
 
     def _create_state(self, group: Group, parameters: list[Tensor], clip: Scalar) -> None:
         for parameter in parameters:
