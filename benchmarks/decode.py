@@ -1,13 +1,15 @@
-"""How fast Cognate writes: `make bench-decode`, or python -m benchmarks.decode [--checkpoint DIRECTORY].
+"""How fast Cognate writes: `make bench-decode`, or python -m benchmarks.decode [--checkpoint DIRECTORY ...].
 
 In turns, in one process: recomputing everything for each token (what a model without a state has to do), reading on from a state
 with one, two, three recursions a token, and as deep as the halting head wants. A new model's head never halts, so without
-a checkpoint the last line shows what the deciding costs. Times are of one new token after `--length` tokens.
+a checkpoint the last line shows what the deciding costs; trained models read a text like that they were trained on, and write on.
+Times are of one new token after `--length` tokens.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import statistics
 import time
@@ -26,29 +28,39 @@ from cognate.config import resolve
 from cognate.model import Cognate
 from cognate.training.checkpoint import load_model
 
+TEXT = (
+    "Question: Ana has 12 pencils and gives 4 of them to Ben. Ben then buys 3 boxes with 5 pencils in each. "
+    "How many pencils do Ana and Ben have together?\nAnswer: Ana keeps 12-4=8 pencils. Ben has 4+3*5=19. Together they have 8+19=27.\n\n"
+)
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", type=Path, help="a trained model; else a new one of each preset")
+    parser.add_argument("--checkpoint", type=Path, nargs="*", help="trained models; else a new one of reasoning and of speed")
     parser.add_argument("--length", type=int, default=256, help="tokens read before the one that is timed")
     parser.add_argument("--batch", type=int, nargs="*", default=[1, 16])
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="append a JSON line a way")
     options = parser.parse_args()
     device = torch.device(options.device)
-    models = {preset: new_model(preset) for preset in ("reasoning", "speed")}
     if options.checkpoint:
-        models = {str(options.checkpoint): load_model(options.checkpoint)[0]}
+        models = {str(path): trained(path, options.length) for path in options.checkpoint}
+    else:
+        models = {preset: (new_model(preset), torch.randint(512, (options.length,))) for preset in ("reasoning", "speed")}
     table = Table("model", "batch", "way", "ms a step", "ms a token", "times recomputing", "recursions")
     for batch in options.batch:
-        tokens = torch.randint(512, (batch, options.length), device=device)
-        for name, model in models.items():
+        for name, (model, text) in models.items():
             model.to(device).eval()
-            ways = ways_of(model, tokens)
+            ways = ways_of(model, text.to(device).expand(batch, -1))
             figures = race({way: step for way, (step, _) in ways.items()}, options.repeats, device)
             for way, milliseconds in figures.items():
-                ratio = figures["recompute"] / milliseconds
-                table.add_row(name, str(batch), way, f"{milliseconds:.1f}", f"{milliseconds / batch:.2f}", f"{ratio:.1f}", ways[way][1]())
+                ratio, depth = figures["recompute"] / milliseconds, ways[way][1]()
+                table.add_row(name, str(batch), way, f"{milliseconds:.1f}", f"{milliseconds / batch:.2f}", f"{ratio:.1f}", f"{depth:.2f}")
+                if options.json:
+                    with options.json.open("a") as file:
+                        line = {"model": name, "batch": batch, "way": way, "step_ms": milliseconds, "recursions": depth}
+                        file.write(json.dumps({**line, "length": options.length, "machine": describe_machine(device)}) + "\n")
     Console(width=120).print(table)
     Console(width=120).print(", ".join(f"{key} {value}" for key, value in describe_machine(device).items()), f"length {options.length}")
 
@@ -58,7 +70,14 @@ def new_model(preset: str) -> Cognate:
     return Cognate(resolve(preset).model)
 
 
-def ways_of(model: Cognate, tokens: torch.Tensor) -> dict[str, tuple[Callable[[], object], Callable[[], str]]]:
+def trained(path: Path, length: int) -> tuple[Cognate, torch.Tensor]:
+    """The model of a checkpoint, and `length` tokens of text, with their end at the end."""
+    model, tokenizer = load_model(path)
+    tokens = tokenizer.encode(TEXT * (1 + length // 16))
+    return model, torch.tensor(tokens[-length:])
+
+
+def ways_of(model: Cognate, tokens: torch.Tensor) -> dict[str, tuple[Callable[[], object], Callable[[], float]]]:
     """Each way of finding the next token, and how deep it went."""
     cap = model.config.recursions
     with torch.no_grad():
@@ -68,7 +87,7 @@ def ways_of(model: Cognate, tokens: torch.Tensor) -> dict[str, tuple[Callable[[]
         read = model.extend(tokens, adaptive=False)  # all tokens anew, the vocabulary for the last one only
         model.logits(read.answers[:, -1]).argmax(-1)
 
-    def read_on(recursions: int, *, adaptive: bool) -> tuple[Callable[[], None], Callable[[], str]]:
+    def read_on(recursions: int, *, adaptive: bool) -> tuple[Callable[[], None], Callable[[], float]]:
         state, last, depths = start.clone(), tokens[:, -1:], []
 
         def step() -> None:
@@ -77,10 +96,10 @@ def ways_of(model: Cognate, tokens: torch.Tensor) -> dict[str, tuple[Callable[[]
             state, last = read.state, model.logits(read.answers[:, -1]).argmax(-1, keepdim=True)
             depths.append(read.depths)
 
-        return step, lambda: f"{torch.stack(depths).float().mean():.2f}"
+        return step, lambda: float(torch.stack(depths).float().mean())
 
     forced = {f"cached, {recursions} recursions": read_on(recursions, adaptive=False) for recursions in range(1, cap + 1)}
-    return {"recompute": (recompute, lambda: f"{cap:.2f}"), **forced, "cached, halting": read_on(cap, adaptive=True)}
+    return {"recompute": (recompute, lambda: float(cap)), **forced, "cached, halting": read_on(cap, adaptive=True)}
 
 
 def race(ways: dict[str, Callable[[], object]], repeats: int, device: torch.device) -> dict[str, float]:

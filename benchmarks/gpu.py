@@ -1,12 +1,13 @@
-"""Everything that only a GPU can show, in one command: `make bench-gpu`, or python -m benchmarks.gpu. 37 minutes at the most.
+"""Everything that only a GPU can show, in one command: `make bench-gpu`, or python -m benchmarks.gpu. 44 minutes at the most.
 
     ceiling     what the card multiplies at most, bf16, 8192 x 8192
-    steady      the full model on packed real data as the worker trains it: tokens/s, share of the ceiling, peak memory
+    steady      the full model on packed real data, steps that are not logged: tokens/s, share of the ceiling, peak memory
     optimizer   benchmarks/optimizer_step.py on the card
-    suite       the model's and the optimizer's tests with their tensors on the GPU, and all that are marked gpu
+    decode      benchmarks/decode.py on the card
     curriculum  ten epochs of the six-dataset plan through the worker: seconds of training
     profile     which kernels bound it, and how long the card waits
-    budget      steady within 6 GB
+    budget      steady as on a card of 6 GB: torch may take 5.4, the rest is the context's; in bf16, and as older cards do in fp32
+    suite       all tests that are marked gpu, and the model's and the optimizer's with their tensors on the GPU
     ways        its step uncompiled, compiled with masked SDPA, with FlexAttention, and with each in CUDA graphs, in turns
     rivals      benchmarks/train.py on the card, compiled
 
@@ -21,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import itertools
 import json
 import os
 import signal
@@ -30,6 +32,7 @@ import sys
 import tempfile
 import time
 import traceback
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -41,14 +44,15 @@ from torch.autograd import DeviceType
 from torch.autograd.profiler_util import FunctionEventAvg
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.sidebyside import Batch, Contestant, count_flops, describe_machine
+from benchmarks.sidebyside import Batch, Contestant, describe_machine, flops_by_kind
 from cognate.config import SIX_DATASETS, RunConfig, resolve
 from cognate.data.batches import Batch as Rows
 from cognate.data.batches import TrainingBatches
 from cognate.data.corpus import load_corpus
 from cognate.events import Event, Kind
 from cognate.model import Cognate
-from cognate.rundir import RunDir, read_journal
+from cognate.model.attention import block_mask, segment
+from cognate.rundir import AttemptDir, RunDir, read_journal
 from cognate.training.execution import activation_dtype, parts, prepare, strictly, ways_to_compile
 from cognate.training.loop import build_optimizer
 from cognate.worker import make_deterministic
@@ -82,33 +86,47 @@ def matmul_tflops(setting: Setting) -> float:
     return 2 * size**3 / timed(lambda: torch.mm(a, b), setting.device, warmups=3, repeats=20) / 1e12
 
 
-def steady(setting: Setting, *, limit_gb: float | None = None) -> Found:
+def steady(setting: Setting) -> Found:
     """Several batch sizes, since a small batch may leave the card waiting for its orders."""
     most = matmul_tflops(setting)
-    for size in [2] if setting.is_small else [16] if limit_gb else [16, 64, 128]:
-        found = train_steadily(setting, size, limit_gb)
+    for size in [2] if setting.is_small else [16, 64, 128]:
+        found = train_steadily(setting, setting.config(batch_size=size))
         yield str(size), {**found, "share_of_ceiling": found["tflops"] / most}
 
 
-def train_steadily(setting: Setting, batch_size: int, limit_gb: float | None) -> dict[str, Any]:
-    config = setting.config(batch_size=batch_size, gpu_memory_gb=limit_gb)
-    warmups, repeats = (1, 2) if setting.is_small else (10, 50)
+def budget(setting: Setting) -> Found:
+    for precision in ("bf16", "fp32"):
+        yield precision, train_steadily(setting, setting.config(gpu_memory_gb=5.4, precision=precision))
+
+
+def train_steadily(setting: Setting, config: RunConfig) -> dict[str, Any]:
+    """Of several times as many steps the median; every place in a batch is a token, of which 97 % or more are text.
+
+    tflops: what is computed, FlexAttention's unread blocks of keys not among it
+    """
+    warmups, repeats, times = (1, 2, 1) if setting.is_small else (10, 20, 7)
     session = Session(setting, config)
     if setting.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(setting.device)
-    seconds = timed(session.step, setting.device, warmups, repeats)
-    tokens = batch_size * config.training.sequence_length
+    each = [timed(session.step, setting.device, 0 if number else warmups, repeats) for number in range(times)]
+    seconds = statistics.median(each)
+    attention, others = session.flops_per_token
+    read = session.share_of_keys_read() if session.execution.compiled == "flex" else 1.0
     result = {
         **session.execution.describe(),
+        "precision": str(session.dtype),
         "compiled_as_asked": session.execution.compiled == ways_to_compile(setting.device, session.dtype)[0],
         "data": config.data.source,
-        "tokens_per_s": tokens / seconds,
+        "tokens_per_s": config.training.batch_size * config.training.sequence_length / seconds,
         "step_ms": 1e3 * seconds,
-        "flops_per_token": session.flops_per_token,
+        "step_ms_from_to": [1e3 * min(each), 1e3 * max(each)],
+        "flops_per_token": attention * read + others,
+        "keys_read": read,
     }
     result["tflops"] = result["tokens_per_s"] * result["flops_per_token"] / 1e12
     if setting.device.type == "cuda":
         result["peak_gib"] = torch.cuda.max_memory_allocated(setting.device) / GIB
+        result["peak_reserved_gib"] = torch.cuda.max_memory_reserved(setting.device) / GIB
     return {**result, "said": session.said}
 
 
@@ -118,11 +136,11 @@ def suite(setting: Setting) -> Found:
     Those of tests/training that are not marked gpu are left out: they train on the CPU, which they name.
     """
     processes = ["--numprocesses", str(min(8, len(os.sched_getaffinity(0)))), "--dist", "loadfile"]
+    yield "marked_gpu", tested({}, "-m", "gpu", "tests/model", "tests/optimizer", "tests/training")
     yield (
         "on_the_device",
         tested({"COGNATE_TEST_DEVICE": setting.device.type}, "-m", "not gpu and not faults", "tests/model", "tests/optimizer", *processes),
     )
-    yield "marked_gpu", tested({}, "-m", "gpu", "tests/model", "tests/optimizer", "tests/training")
 
 
 def tested(environment: dict[str, str], *arguments: str) -> dict[str, Any]:
@@ -169,19 +187,26 @@ def ways(setting: Setting) -> Found:
 
 
 def profiled(setting: Setting) -> Found:
-    session = Session(setting, setting.config(batch_size=2 if setting.is_small else 64))
-    yield "compiled", session.execution.compiled
-    timed(session.step, setting.device, warmups=5, repeats=1)
-    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if setting.device.type == "cuda" else [])]
-    began = time.perf_counter()
-    with profile(activities=activities) as record:
-        for _ in range(3):
-            session.step()
-        wait(setting.device)
-    wall = time.perf_counter() - began
-    rows = busiest(record.key_averages(), setting.device)
-    yield "busy_share", sum(micros for _, micros, _ in rows) / 1e6 / wall if setting.device.type == "cuda" else None
-    yield "top", [{"name": name[:90], "ms": micros / 3e3, "calls": calls / 3} for name, micros, calls in rows[:20]]
+    """Kernels alone are recorded, and a step's own time is taken before: what is recorded of the host slows it."""
+    is_cuda = setting.device.type == "cuda"
+    for size in [2] if setting.is_small else [16, 64]:
+        session = Session(setting, setting.config(batch_size=size))
+        step_s = timed(session.step, setting.device, warmups=5, repeats=20)
+        with profile(activities=[ProfilerActivity.CUDA if is_cuda else ProfilerActivity.CPU]) as record:
+            for _ in range(3):
+                session.step()
+            wait(setting.device)
+        rows = busiest(record.key_averages(), setting.device)
+        yield (
+            str(size),
+            {
+                "compiled": session.execution.compiled,
+                "step_ms": 1e3 * step_s,
+                "busy_share": sum(micros for _, micros, _ in rows) / 3e6 / step_s if is_cuda else None,
+                "launches": sum(calls for _, _, calls in rows) / 3,
+                "top": [{"name": name[:90], "ms": micros / 3e3, "calls": calls / 3} for name, micros, calls in rows[:20]],
+            },
+        )
 
 
 def busiest(rows: Iterable[FunctionEventAvg], device: torch.device) -> list[tuple[str, float, int]]:
@@ -207,17 +232,34 @@ def curriculum(setting: Setting) -> Found:
         attempt.create()
         began = time.perf_counter()
         environment = {**os.environ, "COGNATE_DEVICE": str(setting.device), "COGNATE_CACHE_DIR": str(CACHE.absolute())}
-        subprocess.run([sys.executable, "-m", "cognate.worker", str(attempt.path)], cwd=ROOT, env=environment, check=False)
-        yield "wall_s", time.perf_counter() - began
-        told = [event for event, _ in read_journal(attempt.journal, limit=1 << 30) if isinstance(event, Event)]
-    yield "ended", {"kind": told[-1].kind, **told[-1].data}
-    yield "compiled", [event.data["compiled"] for event in told if event.kind is Kind.PLAN]
-    yield "said", [event.data["message"] for event in told if event.kind is Kind.WARNING]
+        with subprocess.Popen([sys.executable, "-m", "cognate.worker", str(attempt.path)], cwd=ROOT, env=environment) as worker:
+            while worker.poll() is None:
+                time.sleep(1)
+                yield from (("so far", found) for found in [course(attempt)] if found)  # kept if the time is up
+        yield "so far", None
+        yield "ended", {"wall_s": time.perf_counter() - began, **course(attempt)}
+
+
+def course(attempt: AttemptDir) -> dict[str, Any]:
+    """What the journal tells; empty before the first row."""
+    told = [event for event, _ in read_journal(attempt.journal, limit=1 << 30) if isinstance(event, Event)]
     rows = [event.data for event in told if event.kind is Kind.METRICS]
-    yield "steps", rows[-1]["step"]
-    yield "val_losses", [row["values"]["val_loss"] for row in rows if "val_loss" in row["values"]]
+    if not rows:
+        return {}
+    phases = [(event.at, event.data["phase"]) for event in told if event.kind is Kind.PHASE]
+    spent: dict[str, float] = defaultdict(float)  # wall clock: "training" has the rows' measuring in it
+    for (at, phase), (until, _) in itertools.pairwise([*phases, (told[-1].at, "")]):
+        spent[phase] += until - at
     hours = rows[-1]["values"].get("training_time_hours")
-    yield "training_s", hours and 3600 * hours
+    return {
+        "last": {"kind": told[-1].kind, **told[-1].data},
+        "compiled": [event.data["compiled"] for event in told if event.kind is Kind.PLAN],
+        "said": [event.data["message"] for event in told if event.kind is Kind.WARNING],
+        "steps": rows[-1]["step"],
+        "val_losses": [row["values"]["val_loss"] for row in rows if "val_loss" in row["values"]],
+        "phases_s": spent,
+        "training_s": hours and 3600 * hours,
+    }
 
 
 class Session:
@@ -249,12 +291,19 @@ class Session:
     def compile(self, **options: Any) -> None:
         self._model.compile(**options)
 
-    def _flops_per_token(self) -> float:
+    def share_of_keys_read(self) -> float:
+        """Of all pairs of a query and a key, those in blocks that FlexAttention looks into."""
+        mask = block_mask(segment(self._batches.batch(1, 0).documents), self._config.model.window)
+        return float(mask.kv_num_blocks.sum()) / (mask.kv_num_blocks.numel() * mask.kv_num_blocks.size(-1))
+
+    def _flops_per_token(self) -> tuple[float, float]:
+        """Of attention, and the others."""
         part, _ = next(iter(parts(self._batches.batch(1, 0), 1, self._device)))
         contestant = Contestant(
             "ours", self._model, self._optimizer, lambda batch, _: self._model.loss(batch.tokens, batch.targets, batch.documents).loss
         )
-        return count_flops(contestant, Batch(part.tokens, part.targets, part.documents), "bf16") / part.tokens.numel()
+        attention, others = flops_by_kind(contestant, Batch(part.tokens, part.targets, part.documents), "bf16")
+        return attention / part.tokens.numel(), others / part.tokens.numel()
 
     def _each(self) -> Iterator[Rows]:
         while True:
@@ -314,10 +363,11 @@ PARTS: dict[str, Part] = {
     "ceiling": Part(ceiling, 60),
     "steady": Part(steady, 360),
     "optimizer": Part(other("benchmarks.optimizer_step"), 120),
-    "suite": Part(suite, 180),
+    "decode": Part(other("benchmarks.decode"), 60),
     "curriculum": Part(curriculum, 300),
     "profile": Part(profiled, 240),
-    "budget": Part(lambda setting: steady(setting, limit_gb=6.0), 240),
+    "budget": Part(budget, 300),
+    "suite": Part(suite, 480),
     "ways": Part(ways, 420),
     "rivals": Part(other("benchmarks.train", "--compile", "--no-peak", "--batch", "32", "--precision", "bf16"), 300),
 }

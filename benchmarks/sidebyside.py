@@ -85,7 +85,12 @@ def step(contestant: Contestant, batch: Batch, precision: Precision) -> Lap:
 
 
 def count_flops(contestant: Contestant, batch: Batch, precision: Precision) -> int:
-    """FLOPs of one forward and backward: what matrix products really cost, a multiplication and an addition being two.
+    """FLOPs of one forward and backward: what matrix products really cost, a multiplication and an addition being two."""
+    return sum(flops_by_kind(contestant, batch, precision))
+
+
+def flops_by_kind(contestant: Contestant, batch: Batch, precision: Precision) -> tuple[int, int]:
+    """Those of attention, and the others.
 
     Attention is counted by the shapes a kernel is called with. A causal kernel called on whole rows counts every query with every
     key, though it skips up to half of them; so does ours on the CPU in rows shorter than 1,024, masked, and beyond that it counts
@@ -95,8 +100,9 @@ def count_flops(contestant: Contestant, batch: Batch, precision: Precision) -> i
     with torch.compiler.set_stance("force_eager"), FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION) as counter:
         torch.autograd.backward(contestant.loss(batch, precision))
     contestant.optimizer.zero_grad(set_to_none=True)
-    total: int = counter.get_total_flops()
-    return total
+    by_operation = {str(operation): flops for operation, flops in counter.get_flop_counts()["Global"].items()}
+    attention = sum(flops for operation, flops in by_operation.items() if "attention" in operation)
+    return attention, sum(by_operation.values()) - attention
 
 
 def peak_memory(contestant: Contestant, batch: Batch, precision: Precision, steps: int = 3) -> int:
