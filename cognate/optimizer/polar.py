@@ -82,9 +82,10 @@ def _apply_polynomials_by_gram(wide: Tensor, coefficients: Coefficients) -> Tens
     """
     gram = wide @ wide.mT
     identity = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
-    product = identity
-    for a, b, c in coefficients:
+    product = None
+    for number, (a, b, c) in enumerate(coefficients, start=1):
         factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c) + a * identity
-        product = factor @ product
-        gram = factor @ gram @ factor
-    return product @ wide
+        product = factor if product is None else factor @ product
+        if number < len(coefficients):  # the next one's
+            gram = factor @ gram @ factor
+    return wide if product is None else product @ wide
