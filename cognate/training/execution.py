@@ -202,7 +202,8 @@ def rows_that_fit(model: Cognate, batch: Batch, rows: int, training: TrainingCon
 def keep_within(limit: int, device: torch.device) -> None:
     """Let this process's tensors take `limit` bytes of the GPU at most; what it takes besides, some hundred MiB, is not counted."""
     total = torch.cuda.get_device_properties(device).total_memory
-    torch.cuda.set_per_process_memory_fraction(min(1.0, limit / total), device)
+    # A device without a number it refuses; without a device it takes the current one.
+    torch.cuda.set_per_process_memory_fraction(min(1.0, limit / total), device if device.index is not None else None)
 
 
 def available(training: TrainingConfig, device: torch.device) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -373,6 +374,17 @@ def test_a_step_that_takes_more_memory_compiled_goes_through_in_parts(monkeypatc
     found = prepare(a_model(), a_batch, TrainingConfig(batch_size=4, compile="on"), CPU, 100, {}, said.append)
     assert (found.rows_at_once, found.compiled, tried) == (1, "regions", [4, 2, 1, 1])
     assert said == ["a batch goes through the model in 4 parts of 1 rows, for want of memory for all at once"]
+
+
+@pytest.mark.parametrize(("device", "passed_on"), [(CUDA, None), (torch.device("cuda:1"), torch.device("cuda:1"))])
+def test_a_budget_is_a_share_of_the_card(device: torch.device, passed_on: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch refuses a device without a number there."""
+    told: list[object] = []
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=24 * 2**30))
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda *asked: told.append(asked))
+    execution.keep_within(6 * 2**30, device)
+    execution.keep_within(48 * 2**30, device)
+    assert told == [(0.25, passed_on), (1.0, passed_on)]
 
 
 @pytest.mark.gpu
