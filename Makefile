@@ -31,7 +31,7 @@ test: setup ## everything that must hold: linters, types, boundaries, tests
 test-faults: setup ## every row of docs/reliability.md at its full count (about half an hour)
 	COGNATE_FAULTS_SCALE=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile tests/faults tests/services/test_machine.py tests/api/test_openapi.py -m "faults or not faults"
 
-test-defects: setup ## whether the tests of model and optimizer find a hundred planted defects (a quarter of an hour)
+test-defects: setup ## whether the tests of model and optimizer find a hundred planted defects (five minutes)
 	$(BIN)/python -m pytest --numprocesses 2 -m defects tests/defects
 
 lint: setup ## ruff, mypy --strict, import-linter
