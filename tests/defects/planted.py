@@ -24,7 +24,7 @@ ATTENTION, MEMORY, MAG, TRM = "model/attention.py", "model/memory.py", "model/ma
 ACT, WHOLE, LAYERS, HEAD = "model/act.py", "model/cognate.py", "model/layers.py", "model/cross_entropy.py"
 STATE, GENERATE = "model/state.py", "model/generate.py"
 EQUATIONS, POLAR, KINDS, OPTIMIZER = "optimizer/equations.py", "optimizer/polar.py", "optimizer/kinds.py", "optimizer/mugrokfast.py"
-LOOP, CHECKPOINT = "training/loop.py", "training/checkpoint.py"
+LOOP = "training/loop.py"
 
 # docs/model.md section 5
 CHECKS = (
