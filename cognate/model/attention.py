@@ -28,8 +28,8 @@ from cognate.model.layers import Linear, rms_norm, split_heads
 
 LONG = 1024  # tokens in a row from which the CPU skips what nobody sees; of shorter rows most is seen, and one masked call is faster
 QUERIES = 128  # handled at once on the CPU, in the caches' reach; 64 and 256 are slower
-BLOCK = 128  # of queries and of keys, in FlexAttention
 KEYS = 64  # their keys begin at a multiple of it: few different lengths, each a bmm of many (and in bf16 one compiled kernel)
+BLOCK = 128  # of queries and of keys, in FlexAttention
 
 
 @dataclass(frozen=True)
