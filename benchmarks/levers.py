@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.experiments import CACHE, DATA, LITTLE_DATA, ONE_LOOK, SEEDS, SMALL
+from benchmarks.trials import CACHE, DATA, LITTLE_DATA, ONE_LOOK, SEEDS, SMALL
 from cognate.config import DatasetName, RunConfig, parse
 from cognate.data.corpus import load_corpus
 from cognate.evaluation.items import load_items

@@ -17,8 +17,9 @@ from rich.console import Console
 from torch import Tensor, nn
 from torch.autograd import DeviceType
 
-from benchmarks import experiments, gpu, levers, rivals, specialists, train
+from benchmarks import experiments, gpu, levers, rivals, specialists, train, trials
 from benchmarks.sidebyside import Batch, Contestant, Precision, count_flops, describe_machine, race, random_batch
+from benchmarks.trials import Book, Outcome, Trial
 from cognate.config import ModelConfig
 from cognate.data.batches import Batch as TrainingBatch
 from cognate.model import NOT_COUNTED, Cognate
@@ -245,37 +246,37 @@ def test_a_cut_folder_has_the_first_training_rows_and_all_that_is_evaluated_on(t
 
 
 @pytest.fixture(name="done")
-def fake_trials(monkeypatch: pytest.MonkeyPatch) -> list[experiments.Trial]:
+def fake_trials(monkeypatch: pytest.MonkeyPatch) -> list[Trial]:
     """The trials that were run; a loss is least at a matrix rate of 4e-3 and an embedding rate of 1e-2, AdamW takes half the time."""
-    done: list[experiments.Trial] = []
+    done: list[Trial] = []
 
-    def run(trial: experiments.Trial) -> experiments.Outcome:
+    def run(trial: Trial) -> Outcome:
         done.append(trial)
         loss = 4 + math.log2(trial.matrix_lr / 4e-3) ** 2 + math.log2(trial.embedding_lr / 1e-2) ** 2 + 0.01 * trial.seed
-        return experiments.Outcome(loss, loss, loss, 50.0 if trial.optimizer == "adamw" else 100.0, trial.steps or 0, 1)
+        return Outcome(loss, loss, loss, 50.0 if trial.optimizer == "adamw" else 100.0, trial.steps or 0, 1)
 
-    monkeypatch.setattr(experiments, "run", run)
+    monkeypatch.setattr(trials, "run", run)
     return done
 
 
-def test_rates_are_tuned_until_no_neighbour_is_better_and_no_trial_is_run_twice(done: list[experiments.Trial], tmp_path: Path) -> None:
-    start = experiments.Trial("adamw", 1e-3, 2e-2)
-    best = experiments.tune(experiments.Book(tmp_path / "results"), start)
+def test_rates_are_tuned_until_no_neighbour_is_better_and_no_trial_is_run_twice(done: list[Trial], tmp_path: Path) -> None:
+    start = Trial("adamw", 1e-3, 2e-2)
+    best = experiments.tune(Book(tmp_path / "results"), start)
     assert (best.matrix_lr, best.embedding_lr) == (4e-3, 1e-2)
     around = {(matrix, embedding) for matrix, embedding in ((8e-3, 1e-2), (2e-3, 1e-2), (4e-3, 2e-2), (4e-3, 5e-3))}
     assert around <= {(trial.matrix_lr, trial.embedding_lr) for trial in done}
     assert len(done) == len(set(done))
     before = len(done)
-    assert experiments.tune(experiments.Book(tmp_path / "results"), start) == best  # from the file alone
+    assert experiments.tune(Book(tmp_path / "results"), start) == best  # from the file alone
     assert len(done) == before
 
 
-def test_at_equal_time_the_faster_takes_more_steps(done: list[experiments.Trial], tmp_path: Path) -> None:
-    trials = {name: experiments.Trial(name, 4e-3, 1e-2, steps=80) for name in ("adamw", "muon")}
-    experiments.equal_time(experiments.Book(tmp_path / "results"), "study", trials)
-    longest = {name: max(trial.steps or 0 for trial in done if trial.optimizer == name) for name in trials}
+def test_at_equal_time_the_faster_takes_more_steps(done: list[Trial], tmp_path: Path) -> None:
+    two = {name: Trial(name, 4e-3, 1e-2, steps=80) for name in ("adamw", "muon")}
+    experiments.equal_time(Book(tmp_path / "results"), "study", two)
+    longest = {name: max(trial.steps or 0 for trial in done if trial.optimizer == name) for name in two}
     assert longest == {"adamw": 160, "muon": 80}
-    assert {trial.seed for trial in done if trial.steps == 160} == set(experiments.SEEDS)
+    assert {trial.seed for trial in done if trial.steps == 160} == set(trials.SEEDS)
 
 
 def test_halting_is_judged_by_what_reading_with_it_says() -> None:
@@ -290,8 +291,8 @@ def test_halting_is_judged_by_what_reading_with_it_says() -> None:
     targets = tokens.roll(-1, dims=1)
     targets[:, -1] = NOT_COUNTED
     one = torch.zeros_like(tokens)  # each row is one document, as a state is of one
-    told = experiments.halted(model, [TrainingBatch(tokens[:2], targets[:2], one[:2]), TrainingBatch(tokens[2:], targets[2:], one[2:])])
-    for threshold in experiments.THRESHOLDS:
+    told = trials.halted(model, [TrainingBatch(tokens[:2], targets[:2], one[:2]), TrainingBatch(tokens[2:], targets[2:], one[2:])])
+    for threshold in trials.THRESHOLDS:
         model.config = model.config.model_copy(update={"act_threshold": threshold})
         read = model.extend(tokens)
         loss = nn.functional.cross_entropy(model.logits(read.answers).flatten(0, 1), targets.flatten())
