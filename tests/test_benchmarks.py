@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.autograd import DeviceType
 
 from benchmarks import experiments, gpu, levers, rivals, specialists, train, trials
+from benchmarks.session import Setting
 from benchmarks.sidebyside import Batch, Contestant, Precision, count_flops, describe_machine, race, random_batch
 from benchmarks.trials import Book, Outcome, Trial
 from cognate.config import ModelConfig
@@ -184,7 +185,7 @@ def test_a_lever_is_all_that_its_trials_differ_in(name: str) -> None:
 
 # --- on a GPU -------------------------------------------------------------------------------------------------
 
-REHEARSAL = gpu.Setting(CPU, None, is_small=True)
+REHEARSAL = Setting(CPU, None, is_small=True)
 
 
 @pytest.mark.parametrize("lines", ['{"a": [1]}\n{"b": 2}\n', json.dumps({"a": [1]}, indent=2) + "\n" + json.dumps({"b": 2}, indent=2), ""])
@@ -224,7 +225,7 @@ def test_a_part_is_a_process_with_a_limit_of_time() -> None:
 
 
 def test_a_part_that_fails_says_so_beside_what_it_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def breaks(_: gpu.Setting) -> gpu.Found:
+    def breaks(_: Setting) -> gpu.Found:
         yield "16", 1.0
         raise RuntimeError("no kernel")
 
