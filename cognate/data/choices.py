@@ -24,6 +24,7 @@ from cognate.data.batches import IGNORED
 from cognate.data.corpus import Corpus, Documents
 from cognate.data.curriculum import stage_for
 from cognate.data.tokenizer import Tokenizer
+from cognate.transfer import to_device
 
 DATASETS: Final[tuple[DatasetName, ...]] = ("arc_easy", "arc_challenge", "piqa", "hellaswag", "boolq")
 _STREAM: Final = 1  # apart from the order of documents, which is drawn from (seed, epoch)
@@ -40,7 +41,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Choices:
-    """Problems side by side: a row for each candidate, with its prompt before it.
+    """Problems side by side, on the CPU: a row for each candidate, with its prompt before it.
 
     tokens, targets: int64 [row, time]; only a candidate's own tokens are targets, the rest is IGNORED
     n_bytes: float32 [row], of the candidate without the spaces around it
@@ -54,17 +55,17 @@ class Choices:
     problem: Tensor
     correct: Tensor
 
-    def to(self, device: torch.device) -> Choices:
-        return Choices(*(part.to(device) for part in (self.tokens, self.targets, self.n_bytes, self.problem, self.correct)))
-
 
 def choice_loss(nats: Tensor, choices: Choices) -> tuple[Tensor, Tensor]:
-    """(mean loss, share of problems whose likeliest candidate is right). nats: [row], the candidates' negative log-likelihoods"""
-    counts = torch.bincount(choices.problem).float()
-    mean_bytes = torch.zeros_like(counts).index_add(0, choices.problem, choices.n_bytes) / counts
-    scores = -nats * mean_bytes[choices.problem] / choices.n_bytes
-    each = [scores[choices.problem == number] for number in range(len(counts))]
-    right = scores[choices.correct]
+    """(mean loss, share of problems whose likeliest candidate is right).
+
+    nats: [row], the candidates' negative log-likelihoods, on any device, which is not waited for
+    """
+    counts = torch.bincount(choices.problem)
+    mean_bytes = torch.zeros(len(counts)).index_add(0, choices.problem, choices.n_bytes) / counts
+    scores = -nats * to_device(mean_bytes[choices.problem] / choices.n_bytes, nats.device)
+    each = torch.split(scores, counts.tolist())
+    right = scores[to_device(choices.correct, nats.device)]
     losses = torch.stack([some.logsumexp(0) for some in each]) - right
     best = torch.stack([some.max() for some in each])
     return losses.mean(), (best <= right).float().mean().detach()

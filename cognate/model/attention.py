@@ -40,14 +40,14 @@ class Sight:
     mask:         [batch or 1, 1, query, key], 0 where the query sees the key, -inf elsewhere; same dtype; or FlexAttention's own;
                   or, with groups, what makes it for the few who need it: it grows with the square of the rows' length
     groups:       which keys each block of queries needs; on the CPU, when long rows begin here
-    places:       where the tokens go in a Window, when they continue earlier ones
+    slots:       where the tokens go in a Window, when they continue earlier ones
     """
 
     cosine: Tensor
     sine: Tensor
     mask: Tensor | BlockMask | Callable[[], Tensor]
     groups: tuple[Group, ...] | None = None
-    places: Places | None = None
+    slots: Slots | None = None
 
     @property
     def dense(self) -> Tensor:
@@ -69,7 +69,7 @@ class Group(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Places:
+class Slots:
     """Which of a call's tokens a Window keeps, and where; as three lists of equal length.
 
     row, token: which token of the call
@@ -94,17 +94,17 @@ class Window:
     key: Tensor
     value: Tensor
 
-    def join(self, key: Tensor, value: Tensor, places: Places) -> tuple[Tensor, Tensor]:
+    def join(self, key: Tensor, value: Tensor, slots: Slots) -> tuple[Tensor, Tensor]:
         """Take in a call's keys and values; those that its tokens may see, the window's before the call's.
 
         key, value: [batch, time, head, head_dim]
         """
         joined = key, value
-        if places.seen == "both":
+        if slots.seen == "both":
             joined = torch.cat((self.key, key), dim=1), torch.cat((self.value, value), dim=1)
-        self.key[places.row, places.slot] = key[places.row, places.token]
-        self.value[places.row, places.slot] = value[places.row, places.token]
-        return (self.key, self.value) if places.seen == "window" else joined
+        self.key[slots.row, slots.slot] = key[slots.row, slots.token]
+        self.value[slots.row, slots.slot] = value[slots.row, slots.token]
+        return (self.key, self.value) if slots.seen == "window" else joined
 
 
 def look(segments: Tensor, window: int, head_dim: int, rope_base: float, dtype: torch.dtype, *, flex: bool = False) -> Sight:
@@ -210,8 +210,8 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, sight: Sight, window: Window | None = None) -> Tensor:
         """x: [batch, time, width]; returns the same shape."""
         query, key, value = self.heads(x, sight.cosine, sight.sine)
-        if window is not None and sight.places is not None:
-            key, value = window.join(key, value, sight.places)
+        if window is not None and sight.slots is not None:
+            key, value = window.join(key, value, sight.slots)
         return attend(query, key, value, sight)
 
     def heads(self, x: Tensor, cosine: Tensor, sine: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -31,6 +31,7 @@ from cognate.model.memory import Chunks, cut
 from cognate.model.memory import usage as usage_of
 from cognate.model.state import State, look_back
 from cognate.model.trm import Recursion, Thought
+from cognate.transfer import to_device
 
 NOT_COUNTED = -100  # a target that is not scored: padding, a masked prompt, a document's last token
 
@@ -157,7 +158,9 @@ class Cognate(nn.Module):
         adaptive: a token halts once its halting probability reaches config.act_threshold; else all recursions are made
         recursions: the most to make; None: as many as in training
         """
-        batch, time = tokens.shape
+        batch, time = _shape_of(tokens)
+        if recursions is not None and recursions < 1:
+            raise ValueError(f"recursions is {recursions}; at least one is made")
         if state is None:
             state = State.empty(self.config, batch, self.compute_dtype, tokens.device)
         if len(state.position) != batch or (lengths is not None and len(lengths) != batch):
@@ -170,7 +173,7 @@ class Cognate(nn.Module):
         state.position, state.is_blank = state.position + (time if lengths is None else lengths), False
         if self.recursion is None or state.recursion is None:
             return Continuation(features, torch.ones_like(tokens), state)
-        limit = recursions or self.config.recursions
+        limit = self.config.recursions if recursions is None else recursions
 
         def halts(latents: Tensor, number: int) -> Tensor:
             if self.halting is None or not adaptive:
@@ -241,6 +244,10 @@ class Cognate(nn.Module):
         self._flex = has_flex(self.embedding.weight.device, self.compute_dtype) if flex is None else flex
         self._compiled = torch.compile(self._compute, fullgraph=True, dynamic=False, **options)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What copy and pickle take. What compile() made is of this model and of no copy."""
+        return {**self.__dict__, "_compiled": None}
+
     def _compute(
         self,
         tokens: Tensor,
@@ -270,18 +277,22 @@ class Cognate(nn.Module):
     def sequence_nats(self, tokens: Tensor, targets: Tensor) -> Tensor:
         """The last recursion's cross-entropy summed over each row's counted targets, with its gradient: nats, [batch].
 
-        tokens, targets: as in loss(), every row one document. Not compiled: its shapes change from call to call.
+        tokens, targets: as in loss(), every row one document; targets may be on the CPU, and then the device is not waited for.
+        Not compiled: its shapes change from call to call.
         """
         _check_alike(tokens, targets, "targets")
         with torch.compiler.set_stance("force_eager"):
             thoughts, _ = self._think(tokens, *self._surroundings(tokens, self._segments(tokens, None)))
         row, time = (targets != NOT_COUNTED).nonzero(as_tuple=True)
+        counted = targets[row, time]
+        row, time, counted = (to_device(each, tokens.device) for each in (row, time, counted))
         logits = self.logits(thoughts[-1].answer[row, time])  # [counted, vocabulary]
-        each = functional.cross_entropy(logits, targets[row, time], reduction="none")
+        each = functional.cross_entropy(logits, counted, reduction="none")
         return torch.zeros(len(tokens), device=each.device).index_add(0, row, each)
 
     def _segments(self, tokens: Tensor, documents: Tensor | None) -> Tensor:
         """[batch, time], or [1, time] where every row is one document."""
+        _shape_of(tokens)
         if documents is None:
             return torch.zeros_like(tokens[:1])
         _check_alike(tokens, documents, "documents")
@@ -318,12 +329,12 @@ class Cognate(nn.Module):
         is_static = self._compiled is not None or counted.device.type != "cpu"
         scored = None if is_static else counted.nonzero()[:, 0]
         among = len(counted) if scored is None else len(scored)
-        choice = torch.arange(among, device="cpu")
-        if self.training:  # drawn on the CPU, so that every device draws alike
-            choice = torch.randperm(among, device="cpu")[: math.ceil(self.config.supervised_fraction * among)]
-        if counted.is_cuda:
-            choice = choice.pin_memory()  # else the copy may wait for what the device is at
-        choice = choice.to(counted.device, non_blocking=True)
+        # Drawn on the CPU, so that every device draws alike.
+        choice = to_device(torch.randperm(among, device="cpu") if self.training else torch.arange(among, device="cpu"), counted.device)
+        if self.training:
+            if is_static:  # the counted ones first
+                choice = choice[counted[choice].logical_not().byte().argsort(stable=True)]
+            choice = choice[: math.ceil(self.config.supervised_fraction * among)]
         chosen = choice if scored is None else scored[choice]
         return _Places(scored, _shares(_of(counted, scored)), choice, chosen, _shares(counted[chosen]))
 
@@ -362,7 +373,7 @@ class Cognate(nn.Module):
         readings, halting_logits = made.readings, made.halting_logits
         steps = mean = std = usage = surprise_rate = gate_mean = gate_entropy = None
         if self.halting is not None and halting_logits is not None:
-            probabilities = self.halting.probabilities(halting_logits[:, places.chosen_weights > 0])
+            probabilities = self.halting.probabilities(halting_logits[:, places.chosen_weights > 0])  # one at least: something is counted
             if len(probabilities) > 1:  # the last recursion decides nothing
                 mean, std = probabilities[:-1].mean(), probabilities[:-1].std(correction=0)
             steps = halting_depths(probabilities, self.config.act_threshold).float().mean()
@@ -416,6 +427,13 @@ def supervision_shares(weights: tuple[float, ...], recursions: int) -> list[floa
 def _of(tensor: Tensor, places: Tensor | None) -> Tensor:
     """[token, ...] -> [place, ...]; None: all"""
     return tensor if places is None else tensor.index_select(0, places)
+
+
+def _shape_of(tokens: Tensor) -> tuple[int, int]:
+    """(batch, time)"""
+    if tokens.ndim != 2 or not tokens.numel():
+        raise ValueError(f"tokens have shape {list(tokens.shape)}; they must be [batch, time], with at least one row and one token")
+    return tokens.size(0), tokens.size(1)
 
 
 def _check_alike(tokens: Tensor, other: Tensor, name: str) -> None:

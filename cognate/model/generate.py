@@ -95,6 +95,8 @@ def stream(
     """generate(), as it happens: the rows that have not stopped take turns. `state` is whole when all have stopped."""
     if not prompt_tokens or not all(prompt_tokens):
         raise ValueError("there must be at least one prompt, and none may be empty: the model was never told how texts begin")
+    if vocab_size is not None and vocab_size < 1:
+        raise ValueError(f"vocab_size is {vocab_size}; a tokenizer has at least one token")
     if not temperature >= 0 or (top_k is not None and top_k < 1):
         raise ValueError(f"temperature is {temperature} and top_k {top_k}; they must be at least 0 and 1")
     device = model.embedding.weight.device
@@ -103,12 +105,12 @@ def stream(
     going, current = torch.arange(len(prompt_tokens), device="cpu"), whole
     lengths = torch.tensor([len(prompt) for prompt in prompt_tokens], device="cpu")
     fed = pad_sequence([torch.tensor(prompt, device="cpu") for prompt in prompt_tokens], batch_first=True)
-    draws = _draws(seed, len(prompt_tokens))
+    draws = [torch.Generator().manual_seed(own) for own in (seeds_of_rows(seed, len(prompt_tokens)) if isinstance(seed, int) else seed)]
     for left in reversed(range(max_new_tokens)):
         own = lengths.to(device) if fed.size(1) > 1 else None  # a single token is never padding
         read = model.extend(fed.to(device), current, own, adaptive=adaptive, recursions=recursions)
         last = torch.arange(len(going), device=device), lengths.to(device) - 1
-        draw = draws()[going]  # one for every row there ever was: rows do not share
+        draw = torch.cat([torch.rand(1, generator=draws[row], device="cpu") for row in going.tolist()])
         new = choose(model.logits(read.answers[last])[:, :vocab_size], draw.to(device), temperature, top_k).cpu()
         if revise is not None:
             new = torch.tensor([revise(row, token) for row, token in zip(going.tolist(), new.tolist(), strict=True)], device="cpu")
@@ -137,13 +139,9 @@ def choose(logits: Tensor, draw: Tensor, temperature: float, top_k: int | None) 
     return tokens.gather(1, place)[:, 0]
 
 
-def _draws(seed: int | Sequence[int], rows: int) -> Callable[[], Tensor]:
-    """A number for each row, [row], uniform in 0..1, at each call."""
-    if isinstance(seed, int):
-        shared = torch.Generator().manual_seed(seed)
-        return lambda: torch.rand(rows, generator=shared, device="cpu")
-    own = [torch.Generator().manual_seed(each) for each in seed]
-    return lambda: torch.cat([torch.rand(1, generator=each, device="cpu") for each in own])
+def seeds_of_rows(seed: int, rows: int) -> list[int]:
+    """A seed for each row, the same however many there are; of neighbouring seeds, far apart."""
+    return [(seed * 0x9E3779B97F4A7C15 + row) % 2**63 for row in range(rows)]
 
 
 def _blank(model: Cognate, batch: int) -> State:

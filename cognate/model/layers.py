@@ -98,7 +98,7 @@ class MLP(nn.Module):
 def drop(x: Tensor, rates: Tensor) -> Tensor:
     """Each channel of a token is 0 with the token's probability, the others are larger by as much: the mean stays.
 
-    x: [batch, time, width]; rates: float [batch, time], 0..1 (Srivastava et al., JMLR 15, 2014)
+    x: [batch, time, width]; rates: float [batch, time], at least 0 and below 1 (Srivastava et al., JMLR 15, 2014)
     """
     kept = 1 - rates[..., None]
     return x * ((torch.rand(x.shape, device=x.device) < kept) / kept).to(x.dtype)

@@ -71,11 +71,11 @@ class Backbone(nn.Module):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
         self.norm = RMSNorm(config.d_model)
 
-    def forward(self, x: Tensor, sight: Sight, chunks: Chunks | None, watch: Watch | None = None) -> tuple[Tensor, list[Reading]]:
+    def forward(self, x: Tensor, sight: Sight, chunks: Chunks | None, watched: Watch | None = None) -> tuple[Tensor, list[Reading]]:
         """x: [batch, time, width]; returns the same shape, and a reading per block (none without memory)."""
         readings: list[Reading] = []
         for block in self.blocks:
-            x, reading = block(x, sight, chunks, watch)
+            x, reading = block(x, sight, chunks, watched)
             if reading is not None:
                 readings.append(reading)
         return self.norm(x), readings
@@ -113,11 +113,11 @@ class Block(Compilable):
         self.mlp = MLP(config.d_model, config.d_ff)
         self.residual = nn.Parameter(torch.ones(1))
 
-    def forward(self, x: Tensor, sight: Sight, chunks: Chunks | None, watch: Watch | None) -> tuple[Tensor, Reading | None]:
+    def forward(self, x: Tensor, sight: Sight, chunks: Chunks | None, watched: Watch | None) -> tuple[Tensor, Reading | None]:
         """x: [batch, time, width]; returns the same shape."""
         u, query, key, value = self._before(x, sight.cosine, sight.sine)
         x, mixing = self._after(x, u, attend(query, key, value, sight), chunks)
-        return x, mixing and mixing.read(watch)
+        return x, mixing and mixing.read(watched)
 
     def resume(self, x: Tensor, sight: Sight, chunks: Chunks | None, padding: Tensor | None, past: Past) -> Tensor:
         """forward() for tokens that continue `past`, which takes them in."""
@@ -183,11 +183,11 @@ class _Mixing(NamedTuple):
     gate_entropy: Tensor
     signals: Signals
 
-    def read(self, watch: Watch | None) -> Reading:
-        return Reading(self.gate_entropy, _recollect(self.gate, self.signals, watch) if watch else None)
+    def read(self, watched: Watch | None) -> Reading:
+        return Reading(self.gate_entropy, _recollect(self.gate, self.signals, watched) if watched else None)
 
 
 @torch.no_grad()
-def _recollect(gate: Tensor, signals: Signals, watch: Watch) -> Recollection:
-    surprise, state = observe(hold(signals, watch.after), watch.chunks)
+def _recollect(gate: Tensor, signals: Signals, watched: Watch) -> Recollection:
+    surprise, state = observe(hold(signals, watched.after), watched.chunks)
     return Recollection(gate.mean(-1, dtype=torch.float32), surprise, state)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from cognate.config import ModelConfig
-from cognate.model.attention import Places, Sight, Window, additive, turns
+from cognate.model.attention import Sight, Slots, Window, additive, turns
 from cognate.model.mag import Past
 
 
@@ -91,4 +91,4 @@ def look_back(state: State, padding: Tensor | None, time: int, config: ModelConf
     if padding is not None:
         mask[..., 0] |= ~mask.any(-1)  # a padding token must see something, lest it be NaN
     cosine, sine = turns(here, config.d_model // config.n_heads, config.rope_base, dtype)
-    return Sight(cosine, sine, additive(mask, dtype), places=Places(row, kept, here[row, kept] % window, seen))
+    return Sight(cosine, sine, additive(mask, dtype), slots=Slots(row, kept, here[row, kept] % window, seen))

@@ -93,8 +93,8 @@ class Recursion(Compilable):
         features = self.norm_features(x)
         key = rotate(rms_norm(split_heads(self.key(features), self.n_heads)), sight.cosine, sight.sine)
         value = split_heads(self.value(features), self.n_heads)
-        if window is not None and sight.places is not None:
-            key, value = window.join(key, value, sight.places)
+        if window is not None and sight.slots is not None:
+            key, value = window.join(key, value, sight.slots)
         return KeysValues(key, value)
 
     def begin(self, x: Tensor) -> Thought:

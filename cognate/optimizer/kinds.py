@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, cast, get_args
 
@@ -44,22 +45,26 @@ def state_keys(group: Group) -> tuple[str, ...]:
     return (*(("slow",) if group["grokfast_lambda"] else ()), *STATE[group["kind"]])
 
 
-def shape_of(key: str, parameter: Tensor) -> Sequence[int]:
+def shape_of(key: str, name: str, parameter: Tensor) -> Sequence[int]:
     """Of one entry of a parameter's state."""
-    return () if key == "step" else _one_a_token(parameter) if key == "mean_square" else parameter.shape
+    return () if key == "step" else _one_a_token(name, parameter) if key == "mean_square" else parameter.shape
 
 
 def head_gains(groups: Sequence[Group]) -> list[tuple[Tensor, Tensor, int]]:
     """(query gain, key gain, head_dim) of every attention whose gains are trained, by its parameters' names (model/attention.py)."""
-    named = {name: parameter for group in groups for name, parameter in zip(group["param_names"], group["params"], strict=True)}
+    called: dict[str, list[Tensor]] = defaultdict(list)
+    for group in groups:
+        for name, parameter in zip(group["param_names"], group["params"], strict=True):
+            called[name].append(parameter)
+    named = {name: parameters[0] for name, parameters in called.items()}
     gains = []
     for name in named:
         if not name.endswith("query_gain"):
             continue
         prefix = name.removesuffix("query_gain")
-        for sibling in (f"{prefix}key_gain", f"{prefix}query.weight"):
-            if sibling not in named:
-                raise ValueError(f"{name} needs {sibling} beside it for QK-clip; rename it, or pass qk_clip=math.inf")
+        for each in (name, f"{prefix}key_gain", f"{prefix}query.weight"):
+            if len(called.get(each, ())) != 1:
+                raise ValueError(f"{name} needs one {each} for QK-clip, not {len(called.get(each, ()))}; rename, or pass qk_clip=math.inf")
         query_gain, key_gain = named[name], named[f"{prefix}key_gain"]
         if query_gain.requires_grad and key_gain.requires_grad:
             gains.append((query_gain, key_gain, named[f"{prefix}query.weight"].shape[0] // query_gain.numel()))
@@ -71,9 +76,10 @@ def _is_embedding(name: str) -> bool:
     return name.endswith(".weight") and (module.endswith(EMBEDDING_ENDS) or module in EMBEDDING_NAMES)
 
 
-def _one_a_token(table: Tensor) -> tuple[int, int]:
-    # Tokens are rows, unless the table is so wide that they can only be columns.
-    return (1, table.shape[1]) if _is_long(table.shape[::-1]) else (table.shape[0], 1)
+def _one_a_token(name: str, table: Tensor) -> tuple[int, int]:
+    # Tokens are rows, unless no name says so and the table is so wide that they can only be columns.
+    is_sideways = not _is_embedding(name) and _is_long(table.shape[::-1])
+    return (1, table.shape[1]) if is_sideways else (table.shape[0], 1)
 
 
 def _is_long(shape: Sequence[int]) -> bool:

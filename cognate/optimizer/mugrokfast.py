@@ -152,6 +152,7 @@ class MuGrokfast(torch.optim.Optimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add one group for each kind of tensor in `param_group`, or one of the kind it brings."""
+        _check_group(param_group)
         by_kind: dict[Kind, list[tuple[str, Tensor]]] = {"matrix": [], "embedding": [], "vector": []}
         for item in param_group["params"]:
             if not isinstance(item, tuple):
@@ -159,6 +160,8 @@ class MuGrokfast(torch.optim.Optimizer):
                     f"MuGrokfast tells embeddings and gains by name, but got a bare {type(item).__name__}; pass model.named_parameters()"
                 )
             name, parameter = item
+            if self._state_dtype is not None and parameter.dtype == torch.float64:
+                raise ValueError(f"{name} is torch.float64, whose state is as wide; state_dtype must be None, not {self._state_dtype}")
             wanted = param_group.get("kind")
             kind = kind_of(name, parameter) if wanted is None else checked_kind(wanted, name, parameter)
             by_kind[kind].append((name, parameter))
@@ -173,7 +176,7 @@ class MuGrokfast(torch.optim.Optimizer):
 
     @property
     def skipped_steps(self) -> int:
-        """Steps whose gradient was not finite."""
+        """Steps whose gradient, or its norm, was not finite."""
         return int(self._skipped_steps)
 
     @property
@@ -183,8 +186,9 @@ class MuGrokfast(torch.optim.Optimizer):
 
     def state_bytes(self) -> int:
         """What the state will take once every parameter has been updated; nothing is allocated for the answer."""
-        owned = ((group, parameter, key) for group in self.param_groups for parameter in group["params"] for key in state_keys(group))
-        return sum(math.prod(shape_of(key, parameter)) * self._dtype_of(key, parameter).itemsize for _, parameter, key in owned)
+        named = ((group, *pair) for group in self.param_groups for pair in zip(group["param_names"], group["params"], strict=True))
+        owned = ((name, parameter, key) for group, name, parameter in named for key in state_keys(group))
+        return sum(math.prod(shape_of(key, name, parameter)) * self._dtype_of(key, parameter).itemsize for name, parameter, key in owned)
 
     def observe_logits(self, query: Tensor, key: Tensor, largest: Tensor) -> None:
         """Tell the next step the largest attention logits of heads without QK-norm, for muon_clip().
@@ -222,7 +226,7 @@ class MuGrokfast(torch.optim.Optimizer):
         now = self._now(moving)
         if isinstance(now.alive, Tensor) or now.alive:
             for group, parameters in moving:
-                self._create_state(group, parameters, now.clip)
+                self._keep_state(group, parameters, now.clip)
                 if group["kind"] == "matrix":
                     self._step_matrices(group, parameters, now)
                 elif group["kind"] == "embedding":
@@ -240,7 +244,11 @@ class MuGrokfast(torch.optim.Optimizer):
         return {**super().state_dict(), "counters": counters}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Take up a state_dict() of the same parameters in the same order, whose group settings come with it."""
         counters = state_dict["counters"]
+        saved_names, names = ([group["param_names"] for group in groups] for groups in (state_dict["param_groups"], self.param_groups))
+        if saved_names != names:  # torch tells tensors by their places, and would give one's momentum to another
+            raise ValueError(f"the state is of the parameters {saved_names}, in groups; these are {names}")
         super().load_state_dict(dict(state_dict))
         for counter, key in ((self._steps, "steps"), (self._skipped_steps, "skipped_steps"), (self._qk_clips, "qk_clips")):
             counter.fill_(counters[key])
@@ -297,7 +305,7 @@ class MuGrokfast(torch.optim.Optimizer):
         squares, steps = self._states(parameters, "mean_square"), self._states(parameters, "step")
         for step, *tensors in zip(steps, parameters, gradients, slow, momenta, squares, strict=True):
             step += now.alive
-            if tensors[-1].shape[0] == 1:  # each token is a column
+            if tensors[-1].shape[0] == 1 < tensors[0].shape[0]:  # each token is a column
                 tensors = [tensor.mT for tensor in tensors]
             for [table], gradient, slow_part, stored, [square], filtered, spare in blocks(*([tensor] for tensor in tensors), scratch=2):
                 self._filter(group, gradient, slow_part, now, filtered, spare)
@@ -370,20 +378,25 @@ class MuGrokfast(torch.optim.Optimizer):
     def _count_clips(self, clipped: Tensor) -> None:
         self._qk_clips += clipped.sum().to(self._qk_clips.device)
 
-    def _create_state(self, group: Group, parameters: list[Tensor], clip: Scalar) -> None:
+    def _keep_state(self, group: Group, parameters: list[Tensor], clip: Scalar) -> None:
+        """What the group's settings ask for, neither less nor more."""
+        keys = state_keys(group)
         for parameter in parameters:
             state = self.state[parameter]
-            for key in state_keys(group):
-                if key not in state:
-                    state[key] = self._first(key, parameter, clip)
+            if state.keys() == set(keys):
+                continue
+            (name,) = (name for name, each in zip(group["param_names"], group["params"], strict=True) if each is parameter)
+            kept = {key: state[key] if key in state else self._first(key, name, parameter, clip) for key in keys}
+            state.clear()
+            state.update(kept)
 
-    def _first(self, key: str, parameter: Tensor, clip: Scalar) -> Tensor:
+    def _first(self, key: str, name: str, parameter: Tensor, clip: Scalar) -> Tensor:
         dtype = self._dtype_of(key, parameter)
         if key == "slow":
             assert parameter.grad is not None
             return (parameter.grad * clip).to(dtype)
         if key in {"step", "mean_square"}:
-            return torch.zeros(shape_of(key, parameter), dtype=dtype, device=parameter.device)
+            return torch.zeros(shape_of(key, name, parameter), dtype=dtype, device=parameter.device)
         return torch.zeros_like(parameter, dtype=dtype)
 
     def _dtype_of(self, key: str, parameter: Tensor) -> torch.dtype:
@@ -415,6 +428,17 @@ _OWN = (
     "_observed",
     "grad_norm",
 )
+
+
+def _check_group(group: Mapping[str, Any]) -> None:
+    """Raises ValueError for a setting that is out of range, or of the whole optimizer and no group's own."""
+    for name in ("muon_lr", "embedding_lr", "adamw_lr", "qk_clip", "gradient_clip", "orthogonalization_dtype", "state_dtype", "capturable"):
+        if name in group:
+            raise ValueError(f"{name} is the whole optimizer's; a group has its rate in lr, and none of its own of the others")
+    own = ("lr", "momentum", "weight_decay", "grokfast_alpha", "grokfast_lambda", "grokfast_ramp_steps", "eps")
+    _check_ranges({name: group[name] for name in own if name in group})
+    if "betas" in group:
+        _check_ranges(dict(zip(("beta1", "beta2"), group["betas"], strict=True)))
 
 
 def _check_ranges(options: Mapping[str, float]) -> None:

@@ -22,6 +22,7 @@ from cognate.data.batches import IGNORED, Batch
 from cognate.model import Cognate, Loss
 from cognate.model.attention import has_flex
 from cognate.optimizer import native_dtype
+from cognate.transfer import to_device
 
 Compiled = Literal["nothing", "regions", "whole", "flex"]
 NAMES: Mapping[Compiled, str] = {"regions": "torch.compile", "whole": "torch.compile", "flex": "FlexAttention"}  # for what fails
@@ -64,17 +65,18 @@ def prepare(
     resumed_from: Mapping[str, Any],
     say: Callable[[str], None],
     rows_at_most: int | None = None,
+    beside: Callable[[], object] = lambda: None,
 ) -> Execution:
     """Decide on an Execution and make the model ready for it; what a person should know of it is said.
 
     sample: makes a training batch; resumed_from: the describe() of the run so far, or empty, with None for what is to be
-    decided anew; rows_at_most: at once, whatever fits
+    decided anew; rows_at_most: at once, whatever fits; beside: makes passes like a step's that are not of its batch
     """
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}  # which a loss in train mode updates
     if training.gpu_memory_gb is not None and device.type == "cuda":
         keep_within(int(training.gpu_memory_gb * GIB), device)
     rows = rows_at_once(model, sample, training, device, resumed_from.get("rows_at_once"), rows_at_most)
-    is_strict = warns_only() and can_be_strict(model, _rows_of(sample(), 0, 1), device, say)
+    is_strict = warns_only() and can_be_strict(model, _rows_of(sample(), 0, 1), device, say, beside)
     compiled: Compiled = "nothing"
     wants = training.compile == "on" or (training.compile == "auto" and total_steps >= WORTH_COMPILING and has_compiler(device))
     before = resumed_from.get("compiled", "nothing") if resumed_from else None
@@ -117,12 +119,15 @@ def strictly(is_strict: bool) -> Iterator[None]:
             torch.use_deterministic_algorithms(True, warn_only=True)
 
 
-def can_be_strict(model: Cognate, part: Batch, device: torch.device, say: Callable[[str], None]) -> bool:
+def can_be_strict(
+    model: Cognate, part: Batch, device: torch.device, say: Callable[[str], None], beside: Callable[[], object] = lambda: None
+) -> bool:
     """Whether all of a step's passes have a deterministic form; what has none is said."""
     try:
         with strictly(True):
             for measure in (False, True):
                 _try(model, part, device, measure=measure)
+            beside()
     except RuntimeError as error:
         if "deterministic" not in str(error):
             raise
@@ -284,6 +289,4 @@ def _rows_of(batch: Batch, start: int, rows: int) -> Batch:
 
 
 def _on(batch: Batch, device: torch.device) -> Batch:
-    if device.type == "cpu":
-        return batch
-    return Batch(*(part.pin_memory().to(device, non_blocking=True) for part in (batch.tokens, batch.targets, batch.documents)))
+    return Batch(*(to_device(part, device) for part in (batch.tokens, batch.targets, batch.documents)))

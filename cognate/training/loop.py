@@ -34,12 +34,13 @@ from cognate.rundir import Control, Places, RunDir, read_json
 from cognate.training import checkpoint
 from cognate.training.average import WeightAverage
 from cognate.training.checkpoint import Position, Saved
-from cognate.training.choosing import Chosen, choose
+from cognate.training.choosing import Chosen, choose, try_one
 from cognate.training.execution import Execution, FiniteLosses, activation_dtype, parts, prepare, strictly
 from cognate.training.measure import step_values, unlisted_values, validate
 from cognate.training.reporter import Reporter
 from cognate.training.saving import Saving, tell_checkpoint
 from cognate.training.schedule import lr_scale
+from cognate.transfer import to_device
 
 
 class DataChanged(RuntimeError):
@@ -188,8 +189,9 @@ class Training:
         sample = partial(data.batches.batch, self.position.epoch, 0)
         known = {**before, "compiled": None} if is_fork else before  # a fork may ask for another, and be long enough for it
         self.execution = prepare(
-            self.model, sample, self.config.training, self.device, data.total_steps, known, self.reporter.warning, rows_at_most
-        )
+            self.model, sample, self.config.training, self.device, data.total_steps, known, self.reporter.warning, rows_at_most,
+            beside=self._try_choosing,
+        )  # fmt: skip
         self.environment |= self.execution.describe()
         if changed := _changes(before, self.environment):
             self.reporter.warning(f"goes on under other conditions ({changed}); the result will be close, not bit-identical")
@@ -245,13 +247,20 @@ class Training:
         execution = self.execution
         with strictly(execution.is_strict):
             losses = backward(self.model, self.data.batches, self.config, self.position, execution, self.device, measure=measure)
-        if self.data.choices is None:
-            return losses, None
-        chosen = choose(self.model, self.data.choices, self.config.training, self.position, execution.rows_at_once, self.device)
+            chosen = self._choose()
         if chosen is not None:
             weight = self.config.training.choice_weight
             losses = [replace(loss, loss=loss.loss + weight * chosen.loss) for loss in losses]
         return losses, chosen
+
+    def _choose(self) -> Chosen | None:
+        if self.data.choices is None:
+            return None
+        return choose(self.model, self.data.choices, self.config.training, self.position, self.execution.rows_at_once, self.device)
+
+    def _try_choosing(self) -> None:
+        if self.data.choices is not None:
+            try_one(self.model, self.data.choices, self.position, self.device)
 
     # --- what it was like -----------------------------------------------------------------------------------
 
@@ -451,9 +460,7 @@ def _dropout(
         return itertools.repeat(None)
     repeats = batches.times_seen(epoch, index) >= training.dropout_from
     rates = training.dropout * repeats
-    if device.type == "cuda":
-        rates = rates.pin_memory().to(device, non_blocking=True)
-    return torch.split(rates, execution.rows_at_once)
+    return torch.split(to_device(rates, device), execution.rows_at_once)
 
 
 def _changes(before: dict[str, Any], now: dict[str, Any]) -> str:

@@ -1,6 +1,8 @@
 """What must be true of the whole model (docs/model.md section 5)."""
 
+import copy
 import math
+import pickle
 import statistics
 from collections.abc import Callable
 
@@ -569,5 +571,43 @@ def test_a_loss_never_waits_for_its_device(small: Build) -> None:
     model.loss(tokens, tokens, tokens).loss.backward()
     assert model.embedding.weight.grad is not None
     block_mask(tokens, 7)
+    targets = torch.tensor([[NOT_COUNTED] * 20 + [7, 8]] * 3)  # on the CPU
+    model.sequence_nats(tokens, targets).sum().backward()
     with pytest.raises(RuntimeError, match="meta"):
         model.loss(tokens, tokens, tokens, measure=True)
+
+
+def test_where_shapes_are_static_early_recursions_are_scored_on_counted_tokens(small: Build) -> None:
+    """On a GPU nobody knows how many there are. A share drawn from all of them would hold none, where few are counted."""
+    model = small(n_layers=1).train()
+    model._compiled = model._compute
+    tokens = torch.randint(300, (2, 16))
+    targets = torch.full_like(tokens, NOT_COUNTED)
+    targets[1, 3], targets[1, 9] = 4, 5
+    with torch.no_grad():
+        for seed in range(20):
+            torch.manual_seed(seed)
+            loss = model.loss(tokens, targets, measure=True)
+            assert loss.loss_ce.item() == pytest.approx(model.eval().loss(tokens, targets).loss_ce.item(), rel=1e-5)
+            model.train()
+            assert loss.measurements is not None
+            assert all(value is None or value.isfinite() for value in vars(loss.measurements).values())
+
+
+def test_a_copy_of_a_compiled_model_trains_itself(small: Build) -> None:
+    """torch's AveragedModel copies so."""
+    model = small(n_layers=1)
+    model.compile(backend="eager")
+    tokens = torch.randint(300, (1, 8))
+    for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        copied.loss(tokens, tokens).loss.backward()
+        assert copied.embedding.weight.grad is not None
+    assert model.embedding.weight.grad is None
+
+
+@pytest.mark.parametrize("shape", [(0, 5), (2, 0), (5,)])
+def test_tokens_without_any_are_refused(small: Build, shape: tuple[int, ...]) -> None:
+    model, tokens = small(n_layers=1), torch.zeros(shape, dtype=torch.long)
+    for call in (model, model.extend, lambda some: model.loss(some, some)):
+        with pytest.raises(ValueError, match="at least one row and one token"):
+            call(tokens)

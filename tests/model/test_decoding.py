@@ -248,8 +248,13 @@ def test_samples_depend_on_seed_and_row_alone(small: Build) -> None:
     drawn = model.generate(prompts, 12, temperature=1.0, seed=3)
     assert drawn.tokens == model.generate(prompts, 12, temperature=1.0, seed=3).tokens
     assert drawn.tokens != model.generate(prompts, 12, temperature=1.0, seed=4).tokens
-    others = model.generate([prompts[0], [200, 201, 202, 203], [9]], 12, temperature=1.0, seed=3)
-    assert others.tokens[0] == drawn.tokens[0]
+    for company in ([], [[200, 201, 202, 203], [9]], [[7]] * 4):
+        assert model.generate([prompts[0], *company], 12, temperature=1.0, seed=3).tokens[0] == drawn.tokens[0]
+
+
+def test_rows_of_one_prompt_draw_apart(small: Build) -> None:
+    one, other = small().generate([[1, 2], [1, 2]], 12, temperature=1.0, seed=3).tokens
+    assert one != other
 
 
 def test_a_row_that_stops_does_not_change_what_others_draw(small: Build) -> None:

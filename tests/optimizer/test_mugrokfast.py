@@ -53,6 +53,17 @@ def test_lambda_zero_keeps_no_slow_gradient() -> None:
     assert all("slow" not in state for state in optimizer.state.values())
 
 
+def test_a_filter_that_is_turned_off_forgets() -> None:
+    """Its memory would else be kept, saved with every checkpoint, and taken up stale by whoever turns it on again."""
+    model = toy()
+    optimizer = optimizer_of(model)
+    step_with(optimizer, model, random_gradients(model, 0))
+    for group in optimizer.param_groups:
+        group["grokfast_lambda"] = 0.0
+    step_with(optimizer, model, random_gradients(model, 1))
+    assert sum(t.numel() * t.element_size() for state in optimizer.state.values() for t in state.values()) == optimizer.state_bytes()
+
+
 # --- against torch.optim.Muon ------------------------------------------------------------------------------
 
 
@@ -246,6 +257,16 @@ def test_a_table_stored_sideways_is_normalised_a_token_at_a_time() -> None:
 # --- QK-clip ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("shape", [(1, 16), (2, 5120)])
+def test_a_named_table_of_few_tokens_has_them_in_its_rows(shape: tuple[int, int]) -> None:
+    """BERT's token types: however wide, each row is a token, and each first moves by the rate."""
+    table = nn.Parameter(torch.zeros(shape))
+    optimizer = MuGrokfast([("token_type_embeddings.weight", table)], embedding_lr=1e-2)
+    table.grad = torch.randn(shape) * torch.tensor([100.0, 1.0])[: shape[0], None]
+    optimizer.step()
+    assert table.detach().square().mean(1).sqrt().tolist() == pytest.approx([1e-2] * shape[0], rel=1e-3)
+
+
 def test_a_step_clips_each_head_alone_and_counts() -> None:
     """Two heads of width 8: sqrt(8) * 4 * 4 = 45 is too much, sqrt(8) is not."""
     model = toy()
@@ -285,8 +306,16 @@ def test_gains_grow_freely_when_told_so() -> None:
 
 def test_a_gain_without_its_siblings_is_refused() -> None:
     """Leaving it unbounded would be a silent fallback."""
-    with pytest.raises(ValueError, match=r"attention.query_gain needs attention.key_gain beside it"):
+    with pytest.raises(ValueError, match=r"attention.query_gain needs one attention.key_gain for QK-clip, not 0"):
         MuGrokfast([("attention.query_gain", nn.Parameter(torch.ones(2)))])
+
+
+def test_gains_of_one_name_are_refused() -> None:
+    """Of two models whose names are alike only one would be clipped."""
+    both = [{"params": list(toy().named_parameters())} for _ in range(2)]
+    with pytest.raises(ValueError, match=r"query_gain needs one query_gain for QK-clip, not 2"):
+        MuGrokfast(both)
+    assert len(MuGrokfast(both, qk_clip=math.inf).param_groups) == 6
 
 
 @both_paths
@@ -647,6 +676,10 @@ def test_a_group_may_say_what_its_tensors_are() -> None:
     assert optimizer.param_groups[0]["lr"] == 0.5
     with pytest.raises(ValueError, match="one of matrix, embedding, vector"):
         MuGrokfast([{"params": rest, "kind": "muon"}])
+    with pytest.raises(ValueError, match=r"muon_lr is the whole optimizer's"):
+        MuGrokfast([{"params": rest, "muon_lr": 1e-3}])
+    with pytest.raises(ValueError, match=r"momentum is 1.5"):
+        MuGrokfast([{"params": rest, "momentum": 1.5}])
     with pytest.raises(ValueError, match=r"norm has shape \[16\]; kind 'matrix' is for two dimensions"):
         MuGrokfast([{"params": [("norm", model.norm)], "kind": "matrix"}])
 
@@ -857,6 +890,19 @@ def test_a_state_dtype_without_range_is_refused() -> None:
     """float16 would lose small gradients and overflow on large ones."""
     with pytest.raises(ValueError, match=r"state_dtype is torch.float16; it must be"):
         MuGrokfast(toy().named_parameters(), state_dtype=torch.float16)
+
+
+def test_a_state_of_other_parameters_is_refused() -> None:
+    """torch goes by the order alone: two layers that had changed places would get each other's momentum."""
+    one, other = nn.Parameter(torch.zeros(16, 16)), nn.Parameter(torch.zeros(16, 16))
+    saved = MuGrokfast([("one", one), ("other", other)]).state_dict()
+    with pytest.raises(ValueError, match="the state is of the parameters"):
+        MuGrokfast([("other", other), ("one", one)]).load_state_dict(saved)
+
+
+def test_wide_parameters_have_wide_state_only() -> None:
+    with pytest.raises(ValueError, match=r"w is torch.float64"):
+        MuGrokfast([("w", nn.Parameter(torch.zeros(16, 16, dtype=torch.float64)))], state_dtype=torch.float32)
 
 
 def test_a_state_without_counters_is_refused() -> None:

@@ -21,11 +21,15 @@ from cognate.evaluation.scoring import likelihoods
 from cognate.events import Kind
 from cognate.model import Cognate
 from cognate.model.layers import drop
-from cognate.rundir import RunDir
+from cognate.rundir import Journal, Places, RunDir
+from cognate.training import choosing as choosing_part
 from cognate.training.average import NotAlike, WeightAverage, soup
 from cognate.training.checkpoint import Position, load_model
 from cognate.training.choosing import choose
+from cognate.training.execution import warns_only
+from cognate.training.loop import train
 from cognate.training.measure import validate
+from cognate.training.reporter import Reporter
 from tests.training.runs import CommandAt, attempt_at, digests, events, new_run, reproducible_rows, rows, tiny
 
 sys.path.append(str(Path(__file__).parents[1] / "data"))
@@ -128,6 +132,25 @@ def test_choosing_resumes_to_the_bit(choosing: RunDir, cache: Path, folder: Path
     assert attempt_at(run, cache=cache, data_dir=folder) is Kind.FINISHED
     assert digests(run, 16) == digests(choosing, 16)
     assert reproducible_rows(run) == reproducible_rows(choosing)
+
+
+def test_choosing_is_as_strict_as_the_rest_of_a_step(cache: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And tried before, as the batch's passes are. torch is set as a worker on a GPU sets it."""
+    made, how = choosing_part._pass, set()
+
+    def watched(*given: Any) -> torch.Tensor:
+        how.add((sys._getframe(1).f_code.co_name, warns_only()))
+        return made(*given)
+
+    monkeypatch.setattr(choosing_part, "_pass", watched)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        attempt = new_run(tmp_path / "run", real(choice_weight=0.5, max_steps=1)).attempt(1)
+        attempt.create()
+        train(attempt.run, Reporter(Journal(attempt)), lambda: None, Places(folder, cache), CPU)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert how == {("try_one", False), ("choose", False)}
 
 
 def test_without_choices_there_is_a_warning(cache: Path, tmp_path: Path) -> None:
