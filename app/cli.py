@@ -17,6 +17,7 @@ import typer
 import uvicorn
 from fastapi import FastAPI
 
+from app.api.protocol import BoundedProtocol
 from app.main import AlreadyServing, create_app, only_server_of
 from app.services.hub import Hub
 from app.settings import Settings
@@ -54,6 +55,7 @@ def serve(
         create_app(settings, quickstart=quickstart),
         host=settings.host,
         port=settings.port,
+        http=BoundedProtocol,
         ws="websockets-sansio",
         ws_per_message_deflate=False,
         ws_max_size=64 * 1024,

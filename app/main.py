@@ -6,6 +6,7 @@ import asyncio
 import fcntl
 import logging
 import os
+import re
 import secrets
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -37,6 +38,7 @@ from app.api.deps import Parts
 from app.api.security import Gate, GateMiddleware, sha256
 from app.executors.base import Executor
 from app.executors.local import LocalExecutor
+from app.services import removal
 from app.services.datasets import DatasetService
 from app.services.evaluations import EvaluationService, note_evaluation
 from app.services.hub import Hub
@@ -51,6 +53,7 @@ from app.store import runs as run_rows
 from app.store.engine import Store, migrate
 from cognate import __version__
 from cognate.config import ConfigError
+from cognate.rundir import write_text
 
 log = logging.getLogger(__name__)
 
@@ -74,6 +77,8 @@ def create_app(settings: Settings | None = None, executor: Executor | None = Non
             hub.attach(asyncio.get_running_loop())
             parts = assemble(settings, executor, hub, gate)
             app.state.parts = parts
+            with parts.store.read() as session:
+                removal.settle(session, settings.runs)
             parts.supervisor.start()
             parts.mirrors.start()
             if quickstart:
@@ -174,12 +179,11 @@ def _token_sha256(settings: Settings) -> str | None:
     if settings.is_loopback:
         return None
     kept = settings.home / "token.sha256"
-    if kept.exists():
-        return kept.read_text().strip()
+    if kept.exists() and re.fullmatch("[0-9a-f]{64}", known := kept.read_text().strip()):
+        return known
     token = secrets.token_urlsafe(32)
     kept.parent.mkdir(parents=True, exist_ok=True)
-    with open(os.open(kept, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:  # noqa: PTH123 - born with mode 0600
-        file.write(sha256(token))
+    write_text(kept, sha256(token), mode=0o600)
     print(f"The token of this service, shown this once (delete {kept} for a new one):\n\n    {token}\n", flush=True)
     return sha256(token)
 

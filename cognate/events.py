@@ -59,6 +59,9 @@ class Event:
     data: dict[str, Any]
 
 
+YEAR_10000 = 253402300800.0  # seconds since 1970
+
+
 class MalformedLine(ValueError):
     """A whole line of a journal that is not an event."""
 
@@ -74,7 +77,7 @@ def decode(line: bytes) -> Event:
     try:
         record = json.loads(line)
         event = Event(int(record.pop("seq")), float(record.pop("at")), Kind(record.pop("kind")), record)
-        if not math.isfinite(event.at):
+        if not 0 <= event.at < YEAR_10000:  # what has a date
             raise ValueError(f"at {event.at}")
         if event.kind is Kind.METRICS:
             event.data["values"] = {key: number(value) for key, value in event.data["values"].items()}

@@ -222,11 +222,15 @@ def read_json(path: Path) -> Any:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Replace `path` by `value`, whole or not at all, and on disk when this returns."""
+    write_text(path, json.dumps(value, allow_nan=False, indent=1) + "\n")
+
+
+def write_text(path: Path, text: str, mode: int = 0o666) -> None:
+    """Replace `path` by `text`, whole or not at all, and on disk when this returns. mode: less the process's umask"""
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        with temporary.open("wb") as file:
-            file.write(json.dumps(value, allow_nan=False, indent=1).encode() + b"\n")
+        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "wb") as file:  # noqa: PTH123 - born with its mode
+            file.write(text.encode())
             file.flush()
             os.fsync(file.fileno())
         temporary.rename(path)

@@ -4,7 +4,7 @@
     python -I -S shim.py --spare SOCKET_FD -- COMMAND... --spare
 
 As a spare it starts a worker ahead of time, which loads what takes long and then waits (await_assignment); the attempt comes
-through the socket, with the lease and the log as open files. A spare whose server goes away ends.
+through the socket, with the lease and the log as open files. A spare whose server or worker goes away ends.
 
 The server starts the shim in a session of its own, so that a worker outlives the server and its exit status is
 still written down. If the shim itself is killed, the kernel kills the worker with it. Standard library only, and
@@ -15,6 +15,7 @@ import contextlib
 import ctypes
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -39,7 +40,9 @@ def main(arguments: list[str]) -> int:
         ours, theirs = socket.socketpair()
         worker = _start(command, stdin=theirs)
         theirs.close()
-        if (assignment := _receive(socket.socket(fileno=int(arguments[1])))) is None:
+        server = socket.socket(fileno=int(arguments[1]))
+        ready, _, _ = select.select([server, ours], [], [])  # the worker says nothing: it is ours when it has died
+        if (assignment := _receive(server) if server in ready else None) is None:
             _kill_leftovers(worker.pid)
             return 0
         message, files = assignment

@@ -4,7 +4,8 @@
 
 Faults, in the first attempt only: nan (a loss that is no number, then failed), crash (exit 3), hang (never answers again),
 doze (silent for a while), hold (goes no further until it is told to leave, and answers all the while), full (out of disk),
-error (failed with a reason), mumble (failed without one), child (leaves a process behind when it ends).
+always_full (in every attempt), error (failed with a reason), mumble (failed without one), child (leaves a process behind when
+it ends).
 """
 
 import argparse
@@ -77,6 +78,9 @@ def main() -> int:
         journal.append(Kind.METRICS, step=step, epoch=step / total, values=values, progress=progress)
         if broken:
             journal.append(Kind.FAILED, step=step, reason="nonfinite_loss", detail=f"the loss of step {step} is not a finite number")
+            return 1
+        if fault == "always_full" and step == int(fault_step):
+            journal.append(Kind.FAILED, step=step, reason="disk_full", detail="No space left on device")
             return 1
         if step == int(fault_step) and attempt.number == 1:
             if fault == "crash":

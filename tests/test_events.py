@@ -59,8 +59,10 @@ def test_a_line_is_strict_json() -> None:
         b'{"a":' + b"[" * 100_000 + b"\n",
         b'{"seq":1,"at":1e999999,"kind":"phase"}\n',
         b'{"seq":1e400,"at":1,"kind":"phase"}\n',
+        b'{"seq":1,"at":17e11,"kind":"phase"}\n',  # milliseconds: a year that no date has
+        b'{"seq":1,"at":-1,"kind":"phase"}\n',
     ],
-    ids=range(9),
+    ids=range(11),
 )
 def test_a_line_that_is_no_event_is_said_to_be_malformed(line: bytes) -> None:
     with pytest.raises(MalformedLine):

@@ -53,9 +53,15 @@ def lifecycle_page() -> str:
         alive = "may live" if state in LIVE else "gone"
         lines.append(f"| `{state}` | {STATE_MEANINGS[state]} | {alive} | {commands or '-'} | {facts or '-'} |")
     reasons = ", ".join(f"`{reason}`" for reason in Reason)
-    lines += ["", f"`state_reason` is one of {reasons}, or absent.", ""]
+    lines += ["", f"`state_reason` is one of {reasons}, or absent.", "", GOES_ON, ""]
     return "\n".join(lines)
 
+
+GOES_ON = """\
+By itself a run goes on after it lost its worker (`interrupted`, as often as `COGNATE_AUTO_RESUME` says), after a full disk
+(`paused`, `disk_full`) once there is space, and after the service was stopped. Not after a pause that a person asked for: that
+one waits for a resume, also where the worker was killed or the disk was full before anything was saved (`interrupted` or
+`paused`, `user_pause`)."""
 
 BESIDE = """\
 A row is what one step was like, the logged one; steps between two rows are told of by their place and pace only. Beside the 37

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any, Literal
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Depends, Response
 from pydantic import BaseModel, Field
 
 from app.api.common import LOCATION, Answers
@@ -14,6 +14,7 @@ from app.api.errors import refusals
 from app.api.jobs import started
 from app.api.schemas.base import instant
 from app.api.schemas.jobs import JobOut
+from app.api.security import refuse_foreign
 from app.services.datasets import Counted
 from cognate.config import DatasetName
 
@@ -77,7 +78,7 @@ class DatasetsOut(BaseModel):
     extra: list[ExtraOut]
 
 
-@router.get("", summary="Datasets that are there, with their rows")
+@router.get("", summary="Datasets that are there, with their rows", dependencies=[Depends(refuse_foreign)])
 def list_datasets(service: Service) -> DatasetsOut:
     """They are counted by a job: as long as it works, `state` is "counting", and the data are those of the last count, if any."""
     counted = service.datasets.counted()

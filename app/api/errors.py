@@ -6,6 +6,7 @@ A problem's `type` is a path of this service that explains it: /v1/problems/{nam
 from __future__ import annotations
 
 import errno
+import json
 import logging
 import sqlite3
 from http import HTTPStatus
@@ -60,7 +61,18 @@ def problem(name: str, detail: str, headers: dict[str, str] | None = None, **mor
     """The answer for one of PROBLEMS."""
     status, _ = PROBLEMS[name]
     body = {"type": f"/v1/problems/{name}", "title": HTTPStatus(status).phrase, "status": status, "detail": detail, **more}
-    return JSONResponse(body, status, headers, MEDIA_TYPE)
+    return _ProblemResponse(body, status, headers, MEDIA_TYPE)
+
+
+class _ProblemResponse(JSONResponse):
+    """What a request said may be quoted, also where it was no text: half a surrogate pair, which has no bytes."""
+
+    def render(self, content: Any) -> bytes:
+        return json.dumps(content, allow_nan=False, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
+
+
+class ForeignPage(PermissionError):
+    """A page of another site asks for what only our own may ask for."""
 
 
 class NoSuchThing(LookupError):
@@ -112,6 +124,7 @@ def install(app: FastAPI) -> None:
         KeyReused: lambda _, error: problem("idempotency_key_reused", str(error)),
         StillActive: lambda _, error: problem("run_active", str(error)),
         Precondition: lambda _, error: problem("version_mismatch", str(error)),
+        ForeignPage: lambda _, error: problem("forbidden_origin", str(error)),
         NoSuchGroup: lambda _, error: problem("not_found", str(error)),
         NoCheckpoint: lambda _, error: problem("not_found", str(error)),
         NoSuchJob: lambda _, error: problem("not_found", str(error)),

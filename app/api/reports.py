@@ -13,6 +13,7 @@ from app.api.errors import refusals
 from app.api.jobs import started
 from app.api.schemas.jobs import DiversityOut, JobOut, diversity_out, job_out
 from app.api.schemas.requests import HandoffIn
+from app.api.security import refuse_foreign
 
 router = APIRouter(prefix="/v1", tags=["reports"])
 
@@ -84,6 +85,7 @@ def get_run_report(run_id: RunId, request: Request, service: Service) -> Respons
 
 
 def _report(service: Service, request: Request, subject: str) -> Response:
+    refuse_foreign(request)
     job, folder = service.reports.report(subject)
     if folder is None:
         service.supervisor.wake()

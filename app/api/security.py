@@ -15,10 +15,10 @@ from collections.abc import Iterable
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.requests import ClientDisconnect
+from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.api.errors import problem
+from app.api.errors import ForeignPage, problem
 
 BODY_LIMIT = 64 * 1024
 TICKET_S = 30.0
@@ -128,6 +128,12 @@ def _hostname(host: str) -> str | None:
     except ValueError:
         return None
     return parts.hostname if parts.netloc == host and "@" not in host and not parts.path else None
+
+
+def refuse_foreign(request: Request) -> None:
+    """For a GET that sets something to work, which a page of another site can send unasked; raises ForeignPage. A click is a person's."""
+    if is_foreign(request.headers, request.headers.get("host", "")) and request.headers.get("sec-fetch-user") != "?1":
+        raise ForeignPage("this may be asked from this service's own pages only")
 
 
 def is_foreign(headers: Headers, host: str) -> bool:

@@ -28,7 +28,7 @@ from app.api.deps import Parts, Service, parts
 from app.api.errors import problem
 from app.api.frames import Frame, Framing, frame
 from app.api.schemas.runs import run_out
-from app.api.security import SUBPROTOCOL, is_foreign
+from app.api.security import SUBPROTOCOL, refuse_foreign
 from app.api.wires import EventSourceWire, Gone, SocketWire, Wire
 from app.services.hub import Closing, Overflow, Subscription
 from app.store import metrics, runs
@@ -121,8 +121,7 @@ async def _serve_socket(websocket: WebSocket, choice: Choice) -> None:
 
 
 async def _serve_events(request: Request, choice: Choice, last_event_id: str | None) -> Response:
-    if is_foreign(request.headers, request.headers.get("host", "")):  # as for a websocket: what is asked for is held open
-        return problem("forbidden_origin", "this may be asked from this service's own pages only")
+    refuse_foreign(request)  # as for a websocket: what is asked for is held open
     service = parts(request)
     if missing := await anyio.to_thread.run_sync(_missing, service, choice):
         return problem("not_found", missing)

@@ -84,4 +84,4 @@ def _hugging_face_cache() -> Path:
 
 
 def _is_old(job: Job) -> bool:
-    return job.ended_at is not None and time.time() - job.ended_at > COUNTED_AGAIN_AFTER_S
+    return job.ended_at is not None and abs(time.time() - job.ended_at) > COUNTED_AGAIN_AFTER_S

@@ -25,7 +25,7 @@ def explain(run: Run, attempt: Attempt, fact: Fact, ended: Exit) -> tuple[str | 
     """The reason and detail of the state a run enters when an attempt has ended."""
     if fact is Fact.OUT_OF_DISK:
         said = (attempt.ending_data or {}).get("detail", "the disk was full, and the worker left without a word")
-        return (Reason.DISK_FULL, said) if run.state != State.STOPPING else (run.state_reason, said)
+        return (run.state_reason, said) if _was_commanded(run) else (Reason.DISK_FULL, said)
     if fact is Fact.FAILED and attempt.ending is None:
         return Reason.OOM_HOST, "the machine's memory did not suffice, and the kernel killed the worker"
     if fact is Fact.FAILED:
@@ -35,8 +35,8 @@ def explain(run: Run, attempt: Attempt, fact: Fact, ended: Exit) -> tuple[str | 
         return Reason.STALLED, run.state_detail
     if fact is not Fact.VANISHED or run.kill_requested or run.state == State.STOPPING:
         return (run.state_reason, None) if fact is not Fact.FINISHED else (None, None)
-    if run.state_reason == Reason.SHUTDOWN:
-        return Reason.SHUTDOWN, "the worker was ended before it had saved; it goes on from its last checkpoint"
+    if run.state_reason == Reason.SHUTDOWN or _was_commanded(run):  # a pause is a pause, though nothing was saved for it
+        return run.state_reason, "the worker was ended before it had saved; it goes on from its last checkpoint"
     if ended.signal is not None:
         return Reason.SIGNAL, f"the worker was killed by signal {ended.signal}"
     if ended.code is not None:
@@ -46,3 +46,8 @@ def explain(run: Run, attempt: Attempt, fact: Fact, ended: Exit) -> tuple[str | 
     if run.state == State.STARTING:
         return Reason.WORKER_LOST, "the server ended while it was starting the worker, or the worker before it could say a word"
     return Reason.WORKER_LOST, "the worker and its shim are gone and left no record of how they ended"
+
+
+def _was_commanded(run: Run) -> bool:
+    """Whether a person asked for what the attempt was ending for: then only a person lets the run go on."""
+    return run.state == State.STOPPING or (run.state == State.PAUSING and run.state_reason == Reason.USER_PAUSE)

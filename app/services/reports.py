@@ -140,7 +140,7 @@ class ReportService:
                 is_there = all((folder / name).is_file() for name in newest.result["files"])
                 if is_there and newest.result.get("as_of") == _as_of(self._settings.runs, write.session, members):
                     return newest, folder
-            if newest is not None and newest.state == "failed" and time.time() - (newest.ended_at or 0) < FAILED_FOR_S:
+            if newest is not None and newest.state == "failed" and abs(time.time() - (newest.ended_at or 0)) < FAILED_FOR_S:
                 raise NotReady(f"the report could not be made: {newest.detail}")
             job, _ = self._jobs.start_within(write, REPORT, subject, {"run_ids": [run.id for run in members]})
             return job, None

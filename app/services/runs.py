@@ -16,6 +16,7 @@ from uuid_utils import uuid7
 from app.services.datasets import NoData
 from app.services.lifecycle import AT_REST, Command, Reason, State, advance, allowed_commands, in_effect
 from app.services.mirrors import Mirrors
+from app.services.removal import Aside
 from app.services.supervisor import Supervisor
 from app.settings import Settings
 from app.store import runs
@@ -231,7 +232,10 @@ class RunService:
 
     def _command(self, write: Write, run: Run, command: Command, manner: Manner) -> bool:
         before = State(run.state)
-        if in_effect(before, command) or (command is Command.KILL and run.kill_requested):
+        if command is Command.PAUSE and before is State.PAUSED and run.state_reason == Reason.DISK_FULL:
+            runs.set_state(write, run, before, reason=Reason.USER_PAUSE, detail=run.state_detail)  # it goes on by itself no more
+            return True
+        if in_effect(before, command) or (command is Command.KILL and before is State.STOPPING and run.kill_requested):
             return False
         state = advance(before, command)
         serial = run.control_serial + 1
@@ -266,18 +270,14 @@ class RunService:
 
     def delete(self, run_id: str, if_version: int | None = None) -> None:
         """Delete a run at rest, with its rows and its directory. Raises NoSuchRun, StillActive, Precondition."""
-        directory = self._settings.runs / run_id
-        doomed = directory.with_name(f".{run_id}.deleted")
-        with self._mirrors.without(run_id), self._store.write() as write:
+        with self._mirrors.without(run_id), Aside() as aside, self._store.write() as write:
             run = runs.get(write.session, run_id)
             _refuse_other_version(run, if_version)
             if run.state not in AT_REST:
                 raise StillActive(f"a run that is {run.state} cannot be deleted; stop it first")
             runs.delete(write, run_id)
             write.tell(Message(0, run_id, "deleted", {"run_id": run_id}))
-            if directory.exists():
-                directory.rename(doomed)  # within the transaction: a run without its directory is worse than the reverse
-        shutil.rmtree(doomed, ignore_errors=True)
+            aside.take(self._settings.runs / run_id)
 
     def pin(self, checkpoint_id: str, is_pinned: bool) -> Checkpoint:
         """Keep a checkpoint whatever comes, or no longer. Raises NoCheckpoint."""
@@ -291,18 +291,14 @@ class RunService:
 
     def delete_checkpoint(self, checkpoint_id: str) -> None:
         """Delete a checkpoint of a run at rest that is not pinned. Raises NoCheckpoint, StillActive."""
-        with self._store.write() as write:
+        with Aside() as aside, self._store.write() as write:
             checkpoint = runs.checkpoint(write.session, checkpoint_id)
             if runs.get(write.session, checkpoint.run_id).state not in AT_REST:
                 raise StillActive("its run is at work and may need it; pause or stop the run first")
             if checkpoint.is_pinned:
                 raise StillActive("the checkpoint is pinned; unpin it first")
             checkpoint.removed_at = time.time()
-            path = self._path(checkpoint)
-            doomed = path.with_name(f".{path.name}.tmp")
-            if path.exists():
-                path.rename(doomed)
-        shutil.rmtree(doomed, ignore_errors=True)
+            aside.take(self._path(checkpoint))
 
     def _path(self, checkpoint: Checkpoint) -> Path:
         return RunDir(self._settings.runs / checkpoint.run_id).checkpoint(checkpoint.step)

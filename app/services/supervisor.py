@@ -376,10 +376,12 @@ class Supervisor:
     def _resume_when_there_is_space(self) -> None:
         with self._store.read() as session:
             stuck = [run for run in runs.in_states(session, [State.PAUSED]) if run.state_reason == Reason.DISK_FULL]
-            sizes = {run.id: max((row.bytes for row in runs.checkpoints(session, run.id)), default=0) for run in stuck}
+            sizes = {run.id: max((row.bytes for row in runs.checkpoints(session, run.id)), default=_checkpoint_bytes(run)) for run in stuck}
         for run in stuck:
-            if self._free_bytes() > 2 * sizes[run.id] + 2 * DISK_FLOOR_BYTES:
-                self._resume(run.id, State.PAUSED, "there is space again", run.auto_resumes)
+            delay_s = auto_resume_after(run.auto_resumes) if run.auto_resumes else 0.0  # what was too little may be so again
+            has_waited = self._timers.passed(run.id, f"full {run.version}") >= delay_s
+            if has_waited and self._free_bytes() > 2 * sizes[run.id] + 2 * DISK_FLOOR_BYTES:
+                self._resume(run.id, State.PAUSED, "there is space again", run.auto_resumes + 1)
 
     def _resume(self, run_id: str, state: State, detail: str, auto_resumes: int) -> None:
         with self._store.write() as write:
@@ -397,6 +399,11 @@ class Supervisor:
 
     def _directory(self, run: Run) -> AttemptDir:
         return RunDir(self._runs_dir / run.id).attempt(run.attempt)
+
+
+def _checkpoint_bytes(run: Run) -> int:
+    """What a first checkpoint may take at most: weights, three tensors as large of the optimizer's; 0 before the plan is known."""
+    return 16 * int((run.plan or {}).get("total_params", 0))
 
 
 def auto_resume_after(times: int) -> float:

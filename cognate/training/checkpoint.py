@@ -252,7 +252,7 @@ def discard_older(run: RunDir, keep: int) -> list[int]:
 def discard_unfinished(run: RunDir) -> None:
     """Remove what a killed worker was writing."""
     for path in run.checkpoints.glob(".step_*.tmp"):
-        shutil.rmtree(path)
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _on_host(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

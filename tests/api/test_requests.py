@@ -45,6 +45,8 @@ def client(home: Path) -> Iterator[TestClient]:
         ("[]", "invalid_request", ""),
         ('{"preset":', "invalid_request", "JSON"),
         ("[" * 60000, "invalid_request", ""),
+        ('{"preset": "quickstart", "config": {"\\ud800": 1}}', "invalid_config", ""),
+        ('{"preset": "quickstart", "config": {"\\ud800": NaN}}', "invalid_config", ""),
         ('{"preset": "quickstart", "config": ' + '{"a":' * 900 + "1" + "}" * 900 + "}", "invalid_config", ""),
         ('{"preset": "quickstart", "config": ' + '{"a":' * 5000 + "1" + "}" * 5000 + "}", "invalid_request", ""),
     ],

@@ -1,5 +1,6 @@
 """The gate: each row is an attack that worked on a comparable service, and must not work here."""
 
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from starlette.websockets import WebSocketDisconnect
 
 from app.api import security
 from tests.api.test_stream import event_source
-from tests.service import connect, serving
+from tests.service import Server, connect, serving
 
 TOKEN = "a-token-for-the-tests"
 BEARER = {"Authorization": f"Bearer {TOKEN}"}
@@ -79,6 +80,16 @@ def test_a_foreign_page_can_change_nothing(client: TestClient, headers: dict[str
         pass
 
 
+@pytest.mark.parametrize("path", ["/v1/datasets", f"/v1/runs/run_{'0' * 36}/report", f"/v1/groups/group_{'0' * 36}/report"])
+def test_a_foreign_page_can_set_nothing_to_work(client: TestClient, path: str) -> None:
+    """A GET that begins a job where there is nothing yet. A person who follows a link is no page."""
+    foreign = {"Sec-Fetch-Site": "cross-site", "Origin": "http://evil.example"}
+    before = {job["id"] for job in client.get("/v1/jobs").json()["data"]}
+    assert client.get(path, headers=foreign).json()["type"] == "/v1/problems/forbidden_origin"
+    assert {job["id"] for job in client.get("/v1/jobs").json()["data"]} == before
+    assert client.get(path, headers={"Sec-Fetch-Site": "cross-site", "Sec-Fetch-User": "?1"}).status_code != 403
+
+
 def test_our_own_page_can(client: TestClient) -> None:
     ours = {"Origin": "http://127.0.0.1:8000", "Sec-Fetch-Site": "same-origin"}
     assert client.post(f"/v1/runs/run_{'0' * 36}/stop", headers=ours).status_code == 404
@@ -95,6 +106,28 @@ def test_a_body_that_is_not_json_is_refused(client: TestClient, media_type: str)
 def test_a_large_body_is_refused(client: TestClient) -> None:
     answer = client.post("/v1/runs", content=b" " * 65537, headers={"Content-Type": "application/json"})
     assert (answer.status_code, answer.json()["type"]) == (413, "/v1/problems/body_too_large")
+
+
+@pytest.mark.parametrize("endless", [b"X-Filler: " + b"a" * 1000 + b"\r\n", b"a"], ids=["headers", "one header"])
+def test_an_endless_head_is_cut_off(tmp_path: Path, endless: bytes) -> None:
+    """It is read before any token is asked for, and was kept in memory as long as it went on."""
+    server = Server(tmp_path / "home", COGNATE_DATA_DIR="")
+    server.start("--no-quickstart")
+    try:
+        with socket.create_connection(("127.0.0.1", server.port), timeout=30) as client:
+            client.sendall(b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\nX-First: ")
+            client.sendall(b"a\r\n" if endless != b"a" else b"")
+            client.sendall(endless * (60_000 // len(endless)))
+            client.settimeout(0.2)
+            with pytest.raises(TimeoutError):  # as much is no reason to end it
+                client.recv(100)
+            client.settimeout(30)
+            client.sendall(endless * (10_000 // len(endless)))
+            assert client.recv(100).startswith(b"HTTP/1.1 431 ")
+        assert server.client.get("/healthz").status_code == 200
+    finally:
+        server.client.close()
+        server.interrupt()
 
 
 def test_with_a_token_every_route_but_the_page_and_the_probes_asks_for_it(guarded: TestClient) -> None:
@@ -181,6 +214,10 @@ def test_a_token_is_made_when_the_service_is_reachable_without_one(tmp_path: Pat
     assert token not in kept.read_text()
     with serving(tmp_path, host="0.0.0.0") as client:
         assert token not in capsys.readouterr().out
+        assert client.get("/v1/runs", headers={"Authorization": f"Bearer {token}"}).status_code == 200
+    kept.write_text("")  # a disk that was full: nobody has the token of nothing
+    with serving(tmp_path, host="0.0.0.0") as client:
+        token = next(word for word in capsys.readouterr().out.split() if len(word) == 43)
         assert client.get("/v1/runs", headers={"Authorization": f"Bearer {token}"}).status_code == 200
 
 

@@ -1,5 +1,6 @@
 """A worker that is loaded ahead of time is a worker like any other: found, commanded, killed, recorded."""
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -19,7 +20,12 @@ def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def spares(folder: Path) -> list[psutil.Process]:
     """Processes with --spare on their command line: a shim and a worker for each."""
-    return [process for process in psutil.Process().children(recursive=True) if "--spare" in process.cmdline()]
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):  # gone, or ended and not yet waited for
+            if "--spare" in process.cmdline():
+                found.append(process)
+    return found
 
 
 def log_of(client: TestClient, run_id: str) -> str:
@@ -64,6 +70,16 @@ def test_what_a_spare_leaves_behind_holds_the_lease_and_is_killed(tmp_path: Path
         run_id = launch(client, steps=5)
         wait_for(client, run_id, "completed")
         assert not [process for process in psutil.process_iter(["cmdline"]) if str(tmp_path / "runs") in str(process.info["cmdline"])]
+
+
+def test_a_spare_whose_worker_died_is_replaced_before_a_run_is_given_to_it(tmp_path: Path) -> None:
+    """As the kernel ends what takes memory and does nothing."""
+    with serving(tmp_path, spare=True) as client:
+        until(lambda: len(spares(tmp_path)) == 2)
+        shim, worker = sorted(process.pid for process in spares(tmp_path))
+        os.kill(worker, 9)
+        until(lambda: len(found := {process.pid for process in spares(tmp_path)}) == 2 and not found & {shim, worker})
+        assert wait_for(client, launch(client, steps=3), "completed", "interrupted")["state"] == "completed"
 
 
 def test_without_its_spare_a_run_is_launched_as_ever(tmp_path: Path) -> None:

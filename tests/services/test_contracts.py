@@ -2,16 +2,19 @@
 
 import os
 import shutil
+import sqlite3
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+from sqlalchemy.exc import OperationalError
 from starlette.testclient import TestClient
 
 from app.services import supervisor
 from app.services.lifecycle import TRANSITIONS
+from app.store import engine
 from cognate.rundir import RunDir, read_json
 from tests.service import HOLD, launch, serving, steps_of, until, wait_for
 
@@ -155,6 +158,40 @@ def test_a_full_disk_pauses_the_run_until_there_is_space(tmp_path: Path, monkeyp
         wait_for(client, run_id, "completed")
 
 
+def test_a_run_that_waits_for_space_can_be_told_to_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    free = [0]
+    monkeypatch.setattr(supervisor.Supervisor, "_free_bytes", lambda _: free[0])
+    with serving(tmp_path, "--fault", "full@7") as client:
+        run_id = launch(client, steps=20)
+        wait_for(client, run_id, "paused")
+        assert client.post(f"/v1/runs/{run_id}/pause").json()["state_reason"] == "user_pause"
+        free[0] = 1 << 40
+        client.app.state.parts.supervisor.look()  # type: ignore[attr-defined]
+        assert client.get(f"/v1/runs/{run_id}").json()["state"] == "paused"
+
+
+def test_space_for_a_first_checkpoint_is_estimated_and_tried_later_each_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What had no checkpoint yet was launched again at once, from the start, for ever."""
+    monkeypatch.setattr(supervisor, "DISK_FLOOR_BYTES", 0)
+    monkeypatch.setattr(supervisor, "AUTO_RESUME_AFTER_S", 3600.0)
+    free = [0]
+    monkeypatch.setattr(supervisor.Supervisor, "_free_bytes", lambda _: free[0])
+    with serving(tmp_path, "--fault", "always_full@7") as client:
+        run_id = launch(client, steps=20)
+        wait_for(client, run_id, "paused")
+        look = client.app.state.parts.supervisor.look  # type: ignore[attr-defined]
+        free[0] = 2 * 16  # of the one parameter that the fake worker has
+        look()
+        assert client.get(f"/v1/runs/{run_id}").json()["attempt"] == 1
+        free[0] += 1
+        look()
+        until(lambda: (run := client.get(f"/v1/runs/{run_id}").json())["state"] == "paused" and run["attempt"] == 2)
+        for _ in range(3):
+            look()
+        run = client.get(f"/v1/runs/{run_id}").json()
+        assert (run["state"], run["attempt"], run["auto_resumes"]) == ("paused", 2, 1)
+
+
 def test_a_worker_that_a_full_disk_silenced_is_not_called_crashed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(supervisor.Supervisor, "_free_bytes", lambda _: 1000)
     with serving(tmp_path, "--fault", "crash@7") as client:
@@ -182,6 +219,20 @@ def test_a_worker_that_hangs_is_replaced_when_asked_so(tmp_path: Path) -> None:
         assert [event["state"] for event in told][2:5] == ["running", "interrupted", "queued"]
         assert told[3]["reason"] == "stalled"
         assert all(after["state"] in TRANSITIONS[before["state"]].values() for before, after in pairwise(told))
+
+
+@pytest.mark.usefixtures("_soon")
+def test_a_kill_ends_a_run_whose_stalled_worker_is_being_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asked for while the worker is ended to be launched again, it must not pass for what is done already."""
+    with serving(tmp_path, "--fault", "hang@7", stall_after_s=0.5, on_stall="restart", auto_resume=1) as client:
+        executor = client.app.state.parts.supervisor._executor  # type: ignore[attr-defined]
+        kill = executor.kill
+        monkeypatch.setattr(executor, "kill", lambda _: None)  # a process that is stuck in a driver
+        run_id = launch(client, steps=20)
+        until(lambda: client.get(f"/v1/runs/{run_id}").json()["state_reason"] == "stalled")
+        assert client.post(f"/v1/runs/{run_id}/kill").json()["state"] == "stopping"
+        monkeypatch.setattr(executor, "kill", kill)
+        assert wait_for(client, run_id, "stopped")["state_reason"] == "user_kill"
 
 
 # --- the queue --------------------------------------------------------------------------------------------------
@@ -430,6 +481,44 @@ def test_a_run_at_rest_is_deleted_with_all_it_left(tmp_path: Path) -> None:
         assert not list((tmp_path / "runs").glob(".*deleted"))
         wait_for(client, other, "completed")
         assert steps_of(client, other) == [1, 2]
+
+
+def has_no_space(_: object) -> None:
+    error = sqlite3.OperationalError("database or disk is full")
+    error.sqlite_errorcode = sqlite3.SQLITE_FULL
+    raise OperationalError("commit", {}, error)
+
+
+@pytest.mark.parametrize("what", ["run", "checkpoint"])
+def test_what_could_not_be_deleted_is_all_there(what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a full disk the database refuses, after the files were moved aside."""
+    with serving(tmp_path) as client:
+        run_id = launch(client, steps=5)
+        wait_for(client, run_id, "completed")
+        (checkpoint,) = client.get(f"/v1/runs/{run_id}/checkpoints").json()["data"]
+        path = f"/v1/runs/{run_id}" if what == "run" else f"/v1/checkpoints/{checkpoint['id']}"
+        with monkeypatch.context() as patch:
+            patch.setattr(engine.Session, "commit", has_no_space)
+            assert client.delete(path).status_code == 507
+        assert client.post(f"/v1/checkpoints/{checkpoint['id']}/verify").json()["ok"]
+        assert client.delete(path).status_code == 204
+        assert not list((tmp_path / "runs").rglob("*.deleted"))
+
+
+def test_what_a_killed_server_was_deleting_goes_or_comes_back(tmp_path: Path) -> None:
+    with serving(tmp_path) as client:
+        run_id = launch(client, steps=5)
+        wait_for(client, run_id, "completed")
+    run = RunDir(tmp_path / "runs" / run_id)
+    run.checkpoint(5).rename(run.checkpoints / ".step_000005.deleted")
+    (run.checkpoints / ".step_000003.deleted").mkdir()
+    run.path.rename(tmp_path / "runs" / f".{run_id}.deleted")
+    gone = tmp_path / "runs" / ".run_gone.deleted"
+    gone.mkdir()
+    with serving(tmp_path) as client:
+        (checkpoint,) = client.get(f"/v1/runs/{run_id}/checkpoints").json()["data"]
+        assert client.post(f"/v1/checkpoints/{checkpoint['id']}/verify").json()["ok"]
+    assert not list((tmp_path / "runs").rglob("*.deleted"))
 
 
 def test_a_number_is_not_given_twice_though_the_run_that_had_it_is_gone(tmp_path: Path) -> None:

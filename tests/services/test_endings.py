@@ -66,6 +66,25 @@ def test_a_worker_that_vanished_is_explained_by_what_it_left(ended: Exit, reason
     assert words in str(detail)
 
 
+PAUSE_ASKED = Run(id="run", state=State.PAUSING, state_reason=Reason.USER_PAUSE)
+
+
+@pytest.mark.parametrize(
+    ("said", "fact", "ended"),
+    [
+        (attempt(), Fact.VANISHED, Exit(signal=9)),
+        (attempt(), Fact.VANISHED, Exit(rebooted=True)),
+        (attempt(), Fact.VANISHED, Exit()),
+        (attempt("failed", reason="disk_full", detail="no space"), Fact.OUT_OF_DISK, Exit(1)),
+    ],
+)
+def test_a_pause_that_a_person_asked_for_is_one_however_it_ended(said: Attempt, fact: Fact, ended: Exit) -> None:
+    """Killed, or out of disk, before it had saved: by its reason the run would else go on by itself."""
+    reason, detail = explain(PAUSE_ASKED, said, fact, ended)
+    assert reason == Reason.USER_PAUSE
+    assert detail
+
+
 def test_a_run_that_is_lost_again_and_again_waits_longer_each_time_but_not_for_ever() -> None:
     """At the 512th time, of 1000 that can be asked for, an overflow ended every look of the supervisor."""
     delays = [auto_resume_after(times) for times in (0, 1, 2, 3, 4, 512, 1000)]

@@ -172,6 +172,23 @@ def test_the_newest_of_what_a_person_asked_for_stays(tmp_path: Path, monkeypatch
         until(lambda: {path.name for path in (tmp_path / "jobs").iterdir()} == {made[1], made[3]})
 
 
+def test_a_clock_that_is_set_back_leaves_the_newest_job_the_newest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its time a job of today was older than those of a tomorrow that has not come, and its files were removed as it ended."""
+    monkeypatch.setattr(jobs, "FOLDERS_KEPT", 2)
+    monkeypatch.setattr(jobs, "LASTING", frozenset({"odd"}))
+    true_uuid, ids = jobs.uuid7, iter([f"ffffffff-0000-7000-8000-00000000000{number}" for number in range(3)])
+    monkeypatch.setattr(jobs, "uuid7", lambda: next(ids, None) or true_uuid())
+    with serving(tmp_path) as client:
+        tomorrow = [ended(client, start(client, "odd", result={}))["id"] for _ in range(3)]
+        today = [ended(client, start(client, "odd", result={}))["id"] for _ in range(2)]
+        until(lambda: {path.name for path in (tmp_path / "jobs").iterdir()} == set(today))
+        listed = [job["id"] for job in client.get("/v1/jobs").json()["data"]]
+        assert listed == [*reversed(today), *reversed(tomorrow)]
+        first = client.get("/v1/jobs", params={"limit": 3}).json()
+        rest = client.get("/v1/jobs", params={"limit": 3, "after": first["next_cursor"]}).json()
+        assert [job["id"] for job in first["data"] + rest["data"]] == listed
+
+
 def test_a_result_that_cannot_be_noted_keeps_no_run_from_being_looked_after(tmp_path: Path) -> None:
     asked: list[Any] = []
 
