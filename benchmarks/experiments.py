@@ -8,7 +8,7 @@ one line of RESULTS.jsonl and is never computed twice, so an interrupted study g
     optimizers  each rival's matrix and embedding rates tuned by the same search, then three seeds of each at its best
     ablation    plain attention, + memory, + recursion, both, at equal steps and at equal time; and what halting saves
     late        ten epochs over little data, where Grokfast promises most
-    report      the numbers of the user's report
+    report      the numbers of the Phase 1 report
     time        the optimizers at equal time instead of equal steps
     seeds       six seeds of the optimizers whose difference is no larger than the noise
     wide        the optimizers again on a model of four times the parameters for twice the steps
@@ -140,7 +140,7 @@ def seeds(book: Book) -> None:
 
 
 def report(book: Book) -> None:
-    """The numbers of the user's report, which were not tuned for this model or data."""
+    """The numbers of the Phase 1 report, which were not tuned for this model or data."""
     trial = Trial("mugrokfast-0.3", 1e-3, 1e-3, model=ONE_LOOK, optimizer_options=(("adamw_lr", 1e-3),))
     print("the report's numbers", book.mean(trial), flush=True)
 

@@ -3,9 +3,10 @@
     make bench-levers ARGS="RESULTS.jsonl [renumber graphs mbpp_mutations choice dropout weight_ema ...] [--steps 2000] [--seeds 1 2 3]"
 
 Each lever is tried on the datasets it is for, beside the same run without it: same seeds, same number of steps, the loop that `cognate
-train` uses. Measured are validation rows, never test rows, so that nothing is chosen by these: the figures of `cognate evaluate`, and
-the loss on the answers alone, nats a byte (whatever the tokens are), which moves long before accuracy does. Every outcome is one
-line of RESULTS.jsonl and is never computed twice. The model is that of the optimizer studies: one application of the recursion.
+train` uses. The datasets are those in COGNATE_DATA_DIR, else in data/. Measured are validation rows, never test rows, so that nothing
+is chosen by these: the figures of `cognate evaluate`, and the loss on the answers alone, nats a byte (whatever the tokens are), which
+moves long before accuracy does. Every outcome is one line of RESULTS.jsonl and is never computed twice. The model is that of the
+optimizer studies: one application of the recursion.
 """
 
 from __future__ import annotations

@@ -133,7 +133,8 @@ class DataConfig(_Section):
 
     datasets: tuple[DatasetName, ...] | None = Field(None, min_length=1, description="Datasets to use; empty means every available one.")
     source: Literal["auto", "real", "synthetic"] = Field(
-        "auto", description="Real data, built-in generated problems, or real data where there is a data folder or anything fetched."
+        "auto",
+        description="auto: real data where there is a data folder or anything fetched, else generated problems; real: real data only; synthetic: generated problems only.",
     )
     extra: tuple[Annotated[str, Field(pattern=rf"^{EXTRA_NAME}(:[123])?$")], ...] = Field(
         (), max_length=16, description="Your own data: names of files in the data folder's `extra`, each as NAME or NAME:STAGE (1, 2 or 3)."

@@ -10,7 +10,7 @@
         worker.log                  what it printed
     afterwards.jsonl                what was measured of it once it was over, as a journal's lines
     checkpoints/step_000500/        complete once it has this name
-    checkpoints/pinned.json         steps of those that are never deleted
+    checkpoints/pinned.json         steps of those that are kept as long as the run
     checkpoints/best.json           step and held-out loss of the best one
     wandb/mirror.json               what the Weights & Biases mirror has taken up (mirror.py)
 

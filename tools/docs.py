@@ -66,7 +66,10 @@ one waits for a resume, also where the worker was killed or the disk was full be
 BESIDE = """\
 A row is what one step was like, the logged one; steps between two rows are told of by their place and pace only. Beside the 37
 the `progress` of a row in the journal has `gate_mean` and `gate_entropy` (nats) of the memory gates, `qk_clips` so far, and
-`loss_choice` and `choice_accuracy` where multiple choice is trained on ([levers.md](levers.md))."""
+`loss_choice` and `choice_accuracy` where multiple choice is trained on ([levers.md](levers.md)).
+
+What is measured at the end of an epoch is measured at the run's last step too, but for `epoch_time_minutes`; `val_loss`,
+`val_perplexity` and `curriculum_stage` also at step 0, of the untrained model."""
 
 
 def metrics_page() -> str:

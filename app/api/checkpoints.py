@@ -70,7 +70,9 @@ def edit_checkpoint(checkpoint_id: CheckpointId, body: PinIn, service: Service) 
     return checkpoint_out(service.runs.pin(checkpoint_id, body.pinned))
 
 
-@router.delete("/{checkpoint_id}", status_code=204, summary="Delete it; its run must be at rest", responses=refusals("run_active"))
+@router.delete(
+    "/{checkpoint_id}", status_code=204, summary="Delete it; its run must be at rest, and it not pinned", responses=refusals("run_active")
+)
 def delete_checkpoint(checkpoint_id: CheckpointId, service: Service) -> None:
     service.runs.delete_checkpoint(checkpoint_id)
 

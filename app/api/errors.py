@@ -37,7 +37,10 @@ PROBLEMS: dict[str, tuple[int, str]] = {
     "invalid_config": (422, "The configuration cannot be run; `errors` lists each field at fault."),
     "invalid_transition": (409, "The run's state does not allow this command; `allowed_commands` lists those it does."),
     "idempotency_key_reused": (422, "The Idempotency-Key came before with another request; a new request needs a new key."),
-    "run_active": (409, "The run, or the run of this checkpoint, is at work or waiting to be; it must be at rest for this."),
+    "run_active": (
+        409,
+        "The run, or the run of this checkpoint, is at work or waiting to be, or the checkpoint is pinned; `detail` says which.",
+    ),
     "version_mismatch": (412, "The run is no longer in the version that If-Match names; look again."),
     "duplicate_external_id": (409, "Another run already has this external_id; `run_id` names it."),
     "state_changed": (409, "The run changed while the command was being carried out; look again and repeat it."),

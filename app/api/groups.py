@@ -87,7 +87,12 @@ def stop_group(group_id: GroupId, service: Service, response: Response, once: Id
     return _command(service, response, group_id, Command.STOP, manner, once)
 
 
-@router.post("/{group_id}/kill", status_code=202, summary="End every process of the group at once", responses=_COMMANDED)
+@router.post(
+    "/{group_id}/kill",
+    status_code=202,
+    summary="End every process of the group at once, saving nothing; these runs cannot be resumed",
+    responses=_COMMANDED,
+)
 def kill_group(group_id: GroupId, service: Service, response: Response, once: Idempotent) -> GroupOut:
     return _command(service, response, group_id, Command.KILL, Manner(), once)
 

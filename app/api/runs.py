@@ -179,7 +179,12 @@ def stop_run(run_id: RunId, service: Service, response: Response, once: Idempote
     return _command(service, response, run_id, Command.STOP, manner, once)
 
 
-@router.post("/{run_id}/kill", status_code=202, summary="End the run's processes at once, saving nothing", responses=_COMMANDED)
+@router.post(
+    "/{run_id}/kill",
+    status_code=202,
+    summary="End the run's processes at once, saving nothing; it cannot be resumed",
+    responses=_COMMANDED,
+)
 def kill_run(run_id: RunId, service: Service, response: Response, once: Idempotent) -> RunOut:
     return _command(service, response, run_id, Command.KILL, Manner(), once)
 

@@ -213,7 +213,7 @@ def stop(
 
 @app.command()
 def kill(runs: References, wait: Wait = False, url: Url = LOCAL, token: Token = None, as_json: AsJson = False) -> None:
-    """End its processes at once, saving nothing."""
+    """End its processes at once, saving nothing; it cannot be resumed."""
     _command(at(url, token), "kill", runs, {}, wait, as_json)
 
 

@@ -123,7 +123,7 @@ def stop(
 
 @groups.command("kill")
 def kill(group: Group, url: Url = LOCAL, token: Token = None, as_json: AsJson = False) -> None:
-    """End every process of the group at once, saving nothing."""
+    """End every process of the group at once, saving nothing; these runs cannot be resumed."""
     _command(group, "kill", {}, url, token, as_json)
 
 

@@ -122,7 +122,8 @@ ABOUT: Mapping[Ailment, About] = {
         "no word for `COGNATE_STALL_AFTER_S` seconds; with `COGNATE_ON_STALL=restart` it is replaced",
         "it speaks again, or ended",
         "seconds of silence, and the last step",
-        "Look at the end of the worker's log. Kill loses the steps since the last checkpoint, which resume does again.",
+        "Look at the end of the worker's log. Kill ends the run for good; a fork goes on from its newest checkpoint. To have silent "
+        "workers replaced instead, start the service with COGNATE_ON_STALL=restart.",
     ),
 }  # fmt: skip
 

@@ -56,7 +56,10 @@ def diversity(
     runs: Runs,
     as_json: Annotated[bool, typer.Option("--json", help="Print the whole report as one object.")] = False,
     data: Annotated[
-        Path | None, typer.Option(envvar="COGNATE_DATA_DIR", help="Folder of Parquet datasets; without it, generated problems.")
+        Path | None,
+        typer.Option(
+            envvar="COGNATE_DATA_DIR", help="Folder of Parquet datasets, beside what was fetched; without any, generated problems."
+        ),
     ] = None,
 ) -> None:
     """How different the models of a group are, measured on the same held-out texts."""

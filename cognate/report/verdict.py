@@ -44,13 +44,16 @@ def judge(config: RunConfig, facts: Facts) -> tuple[Finding, ...]:
 def _data(config: RunConfig, facts: Facts) -> Iterator[Finding]:
     plan = facts.plan
     if plan.error is not None:
-        remedy = "Give a data folder (COGNATE_DATA_DIR or --data) that holds the chosen datasets; docs/readiness.md has its layout."
+        remedy = (
+            "Give a data folder (COGNATE_DATA_DIR or --data) that holds the chosen datasets; docs/data.md lists its files. "
+            "Or fetch them: cognate data fetch."
+        )
         yield Finding("data_missing", "blocker", f"There is nothing to train on: {plan.error}.", remedy)
         return
     chosen = [dataset for dataset in plan.datasets if dataset.state != "not chosen"]
     if missing := [dataset for dataset in chosen if dataset.state == "missing"]:
         names = ", ".join(dataset.name for dataset in missing)
-        remedy = "Add their Parquet files to the data folder, or name the wanted ones in data.datasets."
+        remedy = "Add their Parquet files to the data folder, fetch them (cognate data fetch), or name the wanted ones in data.datasets."
         yield Finding(
             "datasets_missing", "warning", f"{len(missing)} of {len(chosen)} datasets are not there and are left out: {names}.", remedy
         )

@@ -1,4 +1,4 @@
-"""A hub of this machine: the few answers of huggingface.co that the `datasets` library asks for, over HTTP.
+"""A stand-in for huggingface.co: the few answers that the `datasets` library asks for, over HTTP.
 
 A repository is its files at one commit. Whatever else is asked for is 404.
 """

@@ -127,4 +127,4 @@ class QueueIn(In):
 class PinIn(In):
     model_config = ConfigDict(json_schema_extra={"examples": [{"pinned": True}]})
 
-    pinned: bool = Field(description="A pinned checkpoint is never deleted.")
+    pinned: bool = Field(description="A pinned checkpoint is kept as long as its run.")
