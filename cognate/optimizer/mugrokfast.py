@@ -29,6 +29,7 @@ from torch.nn.utils import get_total_norm
 from torch.optim.adamw import adamw
 
 from cognate.optimizer.blocks import blocks, narrow, wide_dtype, wide_like, widen
+from cognate.optimizer.checks import check_group, check_ranges
 from cognate.optimizer.equations import (
     Alive,
     Scalar,
@@ -140,8 +141,8 @@ class MuGrokfast(torch.optim.Optimizer):
             "grokfast_ramp_steps": grokfast_ramp_steps,
             "eps": eps,
         }
-        _check_ranges({**numbers, "muon_lr": muon_lr, "embedding_lr": embedding_lr, "adamw_lr": adamw_lr})
-        _check_ranges({"beta1": betas[0], "beta2": betas[1], "qk_clip": qk_clip, "gradient_clip": self._gradient_clip})
+        check_ranges({**numbers, "muon_lr": muon_lr, "embedding_lr": embedding_lr, "adamw_lr": adamw_lr})
+        check_ranges({"beta1": betas[0], "beta2": betas[1], "qk_clip": qk_clip, "gradient_clip": self._gradient_clip})
         if state_dtype not in (None, torch.float32, torch.bfloat16):
             raise ValueError(f"state_dtype is {state_dtype}; it must be torch.float32, torch.bfloat16 or None")
         # "fused": torch then restores a "step" to its parameter's device, where fused AdamW wants it.
@@ -152,7 +153,7 @@ class MuGrokfast(torch.optim.Optimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add one group for each kind of tensor in `param_group`, or one of the kind it brings."""
-        _check_group(param_group)
+        check_group(param_group)
         by_kind: dict[Kind, list[tuple[str, Tensor]]] = {"matrix": [], "embedding": [], "vector": []}
         for item in param_group["params"]:
             if not isinstance(item, tuple):
@@ -428,29 +429,6 @@ _OWN = (
     "_observed",
     "grad_norm",
 )
-
-
-def _check_group(group: Mapping[str, Any]) -> None:
-    """Raises ValueError for a setting that is out of range, or of the whole optimizer and no group's own."""
-    for name in ("muon_lr", "embedding_lr", "adamw_lr", "qk_clip", "gradient_clip", "orthogonalization_dtype", "state_dtype", "capturable"):
-        if name in group:
-            raise ValueError(f"{name} is the whole optimizer's; a group has its rate in lr, and none of its own of the others")
-    own = ("lr", "momentum", "weight_decay", "grokfast_alpha", "grokfast_lambda", "grokfast_ramp_steps", "eps")
-    _check_ranges({name: group[name] for name in own if name in group})
-    if "betas" in group:
-        _check_ranges(dict(zip(("beta1", "beta2"), group["betas"], strict=True)))
-
-
-def _check_ranges(options: Mapping[str, float]) -> None:
-    for name, value in options.items():
-        if name in {"momentum", "grokfast_alpha", "beta1", "beta2"}:
-            if not 0 <= value < 1:
-                raise ValueError(f"{name} is {value}; it must be at least 0 and below 1")
-        elif name in {"qk_clip", "gradient_clip"}:
-            if not value > 0:
-                raise ValueError(f"{name} is {value}; it must be above 0")
-        elif not 0 <= value < math.inf:
-            raise ValueError(f"{name} is {value}; it must be a finite number of at least 0")
 
 
 def _alike(group: Group) -> list[list[Tensor]]:
