@@ -38,7 +38,6 @@ from app.api.deps import Parts
 from app.api.security import Gate, GateMiddleware, sha256
 from app.executors.base import Executor
 from app.executors.local import LocalExecutor
-from app.services import removal
 from app.services.datasets import DatasetService
 from app.services.evaluations import EvaluationService, note_evaluation
 from app.services.hub import Hub
@@ -77,8 +76,7 @@ def create_app(settings: Settings | None = None, executor: Executor | None = Non
             hub.attach(asyncio.get_running_loop())
             parts = assemble(settings, executor, hub, gate)
             app.state.parts = parts
-            with parts.store.read() as session:
-                removal.settle(session, settings.runs)
+            parts.runs.settle()
             parts.supervisor.start()
             parts.mirrors.start()
             if quickstart:

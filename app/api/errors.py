@@ -55,7 +55,7 @@ PROBLEMS: dict[str, tuple[int, str]] = {
     "unsupported_media_type": (415, "A body must be application/json."),
     "body_too_large": (413, "The body is larger than 64 KiB."),
     "busy": (503, "The database is locked by another process; try again."),
-    "disk_full": (507, "The disk is full: what was asked for was not done. It can be asked for again once there is space."),
+    "disk_full": (507, "The disk is full: what was asked for was not done. Deleting runs and checkpoints still works, and makes room."),
     "internal": (500, "Something is wrong here that is not the caller's fault; the server's log has the details."),
 }
 

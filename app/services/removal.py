@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
+from sqlalchemy.exc import OperationalError
 from sqlmodel import Session
 
 from app.store import runs
 from app.store.tables import Run
 from cognate.rundir import RunDir
+
+RESERVE_BYTES = 16 << 20
 
 
 class Aside:
@@ -34,6 +39,34 @@ class Aside:
                 shutil.rmtree(doomed, ignore_errors=True)
             else:
                 doomed.rename(path)
+
+
+class Reserve:
+    """Space kept back, so that a full disk does not keep a person from making room on it: a deletion is written down, too."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def keep(self) -> None:
+        """Have it again, where there is space for much more."""
+        if self._path.exists() or shutil.disk_usage(self._path.parent).free < 8 * RESERVE_BYTES:
+            return
+        try:
+            with self._path.open("wb") as file:
+                os.posix_fallocate(file.fileno(), 0, RESERVE_BYTES)
+        except OSError:
+            self._path.unlink(missing_ok=True)
+
+    def around(self, delete: Callable[[], None]) -> None:
+        """Delete, on a full disk with the reserve's space."""
+        try:
+            delete()
+        except OperationalError as error:
+            if "full" not in str(error.orig) or not self._path.exists():
+                raise
+            self._path.unlink()
+            delete()
+        self.keep()
 
 
 def settle(session: Session, runs_dir: Path) -> None:

@@ -16,7 +16,7 @@ from uuid_utils import uuid7
 from app.services.datasets import NoData
 from app.services.lifecycle import AT_REST, Command, Reason, State, advance, allowed_commands, in_effect
 from app.services.mirrors import Mirrors
-from app.services.removal import Aside
+from app.services.removal import Aside, Reserve, settle
 from app.services.supervisor import Supervisor
 from app.settings import Settings
 from app.store import runs
@@ -94,6 +94,13 @@ class RunService:
         self._supervisor = supervisor
         self._mirrors = mirrors
         self._settings = settings
+        self._reserve = Reserve(settings.home / ".reserve")
+
+    def settle(self) -> None:
+        """Before anything is at work: end what a killed server was deleting."""
+        with self._store.read() as session:
+            settle(session, self._settings.runs)
+        self._reserve.keep()
 
     def resolve(self, request: Request) -> RunConfig:
         """The configuration a request would run with; raises ConfigError, or NoData where there is nothing that it could train on."""
@@ -270,6 +277,9 @@ class RunService:
 
     def delete(self, run_id: str, if_version: int | None = None) -> None:
         """Delete a run at rest, with its rows and its directory. Raises NoSuchRun, StillActive, Precondition."""
+        self._reserve.around(lambda: self._delete(run_id, if_version))
+
+    def _delete(self, run_id: str, if_version: int | None) -> None:
         with self._mirrors.without(run_id), Aside() as aside, self._store.write() as write:
             run = runs.get(write.session, run_id)
             _refuse_other_version(run, if_version)
@@ -291,6 +301,9 @@ class RunService:
 
     def delete_checkpoint(self, checkpoint_id: str) -> None:
         """Delete a checkpoint of a run at rest that is not pinned. Raises NoCheckpoint, StillActive."""
+        self._reserve.around(lambda: self._delete_checkpoint(checkpoint_id))
+
+    def _delete_checkpoint(self, checkpoint_id: str) -> None:
         with Aside() as aside, self._store.write() as write:
             checkpoint = runs.checkpoint(write.session, checkpoint_id)
             if runs.get(write.session, checkpoint.run_id).state not in AT_REST:

@@ -125,6 +125,20 @@ def test_a_run_on_a_full_disk_is_paused_until_there_is_space(small_disk: Path) -
     count("6 full disk, service", f"{times(50)} times paused and gone on; answers meanwhile {dict(answers)}")
 
 
+def test_a_full_disk_can_be_cleared_by_deleting(small_disk: Path) -> None:
+    """The database needs space to note a deletion; without a reserve the first thing a person tries was refused."""
+    with service(small_disk / "home", "--step-seconds", "0.001") as found:
+        run_id = launch(found.client, steps=3000)
+        wait_for(found.client, run_id, "completed")
+        (checkpoint, *_) = checkpoints_of(found, run_id)
+        fill(small_disk / "ballast", 0)
+        assert found.client.post("/v1/runs", json={"preset": "quickstart"}).status_code == 507
+        assert found.client.delete(f"/v1/checkpoints/{checkpoint['id']}").status_code == 204
+        assert found.client.delete(f"/v1/runs/{run_id}").status_code == 204
+        assert found.client.get(f"/v1/runs/{run_id}").status_code == 404
+        assert not list((found.home / "runs").glob(f"*{run_id}*"))
+
+
 def checkpoints_of(found: Service, run_id: str) -> list[Any]:
     return list(found.client.get(f"/v1/runs/{run_id}/checkpoints").json()["data"])
 
