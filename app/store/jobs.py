@@ -48,6 +48,8 @@ def page(session: Session, limit: int, after: str | None = None, **equal: str | 
     query = select(Job).order_by(_ORDER.desc()).limit(limit)
     if after is not None:
         place = session.execute(select(_ORDER).select_from(Job).where(col(Job.id) == after)).scalar()
+        if place is None:
+            return []
         query = query.where(place > _ORDER)
     for column, value in equal.items():
         if value is not None:

@@ -187,6 +187,7 @@ def test_a_clock_that_is_set_back_leaves_the_newest_job_the_newest(tmp_path: Pat
         first = client.get("/v1/jobs", params={"limit": 3}).json()
         rest = client.get("/v1/jobs", params={"limit": 3, "after": first["next_cursor"]}).json()
         assert [job["id"] for job in first["data"] + rest["data"]] == listed
+        assert client.get("/v1/jobs", params={"after": f"job_{true_uuid()}"}).json()["data"] == []
 
 
 def test_a_result_that_cannot_be_noted_keeps_no_run_from_being_looked_after(tmp_path: Path) -> None:
