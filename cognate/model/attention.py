@@ -40,7 +40,7 @@ class Sight:
     mask:         [batch or 1, 1, query, key], 0 where the query sees the key, -inf elsewhere; same dtype; or FlexAttention's own;
                   or, with groups, what makes it for the few who need it: it grows with the square of the rows' length
     groups:       which keys each block of queries needs; on the CPU, when long rows begin here
-    slots:       where the tokens go in a Window, when they continue earlier ones
+    slots:        where the tokens go in a Window, when they continue earlier ones
     """
 
     cosine: Tensor

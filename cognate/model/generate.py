@@ -105,12 +105,15 @@ def stream(
     going, current = torch.arange(len(prompt_tokens), device="cpu"), whole
     lengths = torch.tensor([len(prompt) for prompt in prompt_tokens], device="cpu")
     fed = pad_sequence([torch.tensor(prompt, device="cpu") for prompt in prompt_tokens], batch_first=True)
-    draws = [torch.Generator().manual_seed(own) for own in (seeds_of_rows(seed, len(prompt_tokens)) if isinstance(seed, int) else seed)]
+    seeds = seeds_of_rows(seed, len(prompt_tokens)) if isinstance(seed, int) else seed
+    generators = [torch.Generator().manual_seed(own) for own in seeds]
     for left in reversed(range(max_new_tokens)):
         own = lengths.to(device) if fed.size(1) > 1 else None  # a single token is never padding
         read = model.extend(fed.to(device), current, own, adaptive=adaptive, recursions=recursions)
         last = torch.arange(len(going), device=device), lengths.to(device) - 1
-        draw = torch.cat([torch.rand(1, generator=draws[row], device="cpu") for row in going.tolist()])
+        draw = torch.zeros(len(going), device="cpu")
+        if temperature:
+            draw = torch.cat([torch.rand(1, generator=generators[row], device="cpu") for row in going.tolist()])
         new = choose(model.logits(read.answers[last])[:, :vocab_size], draw.to(device), temperature, top_k).cpu()
         if revise is not None:
             new = torch.tensor([revise(row, token) for row, token in zip(going.tolist(), new.tolist(), strict=True)], device="cpu")
