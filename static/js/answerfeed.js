@@ -17,6 +17,7 @@ export class AnswerFeed extends Feed {
     super("/v1/stream", {
       take: (frame) => this.#take(frame),
       load: () => this.poke(),
+      again: () => this.poke(),
       isLoaded: () => this.answer !== null,
       onStatus,
     });

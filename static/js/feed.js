@@ -11,14 +11,16 @@ export class Feed {
   /**
    * path: of the stream; onStatus(status): as in stream.js
    * take(frame): something happened; load(): ask for everything; isLoaded(): whether there is something to show
+   * again(): after a break: ask for what the stream tells once and does not repeat
    */
-  constructor(path, { take, load, isLoaded, onStatus }) {
+  constructor(path, { take, load, again = () => {}, isLoaded, onStatus }) {
     this.#stream = new Stream(path, {
       onFrame: take,
       onFresh: load,
       onStatus: (status) => {
         // What was is there to read even while nothing can be followed.
         if (status === "waiting" && !isLoaded()) load();
+        if (status === "live" && isLoaded()) again();
         onStatus(status);
       },
     });

@@ -19,6 +19,7 @@ export class ListFeed extends Feed {
     super("/v1/stream", {
       take: (frame) => this.#take(frame),
       load: () => this.#startAnew(),
+      again: () => this.#first.poke(0),
       isLoaded: () => this.#isLoaded,
       onStatus,
     });
@@ -32,7 +33,8 @@ export class ListFeed extends Feed {
 
   async loadOlder() {
     const oldest = this.runs.at(-1);
-    this.#keep(await get("/v1/runs", { limit: PAGE, after: oldest.id }));
+    const page = await get("/v1/runs", { limit: PAGE, after: oldest.id });
+    this.#keep(page.data, page.has_more);
   }
 
   #startAnew() {
@@ -42,11 +44,13 @@ export class ListFeed extends Feed {
 
   async #loadFirst() {
     const page = await get("/v1/runs", { limit: PAGE });
-    const hadMore = this.hasMore;
-    const isLonger = this.#runs.size > page.data.length; // older pages were loaded; where they end is what counts
+    const oldest = page.has_more ? page.data.at(-1).id : "";
+    const listed = new Set(page.data.map(({ id }) => id));
+    // In the page's range what it lacks was deleted: the stream tells of that once, and not to who is cut off.
+    for (const id of this.#runs.keys()) if (id >= oldest && !listed.has(id)) this.#runs.delete(id);
+    const isLonger = [...this.#runs.keys()].some((id) => id < oldest); // older pages were loaded; where they end is what counts
     this.#isLoaded = true;
-    this.#keep(page);
-    if (isLonger) this.hasMore = hadMore;
+    this.#keep(page.data, isLonger ? this.hasMore : page.has_more);
   }
 
   async #loadStale() {
@@ -55,17 +59,19 @@ export class ListFeed extends Feed {
       try {
         this.#runs.set(id, await get(`/v1/runs/${id}`));
       } catch (error) {
-        if (error.status === 404) continue; // deleted meanwhile
-        this.#stale.add(id);
-        throw error;
+        if (error.status !== 404) {
+          this.#stale.add(id);
+          throw error;
+        }
+        this.#runs.delete(id); // deleted meanwhile
       }
     }
     this.#onChange();
   }
 
-  #keep(page) {
-    for (const run of page.data) this.#runs.set(run.id, run);
-    this.hasMore = page.has_more;
+  #keep(runs, hasMore) {
+    for (const run of runs) this.#runs.set(run.id, run);
+    this.hasMore = hasMore;
     this.#onChange();
   }
 
@@ -74,6 +80,7 @@ export class ListFeed extends Feed {
     if (frame.type === "deleted") {
       this.#runs.delete(frame.run_id);
       this.#stale.delete(frame.run_id);
+      this.#first.poke(); // an answer that is under way may still have it
       this.#onChange();
       return;
     }

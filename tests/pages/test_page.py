@@ -11,7 +11,7 @@ from typing import Literal
 
 import httpx
 import pytest
-from playwright.sync_api import Browser, ConsoleMessage, Page, Route, expect
+from playwright.sync_api import Browser, ConsoleMessage, Page, Route, WebSocketRoute, expect
 
 from cognate.config import MEASURED, resolve
 from tests.pages.conftest import Server, page_of
@@ -170,6 +170,28 @@ def test_what_is_renamed_or_deleted_elsewhere_is_so_in_the_list(page: Page, serv
     assert len(refused) == 1
     httpx.delete(f"{server.url}/v1/runs/{gone}").raise_for_status()
     expect(page.locator(f"tr[data-run={gone}]")).to_have_count(0)
+
+
+def test_a_run_deleted_while_the_page_was_cut_off_leaves_the_list(page: Page, server: Server) -> None:
+    """The stream does not repeat it: a list that is live again and shows what is not there is worse than one that says it is cut off."""
+    kept, gone = server.launch(max_steps=2), server.launch(max_steps=2)
+    sockets: list[WebSocketRoute] = []
+
+    def connect(socket: WebSocketRoute) -> None:
+        if sockets:
+            httpx.delete(f"{server.url}/v1/runs/{gone}").raise_for_status()
+        sockets.append(socket)
+        socket.connect_to_server()
+
+    page.route_web_socket(re.compile("/v1/stream"), connect)
+    page.goto("/")
+    for run_id in (kept, gone):
+        expect(page.locator(f"tr[data-run={run_id}] .state")).to_have_text("completed")
+    sockets[0].close()
+    expect(page.locator("#connection")).to_have_text("disconnected")
+    expect(page.locator("#connection")).to_have_text("live")
+    expect(page.locator(f"tr[data-run={gone}]")).to_have_count(0)
+    expect(page.locator(f"tr[data-run={kept}]")).to_have_count(1)
 
 
 def test_only_what_was_changed_is_sent(page: Page) -> None:
