@@ -65,13 +65,16 @@ def verify_files(checkpoint_id: CheckpointId, service: Service) -> VerificationO
     return VerificationOut(ok=True, detail=None)
 
 
-@router.patch("/{checkpoint_id}", summary="Pin it, or let it go")
+@router.patch("/{checkpoint_id}", summary="Pin it, or let it go; its run's stream tells of it")
 def edit_checkpoint(checkpoint_id: CheckpointId, body: PinIn, service: Service) -> CheckpointOut:
     return checkpoint_out(service.runs.pin(checkpoint_id, body.pinned))
 
 
 @router.delete(
-    "/{checkpoint_id}", status_code=204, summary="Delete it; its run must be at rest, and it not pinned", responses=refusals("run_active")
+    "/{checkpoint_id}",
+    status_code=204,
+    summary="Delete it; its run must be at rest, and it not pinned; the run's stream tells of it",
+    responses=refusals("run_active"),
 )
 def delete_checkpoint(checkpoint_id: CheckpointId, service: Service) -> None:
     service.runs.delete_checkpoint(checkpoint_id)

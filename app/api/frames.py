@@ -3,6 +3,7 @@
     hello {version, cursor, heartbeat_s}      snapshot {runs}           heartbeat {cursor}
     event {cursor, seq, run_id, attempt, kind, at, step, data}          progress {run_id, progress}
     batch {cursor, run_id, columns}           gap {from, to, refetch}   error {problem, detail}     bye {reason}
+    deleted {run_id}                          queue {held}
 
 A cursor is "<epoch>.<seq>": epoch names the database, seq counts events and metric rows together.
 """
@@ -54,6 +55,8 @@ class Framing:
                 yield frame(type="progress", run_id=run_id, progress=together[-1].body)
             elif kind == "deleted":
                 yield frame(type="deleted", run_id=run_id)
+            elif kind == "queue":
+                yield frame(type="queue", **together[-1].body)
             else:
                 yield from map(self._event, together)
 

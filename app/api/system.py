@@ -16,6 +16,7 @@ from app.api.schemas.together import DeviceOut, QueueOut
 from app.api.security import BODY_LIMIT
 from app.services.lifecycle import State
 from app.store import runs
+from app.store.engine import Message
 from cognate import __version__
 
 router = APIRouter(tags=["system"])
@@ -69,10 +70,11 @@ def get_queue(service: Service) -> QueueOut:
         return QueueOut(held=runs.is_held(session), data=[run_out(run, queue) for run in runs.in_states(session, [State.QUEUED])])
 
 
-@router.put("/v1/queue", summary="Hold queued runs back, or let them go")
+@router.put("/v1/queue", summary="Hold queued runs back, or let them go; streams tell of it")
 def put_queue(body: QueueIn, service: Service) -> QueueOut:
     with service.store.write() as write:
         runs.hold(write, body.held)
+        write.tell(Message(0, "", "queue", {"held": body.held}))
     service.supervisor.wake()
     return get_queue(service)
 

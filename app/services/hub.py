@@ -1,8 +1,9 @@
 """Fan-out: what was committed, to everyone who follows along. No subscriber can hold up another, or a commit.
 
 publish() is called by whatever thread committed, in commit order. A subscription keeps what its client has not taken yet,
-within bounds: rows wait to travel together, progress keeps the newest. Past the bounds it keeps nothing and says so, and the
-client is read to from the log instead; so one that stands still costs QUEUE_BYTES and misses nothing.
+within bounds: rows wait to travel together, of what is not in the log the newest of each kind and run is kept. Past the bounds it
+keeps no more than that and says so, and the client is read to from the log instead; so one that stands still costs QUEUE_BYTES and
+misses nothing.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class Subscription:
     def __init__(self, wants: Callable[[Message], bool]) -> None:
         self._wants = wants
         self._queue: deque[Message] = deque()
-        self._progress: dict[str, Message] = {}
+        self._passing: dict[tuple[str, str], Message] = {}
         self._events = 0
         self._bytes = 0
         self._overflown = False
@@ -66,12 +67,12 @@ class Subscription:
         if self._overflown:
             self._overflown = False
             self._empty()
-            if self._progress:
+            if self._passing:
                 self._ready.set()
             raise Overflow
-        taken = [*self._queue, *self._progress.values()]
+        taken = [*self._queue, *self._passing.values()]
         self._empty()
-        self._progress.clear()
+        self._passing.clear()
         return taken
 
     async def rest(self, seconds: float) -> None:
@@ -90,8 +91,8 @@ class Subscription:
         self._ready.set()
 
     def _keep(self, message: Message, size: int) -> None:
-        if message.type == "progress":
-            self._progress[message.run_id] = message
+        if message.seq == 0:
+            self._passing[message.type, message.run_id] = message
         elif not self._overflown:
             self._queue.append(message)
             self._bytes += size

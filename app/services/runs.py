@@ -293,6 +293,8 @@ class RunService:
         """Keep a checkpoint whatever comes, or no longer. Raises NoCheckpoint."""
         with self._store.write() as write:
             checkpoint = runs.checkpoint(write.session, checkpoint_id)
+            if checkpoint.is_pinned != is_pinned:
+                _tell(write, checkpoint, "checkpoint_edited", pinned=is_pinned)
             checkpoint.is_pinned = is_pinned
             write.session.flush()
             pinned = [row.step for row in runs.checkpoints(write.session, checkpoint.run_id) if row.is_pinned and row.removed_at is None]
@@ -311,10 +313,17 @@ class RunService:
             if checkpoint.is_pinned:
                 raise StillActive("the checkpoint is pinned; unpin it first")
             checkpoint.removed_at = time.time()
+            _tell(write, checkpoint, "checkpoint_deleted")
             aside.take(self._path(checkpoint))
 
     def _path(self, checkpoint: Checkpoint) -> Path:
         return RunDir(self._settings.runs / checkpoint.run_id).checkpoint(checkpoint.step)
+
+
+def _tell(write: Write, checkpoint: Checkpoint, kind: str, **data: Any) -> None:
+    """Who follows the run hears what was done with its checkpoint."""
+    attempt = runs.get(write.session, checkpoint.run_id).attempt
+    runs.add_event(write, checkpoint.run_id, attempt, kind, time.time(), checkpoint.step, {"checkpoint_id": checkpoint.id, **data})
 
 
 class _Directories:

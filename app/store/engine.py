@@ -40,7 +40,7 @@ class NewerSchema(RuntimeError):
 
 @dataclass(frozen=True)
 class Message:
-    """Something that was committed, for those who follow along. `seq` 0: a passing value that is not kept."""
+    """Something that was committed, for those who follow along. `seq` 0: it is not kept. `run_id` "": it is of no run."""
 
     seq: int
     run_id: str

@@ -1,7 +1,9 @@
-// One answer of the service, looked at again whenever something happens to a run.
+// One answer of the service, looked at again whenever something happens to a run or the queue.
 
 import { get } from "./api.js";
 import { Feed } from "./feed.js";
+
+const TELLING = new Set(["event", "deleted", "queue"]);
 
 export class AnswerFeed extends Feed {
   /** What the service says, or null before it has. */
@@ -40,7 +42,7 @@ export class AnswerFeed extends Feed {
   }
 
   #take(frame) {
-    if (frame.type === "event" || frame.type === "deleted") this.#looker.poke();
+    if (TELLING.has(frame.type)) this.#looker.poke();
     else if (frame.type === "progress") this.#onProgress(frame.run_id, frame.progress);
   }
 }

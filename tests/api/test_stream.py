@@ -295,6 +295,34 @@ def test_a_deleted_run_is_told_of_and_the_stream_goes_on(client: TestClient) -> 
         assert stream.receive_json()["run_id"] == second
 
 
+def test_who_follows_is_told_that_the_queue_is_held_and_let_go(client: TestClient) -> None:
+    with connect(client, "/v1/stream?after=now") as stream:
+        assert [stream.receive_json()["type"] for _ in range(2)] == ["hello", "snapshot"]
+        for is_held in (True, False):
+            assert client.put("/v1/queue", json={"held": is_held}).status_code == 200
+            assert stream.receive_json() == {"type": "queue", "held": is_held}
+
+
+def test_who_follows_a_run_is_told_what_becomes_of_its_checkpoints(client: TestClient) -> None:
+    """And nothing of the queue, which is no run's. What changes nothing is not told."""
+    run_id = launch(client, steps=2)
+    wait_for(client, run_id, "completed")
+    (checkpoint,) = client.get(f"/v1/runs/{run_id}/checkpoints").json()["data"]
+    path = f"/v1/checkpoints/{checkpoint['id']}"
+    with connect(client, f"/v1/runs/{run_id}/stream?after=now") as stream:
+        assert [stream.receive_json()["type"] for _ in range(2)] == ["hello", "snapshot"]
+        client.put("/v1/queue", json={"held": False})
+        for is_pinned in (True, True, False):
+            client.patch(path, json={"pinned": is_pinned})
+        assert client.delete(path).status_code == 204
+        told = [stream.receive_json() for _ in range(3)]
+    assert [(frame["kind"], frame["step"], frame["data"]) for frame in told] == [
+        ("checkpoint_edited", 2, {"checkpoint_id": checkpoint["id"], "pinned": True}),
+        ("checkpoint_edited", 2, {"checkpoint_id": checkpoint["id"], "pinned": False}),
+        ("checkpoint_deleted", 2, {"checkpoint_id": checkpoint["id"]}),
+    ]
+
+
 def test_the_stream_of_an_unknown_run_is_refused(client: TestClient) -> None:
     with connect(client, f"/v1/runs/run_{'0' * 36}/stream") as socket:
         assert socket.receive_json()["problem"] == "not_found"

@@ -367,6 +367,18 @@ def test_checkpoints_show_their_digests_and_the_configuration_its_differences(pa
     expect(page.locator(".configuration .changed", has_text="max_steps")).to_contain_text(f"40 instead of {preset}")
 
 
+def test_a_checkpoint_deleted_elsewhere_is_shown_as_removed(page: Page, server: Server) -> None:
+    run_id = server.launch(max_steps=20)
+    open_run(page, run_id)
+    expect_state(page, "completed")
+    expect(page.locator(".checkpoints")).to_contain_text("kept")
+    expect(page.locator("#connection")).to_have_text("live")
+    (checkpoint,) = server.get(f"/v1/runs/{run_id}/checkpoints")["data"]
+    httpx.delete(f"{server.url}/v1/checkpoints/{checkpoint['id']}").raise_for_status()
+    expect(page.locator(".checkpoints")).to_contain_text("removed")
+    expect(page.get_by_role("link", name="Fork")).to_have_count(0)
+
+
 def test_an_evaluation_is_asked_for_and_its_figures_stand_beside_what_they_mean(page: Page, server: Server) -> None:
     open_run(page, server.launch())
     expect_state(page, "completed")
@@ -516,6 +528,18 @@ def test_the_queue_is_reordered_and_let_go(page: Page, server: Server) -> None:
     expect(page.locator(".queue [role=status]")).to_have_text("0 runs wait. Runs are launched as devices become free.")
     expect(rows).to_have_count(0)
     assert server.get(f"/v1/runs/{first}")["state"] != "queued"
+
+
+@pytest.mark.usefixtures("_held")
+def test_a_queue_that_is_held_or_let_go_elsewhere_is_said_to_be(page: Page, server: Server) -> None:
+    said = page.locator(".queue [role=status]")
+    page.goto("/#/queue")
+    expect(said).to_contain_text("The queue is held")
+    expect(page.locator("#connection")).to_have_text("live")
+    held(server, False)
+    expect(said).to_contain_text("Runs are launched as devices become free.")
+    held(server, True)
+    expect(said).to_contain_text("The queue is held")
 
 
 def test_a_run_that_is_not_there_is_said_so(page: Page) -> None:

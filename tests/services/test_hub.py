@@ -87,6 +87,17 @@ async def test_progress_outlives_an_overflow() -> None:
     assert await subscription.take() == [newest]
 
 
+async def test_a_deletion_outlives_an_overflow_as_well() -> None:
+    """Nor does it stand in the log; a list that is not told keeps the run."""
+    subscription = everything()
+    deleted = [Message(0, run, "deleted", {"run_id": run}) for run in ("a", "b")]
+    for message in [*deleted, *messages(QUEUE_EVENTS + 1)]:
+        offer(subscription, [message])
+    with pytest.raises(Overflow):
+        await subscription.take()
+    assert await subscription.take() == deleted
+
+
 async def test_only_what_is_wanted_is_kept() -> None:
     subscription = Subscription(lambda message: message.seq == 2)
     offer(subscription, messages(3))
