@@ -50,8 +50,9 @@ export function get(path, query = {}) {
   return send("GET", given.length ? `${path}?${new URLSearchParams(given)}` : path);
 }
 
-export function post(path, body) {
-  return send("POST", path, body);
+/** key: by which the service knows the request again, so that it takes effect once. */
+export function post(path, body, key = null) {
+  return send("POST", path, body, key === null ? {} : { "Idempotency-Key": key });
 }
 
 export function put(path, body) {
@@ -84,10 +85,10 @@ export async function websocketProtocols() {
   return [SUBPROTOCOL, `ticket.${ticket}`];
 }
 
-async function send(method, path, body) {
+async function send(method, path, body, headers = {}) {
   for (;;) {
     const used = sessionStorage.getItem(TOKEN);
-    const response = await exchange(method, path, body);
+    const response = await exchange(method, path, body, headers);
     if (response.status === 401 && askForToken) {
       await renewToken(used);
       continue;
@@ -98,8 +99,8 @@ async function send(method, path, body) {
   }
 }
 
-async function exchange(method, path, body) {
-  const headers = authorization();
+async function exchange(method, path, body, more) {
+  const headers = { ...authorization(), ...more };
   if (body !== undefined) headers["Content-Type"] = "application/json";
   try {
     return await fetch(path, { method, headers, body: body === undefined ? undefined : JSON.stringify(body) });

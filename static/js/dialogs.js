@@ -1,5 +1,6 @@
 // Questions that wait for an answer.
 
+import { Unreachable } from "./api.js";
 import { byId, element, setText } from "./dom.js";
 
 /** Resolves to whether the person agreed to a command that cannot be taken back. */
@@ -49,12 +50,13 @@ export function untell() {
   byId("message").replaceChildren();
 }
 
-/** Do what was asked for; when it is refused, say so. `what` begins the sentence. */
+/** Do what was asked for; when it is refused or not answered, say so. `what` begins the sentence. */
 export async function attempt(what, act) {
   untell();
   try {
     await act();
   } catch (error) {
-    tell(`${what} was refused: ${error.message}`);
+    if (error instanceof Unreachable) tell(`${what}: ${error.message}, so it is not known whether it was done.`);
+    else tell(`${what} was refused: ${error.message}`);
   }
 }

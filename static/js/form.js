@@ -1,10 +1,11 @@
 // The launch form, drawn from the schema: what is not changed is not sent, and errors stand at the field they are about.
 
-import { Problem, post } from "./api.js";
+import { isPassing, Problem, post } from "./api.js";
 import { configSchema, presets } from "./catalog.js";
 import { at, differences, fieldOf, fromText, same, sections, toText, tree } from "./configuration.js";
 import { element, setText, template } from "./dom.js";
 import { plain } from "./format.js";
+import { Once } from "./once.js";
 
 /** Show the form in `place`; `from`: the configuration to start with, if it is not a preset's own. */
 export async function showForm(place, from = null) {
@@ -24,6 +25,7 @@ class LaunchForm {
   #presets;
   #origin;
   #fields = new Map();
+  #once = new Once();
   #outcome = this.element.querySelector(".outcome");
 
   constructor(schema, presets, from, origin = null) {
@@ -136,14 +138,21 @@ class LaunchForm {
     for (const button of buttons) button.disabled = true;
     try {
       const path = this.#origin ? `/v1/runs/${this.#origin.id}/fork` : "/v1/runs";
-      const answer = await post(isCheck ? `${path}?dry_run=true` : path, this.#request());
-      if (isCheck) this.#showCheck(answer.config);
-      else location.hash = `#/runs/${answer.id}`;
+      if (isCheck) this.#showCheck((await post(`${path}?dry_run=true`, this.#request())).config);
+      else await this.#launch(path);
     } catch (error) {
-      this.#showErrors(error);
+      if (!isCheck && isPassing(error)) this.#showDoubt(error);
+      else this.#showErrors(error);
     } finally {
       for (const button of buttons) button.disabled = false;
     }
+  }
+
+  async #launch(path) {
+    const request = this.#request();
+    const { id } = await post(path, request, this.#once.keyOf(request));
+    this.#once.done();
+    location.hash = `#/runs/${id}`;
   }
 
   #showCheck(config) {
@@ -155,6 +164,11 @@ class LaunchForm {
       ? "This can be launched. It differs from the preset in:"
       : "This can be launched. It is the preset as it is.";
     this.#outcome.replaceChildren(element("p", { class: "good" }, sentence), element("ul", {}, list));
+  }
+
+  #showDoubt({ message }) {
+    const sentence = `It is not known whether it was launched: ${message}. Clicking again is safe: unless something is changed here, it is launched once.`;
+    this.#outcome.replaceChildren(element("p", { class: "bad" }, sentence));
   }
 
   #showErrors(error) {

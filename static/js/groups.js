@@ -5,6 +5,7 @@ import { post } from "./api.js";
 import { attempt, confirm } from "./dialogs.js";
 import { element, refill, setText, template } from "./dom.js";
 import { words } from "./format.js";
+import { Once } from "./once.js";
 import { Outcome } from "./outcome.js";
 import { RunsTable } from "./runlist.js";
 import { command } from "./words.js";
@@ -16,6 +17,7 @@ const COMMANDS = ["pause", "resume", "stop", "kill"]; // what the service takes 
 export function showGroups(place, onStatus) {
   const view = template("groups-view");
   const cards = new Map();
+  const once = new Once();
   const feed = new AnswerFeed(
     "/v1/groups",
     { limit: SHOWN },
@@ -46,7 +48,9 @@ export function showGroups(place, onStatus) {
     const button = view.querySelector("form button");
     button.disabled = true;
     await attempt("Launch", async () => {
-      await post("/v1/groups", input.value.trim() ? { name: input.value.trim() } : {});
+      const request = input.value.trim() ? { name: input.value.trim() } : {};
+      await post("/v1/groups", request, once.keyOf(request));
+      once.done();
       feed.poke();
     });
     button.disabled = false;

@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import httpx
 import pytest
@@ -186,6 +186,60 @@ def test_a_run_deleted_while_the_page_was_cut_off_leaves_the_list(page: Page, se
     expect(page.locator("#connection")).to_have_text("live")
     expect(page.locator(f"tr[data-run={gone}]")).to_have_count(0)
     expect(page.locator(f"tr[data-run={kept}]")).to_have_count(1)
+
+
+def _lose_the_answer(page: Page, pattern: str) -> None:
+    """What is asked there next is done, and its answer does not arrive."""
+
+    def lose(route: Route) -> None:
+        route.fetch()
+        route.abort()
+
+    page.route(pattern, lose, times=1)
+
+
+def _named(server: Server, name: str) -> list[dict[str, Any]]:
+    return [run for run in server.get("/v1/runs?limit=100")["data"] if run["name"].startswith(name)]
+
+
+def test_a_launch_whose_answer_was_lost_can_be_asked_for_again(page: Page, server: Server) -> None:
+    page.goto("/#/launch")
+    page.get_by_label("preset").select_option("quickstart")
+    page.get_by_label("name", exact=True).fill("asked twice")
+    _lose_the_answer(page, "**/v1/runs")
+    page.get_by_role("button", name="Launch").click()
+    expect(page.locator(".outcome")).to_contain_text("It is not known whether it was launched")
+    expect(page.locator(".outcome")).to_contain_text("Clicking again is safe")
+    page.get_by_role("button", name="Launch").click()
+    expect(page.get_by_role("heading", name="asked twice")).to_be_visible()
+    (made,) = _named(server, "asked twice")
+    assert page.url.endswith(made["id"])
+
+
+def test_a_form_that_was_changed_since_is_another_launch(page: Page, server: Server) -> None:
+    page.goto("/#/launch")
+    page.get_by_label("preset").select_option("quickstart")
+    page.get_by_label("name", exact=True).fill("one launch")
+    _lose_the_answer(page, "**/v1/runs")
+    page.get_by_role("button", name="Launch").click()
+    expect(page.locator(".outcome")).to_contain_text("It is not known whether it was launched")
+    page.get_by_label("name", exact=True).fill("one launch and another")
+    page.get_by_role("button", name="Launch").click()
+    expect(page.get_by_role("heading", name="one launch and another")).to_be_visible()
+    assert len(_named(server, "one launch")) == 2
+
+
+def test_a_group_whose_answer_was_lost_can_be_asked_for_again(page: Page, server: Server) -> None:
+    page.goto("/#/groups")
+    page.get_by_label("Name", exact=True).fill("asked twice")
+    _lose_the_answer(page, "**/v1/groups")
+    page.get_by_role("button", name="Launch the three specialists").click()
+    expect(page.locator("#message")).to_contain_text("it is not known whether it was done")
+    with page.expect_response(lambda answer: answer.request.method == "POST" and answer.url.endswith("/v1/groups")) as again:
+        page.get_by_role("button", name="Launch the three specialists").click()
+    (made,) = [group for group in server.get("/v1/groups")["data"] if group["name"] == "asked twice"]
+    assert (again.value.status, again.value.json()["id"]) == (200, made["id"])
+    httpx.post(f"{server.url}/v1/groups/{made['id']}/kill")
 
 
 def test_only_what_was_changed_is_sent(page: Page) -> None:
