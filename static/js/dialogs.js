@@ -22,18 +22,15 @@ export function askForToken(wasRefused) {
   const input = dialog.querySelector("input");
   setText(dialog.querySelector("[role=alert]"), wasRefused ? "That token was not accepted." : "");
   input.value = "";
-  dialog.oncancel = (event) => event.preventDefault();
   dialog.showModal();
   return new Promise((resolve) => {
-    dialog.querySelector("form").addEventListener(
-      "submit",
-      (event) => {
-        event.preventDefault();
-        dialog.close();
-        resolve(input.value.trim());
-      },
-      { once: true },
-    );
+    dialog.onclose = () => dialog.showModal(); // by Escape, which a page cannot refuse twice
+    dialog.querySelector("form").onsubmit = (event) => {
+      event.preventDefault();
+      dialog.onclose = null;
+      dialog.close();
+      resolve(input.value.trim());
+    };
   });
 }
 

@@ -625,6 +625,22 @@ def test_a_killed_server_is_reported_and_its_return_neither_loses_nor_doubles_a_
         assert losses == server.get(f"/v1/runs/{run_id}/metrics?keys=loss")["columns"]["loss"]
 
 
+def test_the_question_for_a_token_stays_until_there_is_one(browser: Browser, tmp_path: Path) -> None:
+    """A browser lets the page refuse one Escape only; without the dialog every view would wait for a token that nobody is asked for."""
+    with Server(tmp_path, token="open sesame") as server, page_of(browser, server) as page:
+        page.goto("/")
+        expect(page.locator("#token")).to_be_visible()
+        page.evaluate("document.getElementById('token').addEventListener('close', () => (window.wasClosed = true))")
+        for _ in range(3):
+            page.keyboard.press("Escape")
+        page.wait_for_function("() => window.wasClosed")
+        expect(page.locator("#token")).to_be_visible()
+        page.get_by_role("textbox", name="Token").fill("open sesame")
+        page.get_by_role("button", name="Use it").click()
+        expect(page.locator("#connection")).to_have_text("live")
+        expect(page.locator("#token")).to_be_hidden()
+
+
 def test_where_a_token_is_wanted_the_page_asks_for_it_and_follows_with_a_ticket(browser: Browser, tmp_path: Path) -> None:
     with Server(tmp_path, token="open sesame") as server, page_of(browser, server) as page:
         page.goto("/")
