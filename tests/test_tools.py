@@ -1,0 +1,43 @@
+"""What starts the service. With stubs for Python, in milliseconds."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+WITHOUT_PIP = "#!/bin/sh\nexit 1\n"
+MAKES_A_VENV = """#!/bin/sh
+[ "$2" = venv ] || exit 0
+echo "$*" >> venvs
+for last; do :; done
+mkdir -p "$last/bin"
+printf '#!/bin/sh\\n' > "$last/bin/python"
+chmod +x "$last/bin/python"
+"""
+
+
+def _script(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    path.chmod(0o755)
+
+
+@pytest.mark.parametrize(("there", "venvs"), [(None, 1), (WITHOUT_PIP, 1), ("#!/bin/sh\n", 0)], ids=["none", "cut short", "whole"])
+def test_an_environment_that_was_cut_short_is_made_anew(tmp_path: Path, there: str | None, venvs: int) -> None:
+    """A Ctrl-C during the first `make run` leaves a Python without pip, with which no later `make` could do anything."""
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    (tmp_path / "static").mkdir()
+    for name in ("pyproject.toml", "constraints.txt", "static/package.json", "static/package-lock.json"):
+        (tmp_path / name).touch()
+    _script(tmp_path / "tools" / "vendor.sh", "#!/bin/sh\n")
+    _script(tmp_path / "stub", MAKES_A_VENV)
+    if there is not None:
+        _script(tmp_path / ".venv" / "bin" / "python", there)
+    subprocess.run(["make", "--silent", "setup", "PYTHON=./stub"], cwd=tmp_path, check=True, stdout=subprocess.DEVNULL)
+    made = tmp_path / "venvs"
+    assert (made.read_text().splitlines() if made.exists() else []) == ["-m venv --clear .venv"] * venvs
+    assert (tmp_path / ".venv" / ".set-up").exists()
