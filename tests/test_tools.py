@@ -1,14 +1,21 @@
-"""What starts the service. With stubs for Python, in milliseconds."""
+"""What starts the service: the Makefile's environment, the container's main program. With stubs for Python, in milliseconds."""
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 import subprocess
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+SERVER = """#!/bin/sh
+echo started >> "$STARTS"
+[ "$(wc -l < "$STARTS")" -gt 1 ] && exec sleep 60  # the one that nobody tells to stop
+exit 1
+"""
 WITHOUT_PIP = "#!/bin/sh\nexit 1\n"
 MAKES_A_VENV = """#!/bin/sh
 [ "$2" = venv ] || exit 0
@@ -24,6 +31,24 @@ def _script(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
     path.chmod(0o755)
+
+
+@pytest.mark.parametrize("to_all", [True, False], ids=["the group, as tini -g does", "the script alone"])
+def test_a_stop_between_two_servers_starts_no_other(tmp_path: Path, to_all: bool) -> None:
+    _script(tmp_path / "python", SERVER)
+    environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "STARTS": str(tmp_path / "starts")}
+    with subprocess.Popen(
+        [ROOT / "tools" / "serve.sh"], env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        try:
+            assert process.stderr is not None
+            assert "the server is gone" in process.stderr.readline()
+            (os.killpg if to_all else os.kill)(process.pid, signal.SIGTERM)
+            assert process.wait(20) == 0
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+    assert (tmp_path / "starts").read_text().split() == ["started"]
 
 
 @pytest.mark.parametrize(("there", "venvs"), [(None, 1), (WITHOUT_PIP, 1), ("#!/bin/sh\n", 0)], ids=["none", "cut short", "whole"])

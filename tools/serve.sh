@@ -6,4 +6,5 @@ trap 'stopping=yes' TERM INT
 until python -m app "$@" || [ -n "$stopping" ]; do
     echo "tools/serve.sh: the server is gone; starting it again" >&2
     sleep 1
+    [ -n "$stopping" ] && break
 done
