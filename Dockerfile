@@ -28,7 +28,8 @@ RUN apt-get update \
 COPY --from=build /opt/venv /opt/venv
 COPY --from=build /opt/cognate /opt/cognate
 
-ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1 COGNATE_HOME=/state COGNATE_HOST=0.0.0.0 COGNATE_PORT=8000
+# HF_HOME: what fetches datasets keeps its downloads in the home folder otherwise, and compose.yaml makes that read-only.
+ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1 COGNATE_HOME=/state HF_HOME=/state/cache/huggingface COGNATE_HOST=0.0.0.0 COGNATE_PORT=8000
 WORKDIR /opt/cognate
 USER cognate
 VOLUME /state

@@ -51,6 +51,14 @@ def test_a_stop_between_two_servers_starts_no_other(tmp_path: Path, to_all: bool
     assert (tmp_path / "starts").read_text().split() == ["started"]
 
 
+def test_what_a_container_writes_lies_in_its_volume() -> None:
+    """Its root is read-only (compose.yaml), the home folder with it, which is where libraries keep things unless they are told."""
+    (settings,) = [line for line in (ROOT / "Dockerfile").read_text().splitlines() if "COGNATE_HOME=" in line]
+    environment = dict(setting.split("=", 1) for setting in settings.removeprefix("ENV ").split())
+    assert environment["COGNATE_HOME"] == "/state"
+    assert environment["HF_HOME"].startswith("/state/")
+
+
 @pytest.mark.parametrize(("there", "venvs"), [(None, 1), (WITHOUT_PIP, 1), ("#!/bin/sh\n", 0)], ids=["none", "cut short", "whole"])
 def test_an_environment_that_was_cut_short_is_made_anew(tmp_path: Path, there: str | None, venvs: int) -> None:
     """A Ctrl-C during the first `make run` leaves a Python without pip, with which no later `make` could do anything."""
