@@ -21,7 +21,7 @@ from app.api.protocol import BoundedProtocol
 from app.main import AlreadyServing, create_app, only_server_of
 from app.services.hub import Hub
 from app.settings import Settings
-from app.store.engine import NewerSchema, migrate
+from app.store.engine import DamagedDatabase, NewerSchema, migrate
 
 app = typer.Typer(help="Train Cognate models, from the command line or through the service.", no_args_is_help=True, add_completion=False)
 UNACKNOWLEDGED_MS = 30_000  # after which the kernel drops a connection whose other side takes nothing
@@ -49,7 +49,7 @@ def serve(
     try:
         with only_server_of(settings.home):
             migrate(settings.database)
-    except (AlreadyServing, NewerSchema) as error:
+    except (AlreadyServing, DamagedDatabase, NewerSchema) as error:
         sys.exit(f"cognate: {error}")
     config = uvicorn.Config(
         create_app(settings, quickstart=quickstart),

@@ -22,11 +22,13 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, create_engine, event, text
+from sqlalchemy.exc import DatabaseError
 from sqlalchemy.pool import StaticPool
 from sqlmodel import Session
 
 MIGRATIONS = Path(__file__).resolve().parents[2] / "migrations"
 BUSY_MS = 2000
+_DAMAGES = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 _HEAD = """SELECT max(
     coalesce((SELECT max(seq) FROM event), 0),
     coalesce((SELECT max(seq) FROM metric_row), 0),
@@ -36,6 +38,10 @@ _HEAD = """SELECT max(
 
 class NewerSchema(RuntimeError):
     """The database was written by a newer Cognate."""
+
+
+class DamagedDatabase(RuntimeError):
+    """The database file is not one, or not whole."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +145,18 @@ class Store:
 
 
 def migrate(path: Path) -> None:
-    """Bring the database at `path` to this version's schema, after a backup beside it; raises NewerSchema."""
+    """Bring the database at `path` to this version's schema, after a backup beside it; raises NewerSchema, DamagedDatabase."""
+    try:
+        _migrate(path)
+        _glance_over(path)
+    except (DatabaseError, sqlite3.DatabaseError) as error:
+        cause = error.orig if isinstance(error, DatabaseError) else error
+        if not isinstance(cause, sqlite3.Error) or (getattr(cause, "sqlite_errorcode", 0) & 0xFF) not in _DAMAGES:
+            raise
+        raise DamagedDatabase(_way_out(path, str(cause))) from error
+
+
+def _migrate(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     # Altering a table in SQLite drops the old one: with foreign keys on, that would delete what refers to it.
     engine = _writer_engine(path, foreign_keys=False)
@@ -166,11 +183,36 @@ def migrate(path: Path) -> None:
         engine.dispose()
 
 
+def _glance_over(path: Path) -> None:
+    """Read what the service cannot do without: damage there is found before any run is touched."""
+    connection = sqlite3.connect(path)
+    try:
+        connection.execute(_HEAD).fetchall()
+        for table in ("meta", "run", "attempt", "job"):
+            if connection.execute(f"PRAGMA quick_check({table})").fetchall() != [("ok",)]:
+                raise DamagedDatabase(_way_out(path, f"table {table} is damaged"))
+    finally:
+        connection.close()
+
+
+def _way_out(path: Path, fault: str) -> str:
+    backups = sorted(path.parent.glob(f"{path.stem}-*.db"), key=lambda file: file.stem.rpartition("-")[2])
+    copies = [f"the backup {backups[-1].name}, which a migration made first"] if backups else []
+    copies.append(f"what `sqlite3 {path.name} .recover` still reads")
+    return (
+        f"{path} cannot be read ({fault}): move it and {path.name}-wal away, and start with an empty database or with a copy in its place "
+        f"({' or '.join(copies)}); run directories stay as they are"
+    )
+
+
 def backup(source: Path, target: Path) -> None:
     """A consistent copy of a live database."""
     connection = sqlite3.connect(source)
     try:
         connection.execute("VACUUM INTO ?", (str(target),))
+    except BaseException:
+        target.unlink(missing_ok=True)
+        raise
     finally:
         connection.close()
 

@@ -4,6 +4,8 @@ The worker is tests/fake_worker.py, so that each test is about control and takes
 """
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import psutil
@@ -195,6 +197,15 @@ def test_a_second_server_on_the_same_state_is_refused(tmp_path: Path) -> None:
         serving(tmp_path),
     ):
         pass
+
+
+def test_a_server_that_cannot_read_its_database_says_so_in_a_line(tmp_path: Path) -> None:
+    (tmp_path / "cognate.db").write_bytes(bytes(range(256)) * 64)
+    environment = os.environ | {"COGNATE_HOME": str(tmp_path), "COGNATE_PORT": "0"}
+    left = subprocess.run([sys.executable, "-m", "app"], env=environment, capture_output=True, text=True, timeout=60)
+    (line,) = left.stderr.splitlines()
+    assert (left.returncode, left.stdout) == (1, "")
+    assert line.startswith(f"cognate: {tmp_path}/cognate.db cannot be read (file is not a database)")
 
 
 def test_a_worker_that_cannot_be_started_fails_the_run_with_the_reason(tmp_path: Path) -> None:

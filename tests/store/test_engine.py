@@ -14,7 +14,7 @@ from sqlalchemy.exc import OperationalError
 from sqlmodel import SQLModel
 
 from app.store import metrics, runs
-from app.store.engine import MIGRATIONS, Message, NewerSchema, Store, migrate
+from app.store.engine import MIGRATIONS, DamagedDatabase, Message, NewerSchema, Store, backup, migrate
 from app.store.tables import Meta, Run
 from cognate.metrics import KEYS
 
@@ -54,6 +54,59 @@ def test_a_database_from_the_future_is_refused_in_words(path: Path) -> None:
     with pytest.raises(NewerSchema, match="has schema 9999"):
         migrate(path)
     assert path.read_bytes() == before
+
+
+def _overwrite(path: Path, start: int, garbage: bytes) -> None:
+    with path.open("r+b") as file:
+        file.seek(start)
+        file.write(garbage)
+
+
+def _page_of(path: Path, table: str) -> int:
+    connection = sqlite3.connect(path)
+    (page,) = connection.execute("SELECT rootpage FROM sqlite_master WHERE name = ?", (table,)).fetchone()
+    connection.close()
+    return (int(page) - 1) * 4096
+
+
+@pytest.mark.parametrize(
+    ("where", "fault"),
+    [
+        ("file", "file is not a database"),
+        ("alembic_version", "database disk image is malformed"),
+        ("event", "database disk image is malformed"),
+        ("meta", "database disk image is malformed"),
+        ("run", "database disk image is malformed"),
+        ("ix_run_state", "table run is damaged"),
+        ("ix_job_state", "table job is damaged"),
+    ],
+)
+def test_a_damaged_database_is_refused_in_a_sentence(path: Path, where: str, fault: str) -> None:
+    """Which file, what is wrong, what to do. Not a traceback, and not only once a run is touched."""
+    _overwrite(path, 0 if where == "file" else _page_of(path, where), b"\xa5" * 4096)
+    before = path.read_bytes()
+    with pytest.raises(DamagedDatabase) as refused:
+        migrate(path)
+    said = str(refused.value)
+    assert said.startswith(f"{path} cannot be read ({fault}): move it and cognate.db-wal away")
+    assert "backup" not in said
+    assert path.read_bytes() == before
+
+
+def test_the_newest_backup_is_named_where_the_database_is_damaged(path: Path) -> None:
+    for name in ("cognate-0003-1700000000.db", "cognate-0004-1800000000.db"):
+        path.with_name(name).touch()
+    _overwrite(path, 0, b"\xa5" * 4096)
+    with pytest.raises(DamagedDatabase, match=r"the backup cognate-0004-1800000000\.db"):
+        migrate(path)
+
+
+def test_a_backup_that_failed_leaves_no_file(path: Path, tmp_path: Path) -> None:
+    """It would be taken for one."""
+    _overwrite(path, _page_of(path, "run"), b"\xa5" * 4096)
+    with pytest.raises(sqlite3.DatabaseError):
+        backup(path, tmp_path / "copy.db")
+    assert not (tmp_path / "copy.db").exists()
 
 
 def test_migrating_twice_changes_nothing_and_makes_no_backup(path: Path) -> None:
