@@ -2,10 +2,11 @@
 
 What they move, they move in place; `alive` is explained in mugrokfast.py.
 
-Sources: Grokfast-EMA, arXiv:2405.20233. Cautious weight decay, arXiv:2510.12402. muon_clip() is MuonClip's QK-Clip, Kimi K2,
-arXiv:2507.20534, section 2.1.
-Where we differ: Grokfast's weight is ramped from 0; qk_clip(), for models with QK-norm, bounds the logit that gains allow,
-not the largest one seen.
+Sources: Grokfast-EMA, arXiv:2405.20233. Adafactor's factored second moment, arXiv:1804.04235, section 3. Cautious weight decay,
+arXiv:2510.12402. muon_clip() is MuonClip's QK-Clip, Kimi K2, arXiv:2507.20534, section 2.1.
+Where we differ: Grokfast's weight is ramped from 0; a channel's second moment is of gradients whose tokens are all of one size, so
+that the frequent ones do not decide alone; qk_clip(), for models with QK-norm, bounds the logit that gains allow, not the
+largest one seen.
 """
 
 from __future__ import annotations
@@ -56,31 +57,32 @@ def cautious_decay(moves: list[Tensor], weights: list[Tensor], decay: float, scr
     torch._foreach_addcmul_(moves, weights, scratch, value=decay)
 
 
-def row_normalize(
-    gradient: Tensor,
-    momentum: Tensor,
-    mean_square: Tensor,
-    step: Tensor,
-    betas: tuple[float, float],
-    eps: float,
-    *,
-    alive: Alive = 1,
+def move_tokens(
+    gradient: Tensor, momentum: Tensor, mean_square: Tensor, step: Tensor, betas: tuple[float, float], *, alive: Alive = 1
 ) -> Tensor:
-    """Adam with one second moment a token: its vector keeps its direction, only its length is normalised.
+    """Take a table's gradient into `momentum` and `mean_square`, in place; `gradient` is used up.
 
-    Moves `momentum` and `mean_square` in place.
-
-    gradient, momentum: [token, width]
-    mean_square: [token, 1]
+    gradient, momentum: [token, width]; mean_square: [token, 1]
     step: [], the number of gradients seen, this one included
-    returns what `momentum` is to be multiplied by, [token, 1]
+    returns the gradient's squares, each token's divided by its mean_square, summed over the tokens: [1, width]
     """
     beta1, beta2 = betas
-    square = torch.linalg.vector_norm(gradient, dim=-1, keepdim=True).square_().div_(gradient.shape[-1])
     ema([momentum], [gradient], 1 - beta1, alive)
-    ema([mean_square], [square], 1 - beta2, alive)
+    square = gradient.square_()
+    ema([mean_square], [square.mean(-1, keepdim=True)], 1 - beta2, alive)
+    return square.div_((mean_square / (1 - beta2**step)).clamp_(min=1e-30)).sum(0, keepdim=True)
+
+
+def token_scale(mean_square: Tensor, step: Tensor, betas: tuple[float, float], eps: float) -> Tensor:
+    """What a table's momentum is multiplied by, and channel_scale(): its correction for beginning at 0, by the token's size; [token, 1]"""
+    beta1, beta2 = betas
     root = (mean_square / (1 - beta2**step)).sqrt_().add_(eps)
     return root.mul_(1 - beta1**step).reciprocal_()
+
+
+def channel_scale(channel_square: Tensor, eps: float) -> Tensor:
+    """One over the root of each channel's share, [1, width], 1 where all are alike."""
+    return (channel_square / channel_square.mean().clamp(min=1e-30)).sqrt_().add_(eps).reciprocal_()
 
 
 def qk_clip(query_gain: Tensor, key_gain: Tensor, head_dim: int, threshold: Scalar) -> tuple[Tensor, Tensor, Tensor]:

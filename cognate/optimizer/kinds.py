@@ -13,7 +13,7 @@ Group = dict[str, Any]  # one of torch's parameter groups
 
 STATE: Mapping[Kind, tuple[str, ...]] = {
     "matrix": ("momentum",),
-    "embedding": ("momentum", "mean_square", "step"),
+    "embedding": ("momentum", "mean_square", "channel_square", "step"),
     "vector": ("exp_avg", "exp_avg_sq", "step"),
 }
 
@@ -47,7 +47,13 @@ def state_keys(group: Group) -> tuple[str, ...]:
 
 def shape_of(key: str, name: str, parameter: Tensor) -> Sequence[int]:
     """Of one entry of a parameter's state."""
-    return () if key == "step" else _one_a_token(name, parameter) if key == "mean_square" else parameter.shape
+    if key == "step":
+        return ()
+    if key == "mean_square":
+        return (1, parameter.shape[1]) if is_sideways(name, parameter) else (parameter.shape[0], 1)
+    if key == "channel_square":
+        return (1, parameter.shape[0] if is_sideways(name, parameter) else parameter.shape[1])
+    return parameter.shape
 
 
 def head_gains(groups: Sequence[Group]) -> list[tuple[Tensor, Tensor, int]]:
@@ -76,10 +82,9 @@ def _is_embedding(name: str) -> bool:
     return name.endswith(".weight") and (module.endswith(EMBEDDING_ENDS) or module in EMBEDDING_NAMES)
 
 
-def _one_a_token(name: str, table: Tensor) -> tuple[int, int]:
-    # Tokens are rows, unless no name says so and the table is so wide that they can only be columns.
-    is_sideways = not _is_embedding(name) and _is_long(table.shape[::-1])
-    return (1, table.shape[1]) if is_sideways else (table.shape[0], 1)
+def is_sideways(name: str, table: Tensor) -> bool:
+    """Whether a table's tokens are its columns: no name says that they are rows, and it is so wide that they cannot be."""
+    return not _is_embedding(name) and _is_long(table.shape[::-1])
 
 
 def _is_long(shape: Sequence[int]) -> bool:

@@ -3,7 +3,7 @@
 The equations stand in equations.py, in polar.py and in torch (AdamW). Here they meet a model, each kind of tensor by its own rule:
 
     matrix      momentum, orthogonalised; decays where decay and update agree
-    embedding   momentum, each token's vector normalised by one second moment of its own
+    embedding   momentum, normalised by one second moment a token and one a channel
     vector      AdamW, as are all other shapes and tensors with a side of at most 8
 
 The order inside a step matters: filter and momentum are linear, orthogonalisation is not and forgets the scale,
@@ -35,12 +35,15 @@ from cognate.optimizer.equations import (
     Scalar,
     add,
     cautious_decay,
+    channel_scale,
+    ema,
     grokfast_ema,
+    move_tokens,
     muon_clip,
     nesterov,
     qk_clip,
     ramp,
-    row_normalize,
+    token_scale,
 )
 from cognate.optimizer.kinds import STATE, Group, Kind, checked_kind, head_gains, kind_of, shape_of, state_keys
 from cognate.optimizer.polar import native_dtype, orthogonalize
@@ -303,17 +306,24 @@ class MuGrokfast(torch.optim.Optimizer):
     def _step_embeddings(self, group: Group, parameters: list[Tensor], now: _Now) -> None:
         gradients = now.gradients_of(parameters)
         slow, momenta = self._slow(group, parameters, gradients), self._states(parameters, "momentum")
-        squares, steps = self._states(parameters, "mean_square"), self._states(parameters, "step")
-        for step, *tensors in zip(steps, parameters, gradients, slow, momenta, squares, strict=True):
+        squares, channels, steps = (self._states(parameters, key) for key in STATE["embedding"][1:])
+        betas, eps = group["betas"], group["eps"]
+        for step, channel, *tensors in zip(steps, channels, gradients, slow, momenta, squares, parameters, strict=True):
             step += now.alive
-            if tensors[-1].shape[0] == 1 < tensors[0].shape[0]:  # each token is a column
+            if tensors[3].shape[0] == 1 < tensors[0].shape[0]:  # each token is a column
                 tensors = [tensor.mT for tensor in tensors]
-            for [table], gradient, slow_part, stored, [square], filtered, spare in blocks(*([tensor] for tensor in tensors), scratch=2):
+            sums = torch.zeros_like(channel)
+            *given, table = ([tensor] for tensor in tensors)
+            for gradient, slow_part, stored, [square], filtered, spare in blocks(*given, scratch=2):
                 self._filter(group, gradient, slow_part, now, filtered, spare)
                 momentum = widen(stored, spare)
-                factor = row_normalize(filtered[0], momentum[0], square, step, group["betas"], group["eps"], alive=now.alive)
+                sums += move_tokens(filtered[0], momentum[0], square, step, betas, alive=now.alive)
                 narrow(momentum, stored)
-                table.addcmul_(momentum[0], factor * (group["lr"] * now.alive), value=-1)
+            ema([channel], [sums / len(tensors[0])], 1 - betas[1], now.alive)
+            scale = channel_scale(channel, eps)
+            for [rows], [averages], [square], [moves] in blocks(table, *given[2:], scratch=1):
+                torch.mul(averages, scale, out=moves)
+                rows.addcmul_(moves, token_scale(square, step, betas, eps) * (group["lr"] * now.alive), value=-1)
 
     def _step_vectors(self, group: Group, parameters: list[Tensor], now: _Now) -> None:
         gradients = now.gradients_of(parameters)
@@ -396,14 +406,14 @@ class MuGrokfast(torch.optim.Optimizer):
         if key == "slow":
             assert parameter.grad is not None
             return (parameter.grad * clip).to(dtype)
-        if key in {"step", "mean_square"}:
+        if key in {"step", "mean_square", "channel_square"}:
             return torch.zeros(shape_of(key, name, parameter), dtype=dtype, device=parameter.device)
         return torch.zeros_like(parameter, dtype=dtype)
 
     def _dtype_of(self, key: str, parameter: Tensor) -> torch.dtype:
         if key == "step":
             return torch.float32
-        if key in {"mean_square", "exp_avg_sq"}:
+        if key in {"mean_square", "channel_square", "exp_avg_sq"}:
             return wide_dtype(parameter)
         return self._state_dtype or parameter.dtype
 
