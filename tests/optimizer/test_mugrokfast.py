@@ -903,6 +903,22 @@ def test_a_state_dtype_without_range_is_refused() -> None:
         MuGrokfast(toy().named_parameters(), state_dtype=torch.float16)
 
 
+@both_paths
+def test_a_state_from_before_channels_were_told_apart_goes_on(capturable: bool) -> None:
+    model = toy()
+    optimizer = optimizer_of(model, capturable=capturable)
+    for seed in range(3):
+        step_with(optimizer, model, random_gradients(model, seed))
+    saved = optimizer.state_dict()
+    for state in saved["state"].values():
+        state.pop("channel_square", None)
+    before, other = weights(model), optimizer_of(model, capturable=capturable)
+    other.load_state_dict(saved)
+    step_with(other, model, random_gradients(model, 3))
+    moved = (weights(model)["embedding.weight"] - before["embedding.weight"]).square().mean().sqrt().item()
+    assert 1e-4 < moved < 2e-3
+
+
 def test_a_state_of_other_parameters_is_refused() -> None:
     """torch goes by the order alone: two layers that had changed places would get each other's momentum."""
     one, other = nn.Parameter(torch.zeros(16, 16)), nn.Parameter(torch.zeros(16, 16))
