@@ -16,7 +16,7 @@ setup: $(STAMP) ## create the virtual environment and install what the project n
 $(STAMP): pyproject.toml constraints.txt static/package.json static/package-lock.json
 	@echo "setting up in $(VENV) (a minute or more the first time)"
 	@$(PYTHON) -c 'import sys; sys.exit("Cognate needs Python 3.11 or newer: make PYTHON=python3.12 ..." if sys.version_info < (3, 11) else 0)'
-	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@PATH="$(CURDIR)/$(BIN):$$PATH" tools/vendor.sh
 	@touch $(STAMP)

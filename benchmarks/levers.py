@@ -6,7 +6,7 @@ Each lever is tried on the datasets it is for, beside the same run without it: s
 train` uses. The datasets are those in COGNATE_DATA_DIR, else in data/. Measured are validation rows, never test rows, so that nothing
 is chosen by these: the figures of `cognate evaluate`, and the loss on the answers alone, nats a byte (whatever the tokens are), which
 moves long before accuracy does. Every outcome is one line of RESULTS.jsonl and is never computed twice. The model is that of the
-optimizer studies: one application of the recursion.
+optimizer studies: two applications of the recursion's net.
 """
 
 from __future__ import annotations

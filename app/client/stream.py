@@ -100,9 +100,9 @@ def is_last_state(api: Api, run_id: str) -> Callable[[str], bool]:
 
 
 def is_over(run: Json) -> bool:
-    """Whether nothing follows unless a person asks; a lost worker is replaced, and so is one that a shutdown ended."""
-    goes_on_by_itself = run["state_reason"] == "shutdown" or run.get("auto_resumes", 0) < run.get("auto_resume", 0)
-    return run["state"] in _ENDED and not (run["state"] == "interrupted" and goes_on_by_itself)
+    """Whether nothing follows; a lost worker is replaced, so is one that a shutdown ended, and a pause is waited through."""
+    goes_on = run["state_reason"] in ("shutdown", "user_pause") or run.get("auto_resumes", 0) < run.get("auto_resume", 0)
+    return run["state"] in _ENDED and not (run["state"] == "interrupted" and goes_on)
 
 
 def absorb(run: Json, frame: Json) -> Json:

@@ -56,7 +56,8 @@ class LocalExecutor:
         self._slots = [*self._gpus, *["cpu"] * cpu_slots]
         self._keeps_spare = spare
         self._spare: tuple[subprocess.Popen[bytes], socket.socket] | None = None
-        self._launched_at = time.monotonic()
+        self._spare_due = time.monotonic() + SPARE_AFTER_S
+        self._spares_lost = 0  # in a row
         self._gone_since: dict[ProcessDir, float] = {}
         self._shims: dict[ProcessDir, subprocess.Popen[bytes]] = {}
 
@@ -67,7 +68,7 @@ class LocalExecutor:
         return describe(self._gpus[slot]) if slot in self._gpus else {}
 
     def launch(self, attempt: AttemptDir, device: str) -> None:
-        self._launched_at = time.monotonic()
+        self._spare_due = time.monotonic() + SPARE_AFTER_S
         self._launch(attempt, device, self._worker, self.environment(device), may_take_spare=True)
 
     def launch_job(self, job: JobDir, device: str, runs_dir: Path, *, online: bool = False) -> None:
@@ -97,7 +98,9 @@ class LocalExecutor:
         """Start a spare worker when there should be one, but not while a run that was just launched needs the machine to start."""
         if self._spare is not None and self._spare[0].poll() is not None:
             self._drop_spare()
-        if not self._keeps_spare or self._spare is not None or time.monotonic() - self._launched_at < SPARE_AFTER_S:
+            self._spares_lost += 1
+            self._spare_due = time.monotonic() + SPARE_AFTER_S * 2.0 ** min(self._spares_lost, 8)  # what ended it may end the next
+        if not self._keeps_spare or self._spare is not None or time.monotonic() < self._spare_due:
             return
         ours, theirs = socket.socketpair()
         with theirs:
@@ -118,8 +121,10 @@ class LocalExecutor:
         with channel:
             try:
                 shim.assign(channel, str(work.path.absolute()), device, environment, lease, log)
-            except OSError:
+            except OSError:  # it is just leaving
+                process.wait()
                 return None
+        self._spares_lost = 0
         return process
 
     def _drop_spare(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -46,10 +47,11 @@ class Reserve:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._lock = threading.Lock()
 
     def keep(self) -> None:
-        """Have it again, where there is space for much more."""
-        if self._path.exists() or shutil.disk_usage(self._path.parent).free < 8 * RESERVE_BYTES:
+        """Have it again, where there is space for it and as much more."""
+        if self._path.exists() or shutil.disk_usage(self._path.parent).free < 2 * RESERVE_BYTES:
             return
         try:
             with self._path.open("wb") as file:
@@ -62,10 +64,11 @@ class Reserve:
         try:
             delete()
         except OperationalError as error:
-            if "full" not in str(error.orig) or not self._path.exists():
+            if "full" not in str(error.orig):
                 raise
-            self._path.unlink()
-            delete()
+            with self._lock:
+                self._path.unlink(missing_ok=True)  # another deletion may have spent it just now, and made room
+                delete()
         self.keep()
 
 

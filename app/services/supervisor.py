@@ -12,6 +12,7 @@ import logging
 import shutil
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -60,6 +61,7 @@ class Supervisor:
         self._runs_dir = settings.runs
         self._timers = Timers()
         self._alerts = Alerts()
+        self._tries: Counter[str] = Counter()  # how often in a row a run was launched again because there was space
         self._wake = threading.Event()
         self._stop = threading.Event()
         self._looking = threading.Lock()
@@ -206,6 +208,9 @@ class Supervisor:
         state = advance(before, fact)
         reason, detail = explain(run, attempt, fact, ended)
         ends = state in (State.COMPLETED, State.STOPPED, State.FAILED)
+        has_progressed = self._made_progress(write, run)
+        if ends or has_progressed:
+            self._tries.pop(run.id, None)
         runs.set_state(
             write,
             run,
@@ -216,7 +221,7 @@ class Supervisor:
             ended_at=attempt.ended_at if ends else None,
             control_grace_s=None,
             kill_requested=False,
-            auto_resumes=0 if self._made_progress(write, run) else run.auto_resumes,
+            auto_resumes=0 if has_progressed else run.auto_resumes,
         )
         if state is State.COMPLETED:
             for follow in self._on_completed:
@@ -378,10 +383,11 @@ class Supervisor:
             stuck = [run for run in runs.in_states(session, [State.PAUSED]) if run.state_reason == Reason.DISK_FULL]
             sizes = {run.id: max((row.bytes for row in runs.checkpoints(session, run.id)), default=_checkpoint_bytes(run)) for run in stuck}
         for run in stuck:
-            delay_s = auto_resume_after(run.auto_resumes) if run.auto_resumes else 0.0  # what was too little may be so again
+            delay_s = auto_resume_after(tries - 1) if (tries := self._tries[run.id]) else 0.0  # what was too little may be so again
             has_waited = self._timers.passed(run.id, f"full {run.version}") >= delay_s
             if has_waited and self._free_bytes() > 2 * sizes[run.id] + 2 * DISK_FLOOR_BYTES:
-                self._resume(run.id, State.PAUSED, "there is space again", run.auto_resumes + 1)
+                self._tries[run.id] += 1
+                self._resume(run.id, State.PAUSED, "there is space again", run.auto_resumes)
 
     def _resume(self, run_id: str, state: State, detail: str, auto_resumes: int) -> None:
         with self._store.write() as write:

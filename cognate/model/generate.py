@@ -105,7 +105,7 @@ def stream(
     going, current = torch.arange(len(prompt_tokens), device="cpu"), whole
     lengths = torch.tensor([len(prompt) for prompt in prompt_tokens], device="cpu")
     fed = pad_sequence([torch.tensor(prompt, device="cpu") for prompt in prompt_tokens], batch_first=True)
-    seeds = seeds_of_rows(seed, len(prompt_tokens)) if isinstance(seed, int) else seed
+    seeds = _seeds_of_rows(seed, len(prompt_tokens)) if isinstance(seed, int) else seed
     generators = [torch.Generator().manual_seed(own) for own in seeds]
     for left in reversed(range(max_new_tokens)):
         own = lengths.to(device) if fed.size(1) > 1 else None  # a single token is never padding
@@ -142,7 +142,7 @@ def choose(logits: Tensor, draw: Tensor, temperature: float, top_k: int | None) 
     return tokens.gather(1, place)[:, 0]
 
 
-def seeds_of_rows(seed: int, rows: int) -> list[int]:
+def _seeds_of_rows(seed: int, rows: int) -> list[int]:
     """A seed for each row, the same however many there are; of neighbouring seeds, far apart."""
     return [(seed * 0x9E3779B97F4A7C15 + row) % 2**63 for row in range(rows)]
 

@@ -24,6 +24,11 @@ export function isPassing(error) {
   return error instanceof Unreachable || (error instanceof Problem && error.status >= 500);
 }
 
+/** Whether what was asked for may have been done all the same. */
+export function isInDoubt(error) {
+  return error instanceof Unreachable || (error instanceof Problem && [500, 502, 504].includes(error.status));
+}
+
 let askForToken = null;
 let asking = null;
 

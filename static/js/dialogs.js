@@ -1,6 +1,6 @@
 // Questions that wait for an answer.
 
-import { Unreachable } from "./api.js";
+import { isInDoubt } from "./api.js";
 import { byId, element, setText } from "./dom.js";
 
 /** Resolves to whether the person agreed to a command that cannot be taken back. */
@@ -53,7 +53,7 @@ export async function attempt(what, act) {
   try {
     await act();
   } catch (error) {
-    if (error instanceof Unreachable) tell(`${what}: ${error.message}, so it is not known whether it was done.`);
+    if (isInDoubt(error)) tell(`${what}: ${error.message}, so it is not known whether it was done.`);
     else tell(`${what} was refused: ${error.message}`);
   }
 }

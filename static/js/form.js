@@ -1,6 +1,6 @@
 // The launch form, drawn from the schema: what is not changed is not sent, and errors stand at the field they are about.
 
-import { isPassing, Problem, post } from "./api.js";
+import { isInDoubt, Problem, post } from "./api.js";
 import { configSchema, presets } from "./catalog.js";
 import { at, differences, fieldOf, fromText, same, sections, toText, tree } from "./configuration.js";
 import { element, setText, template } from "./dom.js";
@@ -141,7 +141,7 @@ class LaunchForm {
       if (isCheck) this.#showCheck((await post(`${path}?dry_run=true`, this.#request())).config);
       else await this.#launch(path);
     } catch (error) {
-      if (!isCheck && isPassing(error)) this.#showDoubt(error);
+      if (!isCheck && isInDoubt(error)) this.#showDoubt(error);
       else this.#showErrors(error);
     } finally {
       for (const button of buttons) button.disabled = false;

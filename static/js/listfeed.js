@@ -13,13 +13,17 @@ export class ListFeed extends Feed {
   #first = this.looker(() => this.#loadFirst());
   #single = this.looker(() => this.#loadStale());
   #isLoaded = false;
+  #isFresh = false; // nothing was missed since the first page came
 
   /** onChange(): something in `runs` is new; onStatus(status): as in stream.js. */
   constructor(onChange, onStatus) {
     super("/v1/stream", {
       take: (frame) => this.#take(frame),
       load: () => this.#startAnew(),
-      again: () => this.#first.poke(0),
+      again: () => {
+        this.#isFresh = false;
+        this.#first.poke(0);
+      },
       isLoaded: () => this.#isLoaded,
       onStatus,
     });
@@ -46,8 +50,10 @@ export class ListFeed extends Feed {
     const page = await get("/v1/runs", { limit: PAGE });
     const oldest = page.has_more ? page.data.at(-1).id : "";
     const listed = new Set(page.data.map(({ id }) => id));
-    // In the page's range what it lacks was deleted: the stream tells of that once, and not to who is cut off.
-    for (const id of this.#runs.keys()) if (id >= oldest && !listed.has(id)) this.#runs.delete(id);
+    // What the page lacks in its range was deleted: the stream tells of that once, and not to who is cut off. After a break older
+    // pages may have lost runs, too; they are loaded again by who wants them.
+    for (const id of this.#runs.keys()) if ((id >= oldest || !this.#isFresh) && !listed.has(id)) this.#runs.delete(id);
+    this.#isFresh = true;
     const isLonger = [...this.#runs.keys()].some((id) => id < oldest); // older pages were loaded; where they end is what counts
     this.#isLoaded = true;
     this.#keep(page.data, isLonger ? this.hasMore : page.has_more);

@@ -10,7 +10,7 @@ const STATES = {
   paused: "Saved, and off the device. Resume goes on from the newest checkpoint.",
   stopping: "The worker is leaving.",
   stopped: "Ended before it was complete. It cannot be resumed.",
-  interrupted: "The worker went away without a last word. Resume goes on from the newest checkpoint.",
+  interrupted: "The worker went away before it was done or had saved. Resume goes on from the newest checkpoint.",
   failed: "The worker gave up. Resume tries again from the newest checkpoint.",
   completed: "Trained to the end.",
 };

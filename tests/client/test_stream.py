@@ -150,6 +150,7 @@ def test_what_is_over_already_needs_no_waiting() -> None:
         ({"state": "paused"}, False),
         ({"state": "interrupted"}, True),
         ({"state": "interrupted", "state_reason": "shutdown"}, False),
+        ({"state": "interrupted", "state_reason": "user_pause"}, False),  # its worker was killed: a pause all the same
         ({"state": "interrupted", "auto_resume": 3, "auto_resumes": 2}, False),
         ({"state": "interrupted", "auto_resume": 3, "auto_resumes": 3}, True),
     ],

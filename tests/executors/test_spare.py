@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import time
 from pathlib import Path
 
 import psutil
@@ -76,10 +77,24 @@ def test_a_spare_whose_worker_died_is_replaced_before_a_run_is_given_to_it(tmp_p
     """As the kernel ends what takes memory and does nothing."""
     with serving(tmp_path, spare=True) as client:
         until(lambda: len(spares(tmp_path)) == 2)
-        shim, worker = sorted(process.pid for process in spares(tmp_path))
+        shim, worker = sorted((process.pid for process in spares(tmp_path)), key=lambda pid: psutil.Process(pid).ppid() != os.getpid())
         os.kill(worker, 9)
         until(lambda: len(found := {process.pid for process in spares(tmp_path)}) == 2 and not found & {shim, worker})
         assert wait_for(client, launch(client, steps=3), "completed", "interrupted")["state"] == "completed"
+
+
+def test_spares_that_die_at_once_are_not_started_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each loads 0.4 GB; what ends one, such as want of memory, ends the next."""
+    monkeypatch.setattr(local, "SPARE_AFTER_S", 0.1)
+    started, start = [], local._start_shim
+    monkeypatch.setattr(local, "_start_shim", lambda *given: (started.append(given), start(*given))[1])
+    executor = local.LocalExecutor(None, tmp_path, 1, ["/bin/false"], spare=True)
+    end = time.monotonic() + 3
+    while time.monotonic() < end:
+        executor.tend()
+        time.sleep(0.02)
+    executor.close()
+    assert 2 <= len(started) <= 6  # 0.2, 0.4, 0.8, 1.6 s apart
 
 
 def test_without_its_spare_a_run_is_launched_as_ever(tmp_path: Path) -> None:

@@ -189,7 +189,7 @@ def test_space_for_a_first_checkpoint_is_estimated_and_tried_later_each_time(tmp
         for _ in range(3):
             look()
         run = client.get(f"/v1/runs/{run_id}").json()
-        assert (run["state"], run["attempt"], run["auto_resumes"]) == ("paused", 2, 1)
+        assert (run["state"], run["attempt"], run["auto_resumes"]) == ("paused", 2, 0)
 
 
 def test_a_worker_that_a_full_disk_silenced_is_not_called_crashed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
