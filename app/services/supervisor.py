@@ -61,7 +61,7 @@ class Supervisor:
         self._runs_dir = settings.runs
         self._timers = Timers()
         self._alerts = Alerts()
-        self._tries: Counter[str] = Counter()  # how often in a row a run was launched again because there was space
+        self._tries: Counter[str] = Counter()  # how often in a row a run was launched again because there was space; a restart begins anew
         self._wake = threading.Event()
         self._stop = threading.Event()
         self._looking = threading.Lock()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, cast, get_args
 
@@ -50,27 +50,24 @@ def shape_of(key: str, name: str, parameter: Tensor) -> Sequence[int]:
     if key == "step":
         return ()
     if key == "mean_square":
-        return (1, parameter.shape[1]) if is_sideways(name, parameter) else (parameter.shape[0], 1)
+        return (1, parameter.shape[1]) if _is_sideways(name, parameter) else (parameter.shape[0], 1)
     if key == "channel_square":
-        return (1, parameter.shape[0] if is_sideways(name, parameter) else parameter.shape[1])
+        return (1, parameter.shape[0] if _is_sideways(name, parameter) else parameter.shape[1])
     return parameter.shape
 
 
 def head_gains(groups: Sequence[Group]) -> list[tuple[Tensor, Tensor, int]]:
     """(query gain, key gain, head_dim) of every attention whose gains are trained, by its parameters' names (model/attention.py)."""
-    called: dict[str, list[Tensor]] = defaultdict(list)
-    for group in groups:
-        for name, parameter in zip(group["param_names"], group["params"], strict=True):
-            called[name].append(parameter)
-    named = {name: parameters[0] for name, parameters in called.items()}
+    named = {name: parameter for group in groups for name, parameter in zip(group["param_names"], group["params"], strict=True)}
+    times = Counter(name for group in groups for name in group["param_names"])
     gains = []
     for name in named:
         if not name.endswith("query_gain"):
             continue
         prefix = name.removesuffix("query_gain")
         for each in (name, f"{prefix}key_gain", f"{prefix}query.weight"):
-            if len(called.get(each, ())) != 1:
-                raise ValueError(f"{name} needs one {each} for QK-clip, not {len(called.get(each, ()))}; rename, or pass qk_clip=math.inf")
+            if times[each] != 1:
+                raise ValueError(f"{name} needs one {each} for QK-clip, not {times[each]}; rename, or pass qk_clip=math.inf")
         query_gain, key_gain = named[name], named[f"{prefix}key_gain"]
         if query_gain.requires_grad and key_gain.requires_grad:
             gains.append((query_gain, key_gain, named[f"{prefix}query.weight"].shape[0] // query_gain.numel()))
@@ -82,7 +79,7 @@ def _is_embedding(name: str) -> bool:
     return name.endswith(".weight") and (module.endswith(EMBEDDING_ENDS) or module in EMBEDDING_NAMES)
 
 
-def is_sideways(name: str, table: Tensor) -> bool:
+def _is_sideways(name: str, table: Tensor) -> bool:
     """Whether a table's tokens are its columns: no name says that they are rows, and it is so wide that they cannot be."""
     return not _is_embedding(name) and _is_long(table.shape[::-1])
 

@@ -308,18 +308,18 @@ class MuGrokfast(torch.optim.Optimizer):
         slow, momenta = self._slow(group, parameters, gradients), self._states(parameters, "momentum")
         squares, channels, steps = (self._states(parameters, key) for key in STATE["embedding"][1:])
         betas, eps = group["betas"], group["eps"]
-        for step, channel, *tensors in zip(steps, channels, gradients, slow, momenta, squares, parameters, strict=True):
+        for step, channel, *tensors in zip(steps, channels, parameters, gradients, slow, momenta, squares, strict=True):
             step += now.alive
-            if tensors[3].shape[0] == 1 < tensors[0].shape[0]:  # each token is a column
+            if tensors[-1].shape[0] == 1 < tensors[0].shape[0]:  # each token is a column
                 tensors = [tensor.mT for tensor in tensors]
+            table, *given = ([tensor] for tensor in tensors)
             sums = torch.zeros_like(channel)
-            *given, table = ([tensor] for tensor in tensors)
             for gradient, slow_part, stored, [square], filtered, spare in blocks(*given, scratch=2):
                 self._filter(group, gradient, slow_part, now, filtered, spare)
                 momentum = widen(stored, spare)
                 sums += move_tokens(filtered[0], momentum[0], square, step, betas, alive=now.alive)
                 narrow(momentum, stored)
-            ema([channel], [sums / len(tensors[0])], 1 - betas[1], now.alive)
+            ema([channel], [sums / len(table[0])], 1 - betas[1], now.alive)
             scale = channel_scale(channel, eps)
             for [rows], [averages], [square], [moves] in blocks(table, *given[2:], scratch=1):
                 torch.mul(averages, scale, out=moves)

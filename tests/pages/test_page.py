@@ -198,17 +198,21 @@ def _lose_the_answer(page: Page, pattern: str) -> None:
     page.route(pattern, lose, times=1)
 
 
+def _launch_unanswered(page: Page, name: str) -> None:
+    page.goto("/#/launch")
+    page.get_by_label("preset").select_option("quickstart")
+    page.get_by_label("name", exact=True).fill(name)
+    _lose_the_answer(page, "**/v1/runs")
+    page.get_by_role("button", name="Launch").click()
+    expect(page.locator(".outcome")).to_contain_text("It is not known whether it was launched")
+
+
 def _named(server: Server, name: str) -> list[dict[str, Any]]:
     return [run for run in server.get("/v1/runs?limit=100")["data"] if run["name"].startswith(name)]
 
 
 def test_a_launch_whose_answer_was_lost_can_be_asked_for_again(page: Page, server: Server) -> None:
-    page.goto("/#/launch")
-    page.get_by_label("preset").select_option("quickstart")
-    page.get_by_label("name", exact=True).fill("asked twice")
-    _lose_the_answer(page, "**/v1/runs")
-    page.get_by_role("button", name="Launch").click()
-    expect(page.locator(".outcome")).to_contain_text("It is not known whether it was launched")
+    _launch_unanswered(page, "asked twice")
     expect(page.locator(".outcome")).to_contain_text("Clicking again is safe")
     page.get_by_role("button", name="Launch").click()
     expect(page.get_by_role("heading", name="asked twice")).to_be_visible()
@@ -217,12 +221,7 @@ def test_a_launch_whose_answer_was_lost_can_be_asked_for_again(page: Page, serve
 
 
 def test_a_form_that_was_changed_since_is_another_launch(page: Page, server: Server) -> None:
-    page.goto("/#/launch")
-    page.get_by_label("preset").select_option("quickstart")
-    page.get_by_label("name", exact=True).fill("one launch")
-    _lose_the_answer(page, "**/v1/runs")
-    page.get_by_role("button", name="Launch").click()
-    expect(page.locator(".outcome")).to_contain_text("It is not known whether it was launched")
+    _launch_unanswered(page, "one launch")
     page.get_by_label("name", exact=True).fill("one launch and another")
     page.get_by_role("button", name="Launch").click()
     expect(page.get_by_role("heading", name="one launch and another")).to_be_visible()
