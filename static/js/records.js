@@ -77,10 +77,11 @@ export function showEvents(place, events) {
   });
 }
 
-export function showCheckpoints(place, checkpoints) {
+/** pin(checkpoint): change whether it is kept as long as its run. */
+export function showCheckpoints(place, checkpoints, pin) {
   refill(
     place,
-    checkpoints.map(({ id, removed_at }) => [id, removed_at]),
+    checkpoints.map(({ id, removed_at, is_pinned }) => [id, removed_at, is_pinned]),
     () => {
       if (!checkpoints.length) return element("p", { class: "hint" }, "None yet.");
       const rows = [...checkpoints]
@@ -90,13 +91,22 @@ export function showCheckpoints(place, checkpoints) {
           bytes(found.bytes),
           timeElement(found.created_at),
           found.removed_at === null
-            ? "kept"
+            ? kept(found, pin)
             : element("span", { class: "hint" }, "removed ", timeElement(found.removed_at)),
           files(found.files),
         ]);
       return table("Checkpoints, newest first", ["Step", "Size", "Saved", "State", "Files and their SHA-256"], rows);
     },
   );
+}
+
+function kept(checkpoint, pin) {
+  const { step, is_pinned } = checkpoint;
+  const [state, label, consequence] = is_pinned
+    ? ["pinned", "Unpin", "Newer checkpoints may take its place."]
+    : ["kept", "Pin", "Keep it as long as the run, whatever is saved after it."];
+  const press = { type: "button", title: consequence, "aria-label": `${label} the checkpoint of step ${integer(step)}` };
+  return element("span", {}, `${state} `, element("button", { ...press, onclick: () => pin(checkpoint) }, label));
 }
 
 export function showAttempts(place, attempts) {

@@ -1,6 +1,6 @@
 // One run: its state and commands, its charts, and everything else known about it.
 
-import { post, remove } from "./api.js";
+import { patch, post, remove } from "./api.js";
 import { attempt, confirm } from "./dialogs.js";
 import { element, refill, setText, template, timeElement } from "./dom.js";
 import { Evaluations } from "./evaluations.js";
@@ -69,7 +69,7 @@ export function showRun(place, id, onStatus, onName) {
     refill(view.querySelector(".commands"), run.allowed_commands, () => commands(run, give));
     const canFork = feed.checkpoints.some((found) => found.removed_at === null);
     refill(view.querySelector(".manage"), [canFork, isAtRest(run)], () => manage(id, canFork, isAtRest(run) && takeAway));
-    showCheckpoints(view.querySelector(".checkpoints"), feed.checkpoints);
+    showCheckpoints(view.querySelector(".checkpoints"), feed.checkpoints, pin);
     showAttempts(view.querySelector(".attempts"), feed.attempts);
     showConfiguration(view.querySelector(".configuration"), run);
     // Made of what there is when it is asked for, so there is a new button once more has been trained.
@@ -91,6 +91,11 @@ export function showRun(place, id, onStatus, onName) {
       await remove(`/v1/runs/${id}`);
       location.hash = "#/";
     });
+  }
+
+  /** Shown once the run's stream tells of it. */
+  function pin({ id: checkpoint, is_pinned }) {
+    attempt(is_pinned ? "Unpinning" : "Pinning", () => patch(`/v1/checkpoints/${checkpoint}`, { pinned: !is_pinned }));
   }
 
   async function give(name) {

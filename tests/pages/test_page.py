@@ -426,6 +426,16 @@ def test_a_checkpoint_deleted_elsewhere_is_shown_as_removed(page: Page, server: 
     expect(page.get_by_role("link", name="Fork")).to_have_count(0)
 
 
+def test_a_checkpoint_is_pinned_and_unpinned(page: Page, server: Server) -> None:
+    run_id = server.launch(max_steps=20)
+    open_run(page, run_id)
+    expect_state(page, "completed")
+    for label, pinned in (("Pin", True), ("Unpin", False)):
+        page.get_by_role("button", name=f"{label} the checkpoint of step 20").click()
+        expect(page.locator(".checkpoints tbody tr")).to_contain_text("pinned" if pinned else "kept")
+        assert [found["is_pinned"] for found in server.get(f"/v1/runs/{run_id}/checkpoints")["data"]] == [pinned]
+
+
 def test_an_evaluation_is_asked_for_and_its_figures_stand_beside_what_they_mean(page: Page, server: Server) -> None:
     open_run(page, server.launch())
     expect_state(page, "completed")
