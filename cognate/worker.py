@@ -28,7 +28,8 @@ from cognate.model import Cognate
 from cognate.optimizer import MuGrokfast
 from cognate.rundir import AttemptDir, Journal, Places, read_limits
 from cognate.training.control import ControlFile
-from cognate.training.loop import DataChanged, train
+from cognate.training.inputs import DataChanged
+from cognate.training.loop import train
 from cognate.training.reporter import Listener, Reporter
 
 EXIT_FAILED = 1

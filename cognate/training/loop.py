@@ -20,13 +20,9 @@ import torch
 from torch import Tensor
 
 from cognate.config import RunConfig, TrainingConfig
-from cognate.data.batches import Batch, TrainingBatches, validation_batches
-from cognate.data.choices import ChoiceStream
-from cognate.data.corpus import Corpus, load_corpus
+from cognate.data.batches import TrainingBatches
 from cognate.data.curriculum import stage_for
-from cognate.data.sources import SOURCES
-from cognate.evaluation.items import Items
-from cognate.evaluation.suite import sample_accuracies, sample_items
+from cognate.evaluation.suite import sample_accuracies
 from cognate.events import Failure, Kind
 from cognate.model import Cognate, Loss
 from cognate.optimizer import MuGrokfast
@@ -36,15 +32,13 @@ from cognate.training.average import WeightAverage
 from cognate.training.checkpoint import Position, Saved
 from cognate.training.choosing import Chosen, choose, try_one
 from cognate.training.execution import Execution, FiniteLosses, activation_dtype, parts, prepare, strictly
+from cognate.training.inputs import Data, load_data
 from cognate.training.measure import step_values, unlisted_values, validate
+from cognate.training.pace import Pace
 from cognate.training.reporter import Reporter
 from cognate.training.saving import Saving, tell_checkpoint
 from cognate.training.schedule import lr_scale
 from cognate.transfer import to_device
-
-
-class DataChanged(RuntimeError):
-    """The data of a resumed run are not those it was started on."""
 
 
 def train(
@@ -90,39 +84,6 @@ def find_checkpoint(run: RunDir, reporter: Reporter, environment: dict[str, Any]
     if saved:  # told again: whoever wrote it may have died before saying so
         tell_checkpoint(reporter, run, saved.path, saved.files)
     return saved
-
-
-@dataclass(frozen=True)
-class Data:
-    """What a run is trained and measured on. steps_in: by epoch, from 1; samples: items that an epoch's end answers"""
-
-    corpus: Corpus
-    batches: TrainingBatches
-    choices: ChoiceStream | None
-    held_out: Sequence[Batch]
-    samples: Sequence[Items]
-    steps_in: dict[int, int]
-    total_steps: int
-
-
-def load_data(config: RunConfig, places: Places, saved: Saved | None, reporter: Reporter) -> Data:
-    """The data as the run began with them; raises DataChanged."""
-    training = config.training
-    reporter.phase("loading_data")
-    corpus = load_corpus(config, places.data_dir, places.cache_dir, *((saved.tokenizer, saved.data_files) if saved else ()))
-    for sentence in corpus.warnings:
-        reporter.warning(sentence)
-    if saved and saved.data != corpus.fingerprint:
-        raise DataChanged("the data are not those this run was started on: its place in them would mean nothing; launch a new run")
-    batches = TrainingBatches(corpus, training, config.seed)
-    held_out = validation_batches(corpus, training, config.data.validation_batches)
-    samples = evaluation_samples(config, places, corpus)
-    choices = ChoiceStream(corpus, training, config.seed) if training.choice_weight else None
-    if choices is not None and not choices.count(training.epochs):
-        reporter.warning("training.choice_weight has no effect: no dataset of the plan is multiple choice")
-    steps_in = {epoch: math.ceil(batches.steps_in_epoch(epoch) / training.gradient_accumulation) for epoch in range(1, training.epochs + 1)}
-    total_steps = min(sum(steps_in.values()), training.max_steps or sum(steps_in.values()))
-    return Data(corpus, batches, choices, held_out, samples, steps_in, total_steps)
 
 
 @dataclass(frozen=True)
@@ -362,14 +323,6 @@ class Training:
             self.saving.tell(wait=True)
 
 
-def evaluation_samples(config: RunConfig, places: Places, corpus: Corpus) -> list[Items]:
-    """What an epoch ends with: a few held-out items of each real dataset that the run uses, from the copy that it uses."""
-    if config.evaluation.epoch_items == 0:
-        return []
-    used = [name for name in SOURCES if name in corpus.training]
-    return sample_items(places.data_dir, used, config.evaluation.epoch_items, places.cache_dir, corpus.digests)
-
-
 def build_optimizer(model: Cognate, config: RunConfig) -> MuGrokfast:
     return MuGrokfast(model.named_parameters(), gradient_clip=config.training.gradient_clip, **config.optimizer.model_dump())
 
@@ -395,31 +348,6 @@ def describe_environment(config: RunConfig, device: torch.device) -> dict[str, A
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
     }
-
-
-class Pace:
-    """Seconds a step and tokens a second, on average since the last row; and a mean of seconds a step that follows.
-
-    A step by itself cannot be timed on a GPU: most are only launched, and the one that waits, waits for all of them.
-    """
-
-    def __init__(self) -> None:
-        self.step_s = self.tokens_per_s = self.mean = 0.0
-        self.begin_anew()
-
-    def begin_anew(self) -> None:
-        """A row has been told."""
-        self._mean_before, self._seconds, self._steps, self._tokens = self.mean, 0.0, 0, 0
-
-    def took(self, seconds: float, tokens: int, ahead: int) -> None:
-        """One more step, in `seconds` of the host's time; `ahead`: steps, of those since the last row, that the device has not ended"""
-        self._seconds, self._steps, self._tokens = self._seconds + seconds, self._steps + 1, self._tokens + tokens
-        ended = self._steps - ahead
-        if ended > 0:  # else what was true at the last row still is
-            self.step_s = self._seconds / ended
-            self.tokens_per_s = self._tokens / self._steps / self.step_s
-            kept = 0.9**ended if self._mean_before else 0.0
-            self.mean = kept * self._mean_before + (1 - kept) * self.step_s
 
 
 def backward(

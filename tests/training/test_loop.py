@@ -24,7 +24,8 @@ from cognate.rundir import Places, RunDir
 from cognate.training import checkpoint, loop
 from cognate.training.checkpoint import load_model
 from cognate.training.execution import FiniteLosses
-from cognate.training.loop import DataChanged, Pace, evaluation_samples
+from cognate.training.inputs import DataChanged, evaluation_samples
+from cognate.training.pace import Pace
 from tests.data.data_folders import row, write_folder, write_split
 from tests.training.runs import TINY, CommandAt, attempt_at, digests, events, new_run, reproducible_rows, rows, tiny
 
