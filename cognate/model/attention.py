@@ -4,16 +4,14 @@
 kernel. A `Window` keeps the keys and values that later calls may look back at (state.py).
 
     FlexAttention       a compiled loss in bf16 on CUDA from sm80 on: of keys, only blocks of 128 with something to see are read
+    strips on the CPU   rows of 256 tokens and more: for each 64 queries SDPA's kernel is called with the keys in their windows
     masked SDPA         elsewhere; FlexAttention has no gradient on the CPU, and is slow where it is not compiled
-    blocks on the CPU   rows of 1,024 tokens and more
 
-Source: docs/model.md section 1. RoPE arXiv:2104.09864, QK-norm arXiv:2010.04245, FlexAttention arXiv:2412.05496; the backward pass
-of the blocks on the CPU is that of FlashAttention, arXiv:2205.14135, appendix B.
+Source: docs/model.md section 1. RoPE arXiv:2104.09864, QK-norm arXiv:2010.04245, FlexAttention arXiv:2412.05496.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -26,9 +24,9 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from cognate.model.layers import Linear, rms_norm, split_heads
 
-LONG = 1024  # tokens in a row from which the CPU skips what nobody sees; of shorter rows most is seen, and one masked call is faster
-QUERIES = 128  # handled at once on the CPU, in the caches' reach; 64 and 256 are slower
-KEYS = 64  # their keys begin at a multiple of it: few different lengths, each a bmm of many (and in bf16 one compiled kernel)
+LONG = 256  # tokens in a row from which the CPU skips what no window shows; shorter ones are as fast in one call
+QUERIES = 64  # in a strip
+KEYS = 16  # a strip's keys begin at a multiple of it
 BLOCK = 128  # of queries and of keys, in FlexAttention
 
 
@@ -38,15 +36,15 @@ class Sight:
 
     cosine, sine: [batch or absent, time, 1, head_dim/2], in the dtype of the activations
     mask:         [batch or 1, 1, query, key], 0 where the query sees the key, -inf elsewhere; same dtype; or FlexAttention's own;
-                  or, with groups, what makes it for the few who need it: it grows with the square of the rows' length
-    groups:       which keys each block of queries needs; on the CPU, when long rows begin here
+                  or, with strips, what makes it for the few who need it: it grows with the square of the rows' length
+    strips:       which keys which queries need; on the CPU, when long rows begin here
     slots:        where the tokens go in a Window, when they continue earlier ones
     """
 
     cosine: Tensor
     sine: Tensor
     mask: Tensor | BlockMask | Callable[[], Tensor]
-    groups: tuple[Group, ...] | None = None
+    strips: tuple[Strip, ...] | None = None
     slots: Slots | None = None
 
     @property
@@ -56,15 +54,15 @@ class Sight:
         return self.mask if isinstance(self.mask, Tensor) else self.mask()
 
 
-class Group(NamedTuple):
-    """Blocks of QUERIES queries that need equally many keys, in blocks of KEYS.
+class Strip(NamedTuple):
+    """Up to QUERIES queries in a row, and the keys that hold all they may see.
 
-    query: int64 [block], counting through the blocks of all rows; key: int64 [block, needed]
-    mask:  [block, 1, QUERIES, needed * KEYS], as in Sight
+    queries, keys: positions in the row
+    mask:          [batch or 1, 1, query, key], as in Sight
     """
 
-    query: Tensor
-    key: Tensor
+    queries: slice
+    keys: slice
     mask: Tensor
 
 
@@ -117,7 +115,7 @@ def look(segments: Tensor, window: int, head_dim: int, rope_base: float, dtype: 
         return Sight(*turns(position, head_dim, rope_base, dtype), block_mask(segments, window))
     if segments.device.type == "cpu" and len(position) >= LONG:
         mask = partial(_mask, position, position, segments, segments, window, dtype)
-        return Sight(*turns(position, head_dim, rope_base, dtype), mask, _groups(segments, window, dtype))
+        return Sight(*turns(position, head_dim, rope_base, dtype), mask, _strips(segments, window, dtype))
     return Sight(*turns(position, head_dim, rope_base, dtype), _mask(position, position, segments, segments, window, dtype))
 
 
@@ -228,13 +226,12 @@ def attend(query: Tensor, key: Tensor, value: Tensor, sight: Sight) -> Tensor:
 
     query, key, value: [batch, time, head, head_dim]; returns [batch, time, head * head_dim]
     """
-    if sight.groups is not None and _cover(sight.groups, query):  # else one row speaks for all
-        blocked: Tensor = _Blocked.apply(query, key, value, sight.groups)  # type: ignore[no-untyped-call]
-        return blocked.flatten(2)
     query, key, value = (tensor.transpose(1, 2) for tensor in (query, key, value))  # [batch, head, time, head_dim]
     if isinstance(sight.mask, BlockMask):
         out = flex_attention(query, key, value, block_mask=sight.mask)
         assert isinstance(out, Tensor)
+    elif sight.strips is not None:
+        out = _InStrips.apply(query, key, value, sight.strips)  # type: ignore[no-untyped-call]
     else:
         out = functional.scaled_dot_product_attention(query, key, value, attn_mask=sight.dense)
     return out.transpose(1, 2).flatten(2)
@@ -273,88 +270,55 @@ def _turn(x: Tensor, cosine: Tensor, sine: Tensor, sign: int) -> Tensor:
     return out
 
 
-def _groups(segments: Tensor, window: int, dtype: torch.dtype) -> tuple[Group, ...]:
-    """segments: [batch, time], on the CPU"""
-    time = segments.size(1)
-    starts = torch.searchsorted(segments.contiguous(), segments.contiguous())  # where each token's document begins
-    oldest = torch.maximum(starts, torch.arange(time) - window + 1)[:, ::QUERIES] // KEYS  # [batch, block]
-    blocks = oldest.size(1)
-    # The padding is a document of its own, lest a softmax be NaN, and is cut off in the end.
-    segments = functional.pad(segments, (0, blocks * QUERIES - time), value=-1)
-    needed = torch.arange(1, blocks + 1) * (QUERIES // KEYS) - oldest
-    groups = []
-    for count in sorted(set(needed.flatten().tolist())):
-        row, block = (needed == count).nonzero(as_tuple=True)
-        first = oldest[row, block]
-        query = block[:, None] * QUERIES + torch.arange(QUERIES)  # positions, [block, QUERIES]
-        key = first[:, None] * KEYS + torch.arange(count * KEYS)
-        mask = _mask(query, key, segments[row[:, None], query], segments[row[:, None], key], window, dtype)
-        needs = row[:, None] * (blocks * (QUERIES // KEYS)) + first[:, None] + torch.arange(count)
-        groups.append(Group(row * blocks + block, needs, mask))
-    return tuple(groups)
+def _strips(segments: Tensor, window: int, dtype: torch.dtype) -> tuple[Strip, ...]:
+    """segments: [batch, time], on the CPU
+
+    The keys follow from the window alone: were they a matter of where the batch's documents begin, a row would be rounded otherwise
+    in other company.
+    """
+    position = torch.arange(segments.size(1))
+    strips = []
+    for first in range(0, len(position), QUERIES):
+        queries = slice(first, min(first + QUERIES, len(position)))
+        keys = slice(max(0, first - window + 1) // KEYS * KEYS, queries.stop)
+        mask = _mask(position[queries], position[keys], segments[:, queries], segments[:, keys], window, dtype)
+        strips.append(Strip(queries, keys, mask))
+    return tuple(strips)
 
 
-def _cover(groups: tuple[Group, ...], query: Tensor) -> bool:
-    """Whether the groups are of as many rows as the queries; query: [batch, time, ...]"""
-    return sum(len(group.query) for group in groups) == len(query) * -(-query.size(1) // QUERIES)
+class _InStrips(torch.autograd.Function):
+    """Attention strip by strip, by the kernel that SDPA calls on the CPU; autograd would fill up each strip's gradients with zeros.
 
-
-class _Blocked(torch.autograd.Function):
-    """Attention of blocks of queries to those blocks of keys alone in which they may see something.
-
-    Measured, forward and backward, ms of masked SDPA / of this, in fp32 and bf16: 4 x 512 22 / 28, 17 / 20;
-    2 x 1024 43 / 29, 29 / 30; 1 x 2048 90 / 24, 66 / 22.
+    Measured on two cores without AMX, forward and backward, ms of masked SDPA / of this, window 256: fp32 4 x 320 9.5 / 8.3,
+    4 x 512 24 / 16, 1 x 4096 412 / 54; bf16 4 x 512 43 / 36.
     """
 
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, groups: tuple[Group, ...]) -> Tensor:
-        """query, key, value: [batch, time, head, head_dim]; returns the same shape"""
-        time = query.size(1)
-        query, key, value = _in_blocks(query, QUERIES), _in_blocks(key, KEYS), _in_blocks(value, KEYS)
-        out = torch.empty_like(query)
-        for group in groups:
-            asked, known, held = _taken(query, group.query[:, None]), _taken(key, group.key), _taken(value, group.key)
-            found = functional.scaled_dot_product_attention(asked, known, held, attn_mask=group.mask)
-            out[group.query] = found.transpose(1, 2)
-        ctx.save_for_backward(query, key, value, out)
-        ctx.groups, ctx.time = groups, time
-        return _in_rows(out, time)
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, strips: tuple[Strip, ...]) -> Tensor:
+        """query, key, value: [batch, head, time, head_dim]; returns the same shape"""
+        out, sums = torch.empty_like(query), []
+        for queries, keys, mask in strips:
+            asked, known, held = query[:, :, queries], key[:, :, keys], value[:, :, keys]
+            out[:, :, queries], logarithm = _KERNEL(asked, known, held, attn_mask=mask)
+            sums.append(logarithm)
+        ctx.save_for_backward(query, key, value, out, *sums)
+        ctx.strips = strips
+        return out
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        query, key, value, out = ctx.saved_tensors
+        query, key, value, out, *sums = ctx.saved_tensors
         to_query, to_key, to_value = torch.empty_like(query), torch.zeros_like(key), torch.zeros_like(value)
-        gradient = _in_blocks(gradient, QUERIES)
-        means = torch.linalg.vecdot(gradient.float(), out.float())  # [block, query, head]
-        scale = 1 / math.sqrt(query.size(-1))
-        for group in ctx.groups:
-            asked, given = _taken(query, group.query[:, None]), _taken(gradient, group.query[:, None])
-            known, held = _taken(key, group.key), _taken(value, group.key)
-            scores = (asked.float() @ known.float().mT).mul_(scale).add_(group.mask)
-            weights = torch.softmax(scores, dim=-1)
-            mean = means[group.query].transpose(1, 2)[..., None]
-            to_scores = (given @ held.mT).float().sub_(mean).mul_(weights).mul_(scale).to(query.dtype)
-            to_query[group.query] = (to_scores @ known).transpose(1, 2)
-            for total, part in ((to_key, to_scores.mT @ asked), (to_value, weights.to(query.dtype).mT @ given)):
-                part = part.transpose(1, 2).reshape(group.key.numel(), *total.shape[1:])  # [key block, key, head, head_dim]
-                total.index_add_(0, group.key.flatten(), part)
-        return _in_rows(to_query, ctx.time), _in_rows(to_key, ctx.time), _in_rows(to_value, ctx.time), None
+        for (queries, keys, mask), logarithm in zip(ctx.strips, sums, strict=True):
+            asked, known, held = query[:, :, queries], key[:, :, keys], value[:, :, keys]
+            given, found = gradient[:, :, queries], out[:, :, queries]
+            of_query, of_key, of_value = _KERNEL_BACKWARD(given, asked, known, held, found, logarithm, 0.0, False, attn_mask=mask)
+            to_query[:, :, queries] = of_query
+            to_key[:, :, keys] += of_key
+            to_value[:, :, keys] += of_value
+        return to_query, to_key, to_value, None
 
 
-def _in_blocks(x: Tensor, length: int) -> Tensor:
-    """[batch, time, ...] -> [block, length, ...], rows filled up with zeros to a multiple of QUERIES"""
-    missing = -x.size(1) % QUERIES
-    if missing:
-        x = torch.cat((x, x.new_zeros(len(x), missing, *x.shape[2:])), dim=1)
-    return x.reshape(-1, length, *x.shape[2:])
-
-
-def _in_rows(blocks: Tensor, time: int) -> Tensor:
-    """[block, length, ...] -> [batch, time, ...]"""
-    whole = -(-time // QUERIES) * QUERIES
-    return blocks.view(-1, whole, *blocks.shape[2:])[:, :time]
-
-
-def _taken(blocks: Tensor, index: Tensor) -> Tensor:
-    """[block, length, head, head_dim] at int64 [n, several] -> [n, head, several * length, head_dim]"""
-    return blocks[index].flatten(1, 2).transpose(1, 2)
+# Without dropout, and not causal: the mask says so.
+_KERNEL = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_KERNEL_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward

@@ -303,8 +303,8 @@ class Cognate(nn.Module):
         config, flex = self.config, for_compiled and self._flex
         head_dim = config.d_model // config.n_heads
         sight = look(segments.expand_as(tokens), config.window, head_dim, config.rope_base, self.compute_dtype, flex=flex)
-        if for_compiled:
-            sight = replace(sight, groups=None)  # how many there are, and of what sizes, changes from batch to batch
+        if for_compiled and sight.strips is not None:  # one graph has one call
+            sight = replace(sight, mask=sight.dense, strips=None)
         return sight, cut(segments, config.memory_chunk) if config.ltm else None
 
     def _think(

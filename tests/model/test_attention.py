@@ -1,4 +1,4 @@
-"""Attention against its definition: who sees whom, rotation, and the blocks it is computed in."""
+"""Attention against its definition: who sees whom, rotation, and the strips it is computed in."""
 
 import math
 from collections.abc import Iterator
@@ -19,15 +19,15 @@ def sight_of(segments: torch.Tensor, window: int = 4, head_dim: int = 4, *, flex
     return look(segments, window, head_dim, 10_000.0, torch.float32, flex=flex)
 
 
-def _skip_without_blocks() -> None:
+def _skip_without_strips() -> None:
     if torch.get_default_device().type != "cpu":
-        pytest.skip("attention in blocks is the CPU's")
+        pytest.skip("attention in strips is the CPU's")
 
 
-@pytest.fixture(name="_in_blocks")
-def in_blocks() -> Iterator[None]:
+@pytest.fixture(name="_in_strips")
+def in_strips() -> Iterator[None]:
     """Rows of any length count as long."""
-    _skip_without_blocks()
+    _skip_without_strips()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(attention, "LONG", 1)
         yield
@@ -58,43 +58,56 @@ def test_attention_is_the_softmax_average_of_what_is_seen() -> None:
         torch.testing.assert_close(out[row, i, head], weights @ value[row, seen, head])
 
 
-@pytest.mark.usefixtures("_in_blocks")
+@pytest.mark.usefixtures("_in_strips")
 @settings(max_examples=30, deadline=None, derandomize=True)
 @given(st.integers(1, 3), st.integers(1, 300), st.integers(1, 300), st.booleans(), st.integers(0, 2**32))
-def test_blocks_leave_out_only_what_nobody_sees(rows: int, time: int, window: int, is_shared: bool, seed: int) -> None:
-    """Values and gradients are those of attention to all keys under the mask, wherever documents begin and blocks end."""
+def test_strips_leave_out_only_what_nobody_sees(rows: int, time: int, window: int, is_shared: bool, seed: int) -> None:
+    """Values and gradients are those of attention to all keys under the mask, wherever documents begin and strips end."""
     torch.manual_seed(seed)
     starts = (torch.rand(1 if is_shared else rows, time) < torch.rand(1) ** 3).expand(rows, -1)
     sight = sight_of(segment(starts.cumsum(1)), window, 8)
     query, key, value, weights = torch.randn(4, rows, time, 2, 8).unbind()
     query.requires_grad_(), key.requires_grad_(), value.requires_grad_()
     results = []
-    for groups in (sight.groups, None):
-        out = attend(query, key, value, replace(sight, groups=groups))
+    for each in (sight, whole(sight)):
+        out = attend(query, key, value, each)
         results.append((out, *torch.autograd.grad((out * weights.flatten(2)).sum(), (query, key, value))))
-    for blocked, plain in zip(*results, strict=True):
-        torch.testing.assert_close(blocked, plain, atol=2e-5, rtol=1e-4)
+    for ours, plain in zip(*results, strict=True):
+        torch.testing.assert_close(ours, plain, atol=2e-5, rtol=1e-4)
 
 
-@pytest.mark.usefixtures("_in_blocks")
-def test_a_block_needs_no_key_before_its_documents_and_window() -> None:
-    """Two documents of 200, window 150: what the second's blocks leave out is work that is saved."""
-    groups = sight_of(torch.tensor([[0] * 200 + [1] * 200]), 150).groups
-    assert groups is not None
-    needed = {int(query): key.tolist() for group in groups for query, key in zip(group.query, group.key, strict=True)}
-    # Blocks of 128 queries, blocks of 64 keys: 0..127 need 0..127; 128..255 begin in the first document, 256..383 see from 200 on.
-    assert needed == {0: [0, 1], 1: [0, 1, 2, 3], 2: [3, 4, 5], 3: [3, 4, 5, 6, 7]}
+def whole(sight: Sight) -> Sight:
+    """For one call with the mask of all pairs."""
+    assert sight.strips is not None
+    return replace(sight, mask=sight.dense, strips=None)
 
 
-def test_only_long_rows_go_in_blocks() -> None:
-    _skip_without_blocks()
-    groups = [sight_of(torch.zeros(1, time, dtype=torch.long)).groups for time in (attention.LONG - 1, attention.LONG)]
-    assert [group is None for group in groups] == [True, False]
+@pytest.mark.usefixtures("_in_strips")
+def test_a_strip_needs_no_key_before_its_window() -> None:
+    strips = sight_of(torch.zeros(1, 200, dtype=torch.long), 50).strips
+    assert strips is not None
+    # Query 64 sees from key 15 on, query 128 from 79: the multiples of 16 before them.
+    ranges = [(part.start, part.stop) for strip in strips for part in (strip.queries, strip.keys)]
+    assert ranges == [(0, 64), (0, 64), (64, 128), (0, 128), (128, 192), (64, 192), (192, 200), (128, 200)]
+
+
+def test_only_long_rows_go_in_strips() -> None:
+    _skip_without_strips()
+    strips = [sight_of(torch.zeros(1, time, dtype=torch.long)).strips for time in (attention.LONG - 1, attention.LONG)]
+    assert [each is None for each in strips] == [True, False]
+
+
+def test_a_row_is_rounded_alike_in_any_company() -> None:
+    _skip_without_strips()
+    query, key, value = torch.randn(3, 2, attention.LONG, 2, 8).unbind()
+    segments = segment((torch.rand(2, attention.LONG) < 0.02).cumsum(1))
+    both, alone = (attend(query[:n], key[:n], value[:n], sight_of(segments[:n], 100, 8)) for n in (2, 1))
+    assert torch.equal(both[:1], alone)
 
 
 def test_long_rows_are_trained_without_a_mask_of_all_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
     """It would take 17 GB for 16 rows of 16,384 tokens."""
-    _skip_without_blocks()
+    _skip_without_strips()
 
     def refuse(_: Sight) -> torch.Tensor:
         raise AssertionError("a mask of all pairs was made")
@@ -102,9 +115,9 @@ def test_long_rows_are_trained_without_a_mask_of_all_pairs(monkeypatch: pytest.M
     monkeypatch.setattr(Sight, "dense", property(refuse))
     time, window = 4 * attention.LONG, 64
     sight = sight_of(torch.zeros(2, time, dtype=torch.long), window)
-    assert sight.groups is not None
-    pairs = sum(group.mask.numel() for group in sight.groups)
-    assert pairs <= 2 * time * (window + attention.QUERIES + 2 * attention.KEYS)
+    assert sight.strips is not None
+    pairs = sum(strip.mask.numel() for strip in sight.strips)
+    assert pairs <= 2 * time * (window + attention.QUERIES + attention.KEYS)
     model = Cognate(ModelConfig(vocab_size=258, d_model=32, n_layers=1, n_heads=2, d_ff=32, trm_d_ff=32, window=window))
     tokens = torch.randint(0, 96, (2, time))
     loss = model.loss(tokens, tokens.roll(-1, 1), torch.zeros_like(tokens)).loss
@@ -112,7 +125,7 @@ def test_long_rows_are_trained_without_a_mask_of_all_pairs(monkeypatch: pytest.M
     assert loss.isfinite()
 
 
-@pytest.mark.usefixtures("_in_blocks")
+@pytest.mark.usefixtures("_in_strips")
 def test_one_row_of_segments_may_speak_for_all_rows() -> None:
     query, key, value = torch.randn(3, 2, 300, 2, 8).unbind()
     segments = torch.tensor([[0] * 100 + [1] * 200])
@@ -120,21 +133,17 @@ def test_one_row_of_segments_may_speak_for_all_rows() -> None:
     torch.testing.assert_close(shared, own, atol=2e-5, rtol=1e-4)
 
 
-@pytest.mark.usefixtures("_in_blocks")
-def test_narrow_gradients_are_computed_wide() -> None:
-    """In bf16 the backward pass is as close to the truth as the kernel that it replaces."""
-    sight = sight_of(torch.zeros(1, 300, dtype=torch.long), 256, 64)
-    parts = [torch.randn(1, 300, 2, 64).bfloat16().requires_grad_() for _ in range(3)]
+@pytest.mark.usefixtures("_in_strips")
+def test_narrow_gradients_are_as_close_to_the_truth_in_strips() -> None:
+    sights = [look(torch.zeros(1, 300, dtype=torch.long), 256, 64, 10_000.0, dtype) for dtype in (torch.bfloat16, torch.float32)]
+    parts = [torch.randn(1, 300, 2, 64).bfloat16() for _ in range(3)]
     weights = torch.randn(1, 300, 128)
 
-    def gradients(dtype: torch.dtype, groups: object) -> list[torch.Tensor]:
-        inputs = [part.detach().to(dtype).requires_grad_() for part in parts]
-        out = attend(*inputs, replace(sight, mask=sight.dense.to(dtype), groups=groups))
-        return list(torch.autograd.grad((out.float() * weights).sum(), inputs))
+    def gradients(sight: Sight) -> list[torch.Tensor]:
+        inputs = [part.to(sight.cosine.dtype).requires_grad_() for part in parts]
+        return list(torch.autograd.grad((attend(*inputs, sight).float() * weights).sum(), inputs))
 
-    for ours, usual, true in zip(
-        gradients(torch.bfloat16, sight.groups), gradients(torch.bfloat16, None), gradients(torch.float32, None), strict=True
-    ):
+    for ours, usual, true in zip(gradients(sights[0]), gradients(whole(sights[0])), gradients(whole(sights[1])), strict=True):
         assert (ours - true).norm() < 1.5 * (usual - true).norm() < 0.01 * true.norm()
 
 
