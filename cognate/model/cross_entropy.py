@@ -49,8 +49,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, row_weights: Tensor) -> tuple[Tensor, Tensor]:
         head = weight.to(hidden.dtype)
         each = torch.empty(len(hidden), device=hidden.device)
-        hidden_gradient, weight_gradient = torch.empty_like(hidden), torch.zeros_like(weight)
         chunks = _chunks(hidden, weight)
+        hidden_gradient, weight_gradient = torch.empty_like(hidden), torch.empty_like(weight) if chunks else torch.zeros_like(weight)
         # One buffer for all chunks: memory this large goes back to the system when freed, and costs page faults anew.
         buffer = torch.empty(min(len(hidden), chunks[0].stop) if chunks else 0, len(weight), dtype=hidden.dtype, device=hidden.device)
         for rows in chunks:
@@ -59,7 +59,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             # The factor of a row goes onto the narrow side of each product.
             scale = (row_weights[rows, None] / total).to(hidden.dtype)
             hidden_gradient[rows] = (logits @ head) * scale
-            weight_gradient += logits.mT @ (hidden[rows] * scale)
+            _add_product(weight_gradient, logits.mT, hidden[rows] * scale, is_first=rows.start == 0)
         ctx.save_for_backward(hidden_gradient, weight_gradient)
         ctx.mark_non_differentiable(each)
         return (each * row_weights).sum(), each
@@ -68,6 +68,16 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor, Tensor, None, None]:
         hidden_gradient, weight_gradient = ctx.saved_tensors
         return hidden_gradient * gradient.to(hidden_gradient.dtype), weight_gradient * gradient, None, None
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor, *, is_first: bool) -> None:
+    """total += left @ right, where the dtypes allow without a second tensor of that size; the first time `total` may hold anything."""
+    if left.dtype == total.dtype:
+        torch.addmm(total, left, right, beta=0 if is_first else 1, out=total)
+    elif is_first:
+        total.copy_(left @ right)
+    else:
+        total += left @ right
 
 
 def _to_gradient(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
