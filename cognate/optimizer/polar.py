@@ -37,16 +37,18 @@ def orthogonalize(
     returns [..., rows, columns] in `dtype`
     """
     rows, columns = update.shape[-2:]
-    wide = update.to(dtype).reshape(-1, rows, columns)
-    wide = wide.mT if rows > columns else wide  # [matrix, short side, long side]: the products below are then short x short
-    # A norm below 1e-12 is not divided by: such an update fades to nothing, and its rounding is not amplified.
-    norm = torch.linalg.vector_norm(wide, dim=(-2, -1), keepdim=True).clamp(min=1e-12)
-    wide = wide / (norm * margin)
+    matrices = update.to(dtype).reshape(-1, rows, columns)
     if dtype == torch.float32 and max(rows, columns) >= 3 * min(rows, columns):
-        wide = _apply_polynomials_by_gram(wide, coefficients)
-    else:
-        wide = _apply_polynomials(wide, coefficients)
+        return _apply_polynomials_by_gram(matrices, coefficients, margin).reshape(update.shape)
+    wide = matrices.mT if rows > columns else matrices  # [matrix, short side, long side]: the products below are then short x short
+    wide = _apply_polynomials(wide / _bound(torch.linalg.vector_norm(wide, dim=(-2, -1), keepdim=True), margin), coefficients)
     return (wide.mT if rows > columns else wide).reshape(update.shape)
+
+
+def _bound(norm: Tensor, margin: float) -> Tensor:
+    """What singular values are divided by to lie below 1 / margin; norm: Frobenius's"""
+    # A norm below 1e-12 is not divided by: such an update fades to nothing, and its rounding is not amplified.
+    return norm.clamp(min=1e-12) * margin
 
 
 @functools.cache
@@ -75,17 +77,20 @@ def _apply_polynomials(wide: Tensor, coefficients: Coefficients) -> Tensor:
     return wide
 
 
-def _apply_polynomials_by_gram(wide: Tensor, coefficients: Coefficients) -> Tensor:
-    """The same product, multiplying only short x short matrices between the first line and the last.
+def _apply_polynomials_by_gram(matrices: Tensor, coefficients: Coefficients, margin: float) -> Tensor:
+    """The same product, of matrices that are not yet scaled, multiplying only short x short ones between the first line and the last.
 
     In bfloat16 small singular values drown in the Gram matrix's rounding and come out up to 1.4: float32 only.
     """
-    gram = wide @ wide.mT
-    identity = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
-    product = None
+    is_tall = matrices.shape[-2] > matrices.shape[-1]
+    gram = matrices.mT @ matrices if is_tall else matrices @ matrices.mT
+    bound = _bound(gram.diagonal(dim1=-2, dim2=-1).sum(-1).sqrt()[:, None, None], margin)
+    gram /= bound.square()
+    product = 1 / bound
     for number, (a, b, c) in enumerate(coefficients, start=1):
-        factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c) + a * identity
-        product = factor if product is None else factor @ product
+        factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        factor.diagonal(dim1=-2, dim2=-1).add_(a)
+        product = factor * product if number == 1 else factor @ product
         if number < len(coefficients):  # the next one's
             gram = factor @ gram @ factor
-    return wide if product is None else product @ wide
+    return matrices @ product if is_tall else product @ matrices  # it is symmetric, up to rounding
