@@ -1,9 +1,7 @@
-"""Cognate, the whole: embed, backbone (mag.py), recursion (trm.py), tied head; and its loss.
+"""Cognate, the whole: embed, backbone (mag.py), recursion (trm.py), tied head; and its loss (loss.py).
 
     x = backbone(n(E[tokens])),  y_1, z_1, ..., y_T, z_T = recursion(x),  logits_t = y_t E^T
-    loss = loss_ce + loss_act + loss_gate
 
-Every mean in the loss is over counted targets, so neither padding nor the way documents are packed changes it.
 Weights are float32; activations have `compute_dtype`. Parts are switched off with config.ltm, config.trm and config.act.
 
 Source: docs/model.md section 1.
@@ -11,29 +9,26 @@ Source: docs/model.md section 1.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from cognate.config import ModelConfig
-from cognate.model.act import HaltingHead, halting_depths, halting_loss, halting_targets
+from cognate.model.act import HaltingHead, halting_loss, halting_targets
 from cognate.model.attention import Sight, has_flex, look, segment
 from cognate.model.cross_entropy import cross_entropy_of, linear_cross_entropy
 from cognate.model.generate import generate, stream
 from cognate.model.layers import Compilable, Linear, drop, rms_norm
+from cognate.model.loss import NOT_COUNTED, Loss, Made, Places, at, measurements_of, places_of, shares, supervision_shares
 from cognate.model.mag import Backbone, Reading, Watch, watch
 from cognate.model.memory import Chunks, cut
-from cognate.model.memory import usage as usage_of
 from cognate.model.state import State, look_back
 from cognate.model.trm import Recursion, Thought
 from cognate.transfer import to_device
-
-NOT_COUNTED = -100  # a target that is not scored: padding, a masked prompt, a document's last token
 
 
 @dataclass(frozen=True)
@@ -56,54 +51,6 @@ class Continuation:
     state: State
 
 
-@dataclass(frozen=True)
-class Measurements:
-    """The step metrics that only the model can see; scalars, None where a part is switched off. metrics.py has their units."""
-
-    act_avg_halting_steps: Tensor | None
-    act_halt_prob_mean: Tensor | None
-    act_halt_prob_std: Tensor | None
-    ltm_memory_usage: Tensor | None
-    ltm_surprise_rate: Tensor | None
-    gate_mean: Tensor | None
-    gate_entropy: Tensor | None
-
-    @staticmethod
-    def mean(pieces: Sequence[tuple[Measurements | None, float]]) -> Measurements | None:
-        """Of a batch from those of its parts, each with its share; parts that were not measured do not count."""
-        measured = [(vars(piece), share) for piece, share in pieces if piece is not None]
-        if not measured:
-            return None
-        total = sum(share for _, share in measured)
-
-        def of(name: str) -> Tensor | None:
-            known = [values[name] * (share / total) for values, share in measured if values[name] is not None]
-            return torch.stack(known).sum() if known else None
-
-        return Measurements(**{name: of(name) for name in measured[0][0]})
-
-
-@dataclass(frozen=True)
-class Loss:
-    """loss carries the gradient; its parts, and the mean cross-entropy of the last recursion, are detached. Nats per token."""
-
-    loss: Tensor
-    loss_ce: Tensor
-    loss_act: Tensor
-    loss_gate: Tensor
-    ce_last: Tensor
-    measurements: Measurements | None
-
-    @staticmethod
-    def mean(pieces: Sequence[tuple[Loss, float]]) -> Loss:
-        """The detached loss of a batch from those of its parts, each with its share of the counted targets."""
-        if len(pieces) == 1:
-            return replace(pieces[0][0], loss=pieces[0][0].loss.detach())
-        names = ("loss", "loss_ce", "loss_act", "loss_gate", "ce_last")
-        values = {name: torch.stack([getattr(piece, name).detach() * share for piece, share in pieces]).sum() for name in names}
-        return Loss(**values, measurements=Measurements.mean([(piece.measurements, share) for piece, share in pieces]))
-
-
 class Cognate(nn.Module):
     """A causal language model. Build it under torch.manual_seed for reproducible weights."""
 
@@ -114,7 +61,7 @@ class Cognate(nn.Module):
         super().__init__()
         self.config = config
         self.compute_dtype = torch.float32
-        self._compiled: Callable[..., _Made] | None = None
+        self._compiled: Callable[..., Made] | None = None
         self._flex = False  # in what is compiled
         # Small, so that the first loss is close to ln V: logits are y E^T with RMS(y) = 1.
         self.embedding = nn.Embedding(config.vocab_size, config.d_model)
@@ -206,7 +153,8 @@ class Cognate(nn.Module):
         _check_alike(tokens, targets, "targets")
         segments = self._segments(tokens, documents)
         counted = targets != NOT_COUNTED
-        places = self._places(counted)
+        is_static = self._compiled is not None or counted.device.type != "cpu"
+        places = places_of(counted, self.config.supervised_fraction if self.training else None, is_static=is_static)
         seen = watch(segments, counted, self.config.memory_chunk) if measure and self.config.ltm else None
         compute = self._compiled or self._compute
         surroundings = self._surroundings(tokens, segments, for_compiled=self._compiled is not None)
@@ -220,7 +168,7 @@ class Cognate(nn.Module):
             loss_act=made.loss_act.detach(),
             loss_gate=made.loss_gate.detach(),
             ce_last=made.ce_last,
-            measurements=self._measure(made, counted, places) if measure and counted.any() else None,
+            measurements=measurements_of(made, counted, places, self.halting, self.config) if measure and counted.any() else None,
         )
 
     def compile_regions(self) -> None:
@@ -253,16 +201,16 @@ class Cognate(nn.Module):
         tokens: Tensor,
         targets: Tensor,
         counted: Tensor,
-        places: _Places,
+        places: Places,
         sight: Sight,
         chunks: Chunks | None,
         seen: Watch | None,
         dropout: Tensor | None,
-    ) -> _Made:
+    ) -> Made:
         thoughts, readings = self._think(tokens, sight, chunks, seen, dropout)
         loss_ce, ce_last, ce_chosen = self._cross_entropy(thoughts, targets, places)
         loss_act, halting_logits, halting_targets = self._halting(thoughts, ce_chosen, places)
-        return _Made(loss_ce, loss_act, self._gate_loss(readings, counted), ce_last, halting_logits, halting_targets, readings)
+        return Made(loss_ce, loss_act, self._gate_loss(readings, counted), ce_last, halting_logits, halting_targets, readings)
 
     @torch.no_grad()
     def validation_loss(self, tokens: Tensor, targets: Tensor, documents: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -322,42 +270,26 @@ class Cognate(nn.Module):
     def _embed(self, tokens: Tensor) -> Tensor:
         return rms_norm(self.embedding(tokens)).to(self.compute_dtype)
 
-    def _places(self, counted: Tensor) -> _Places:
-        """Where the losses look: at counted tokens, or at all, the others weighted 0, where shapes must not vary and nobody
-        should wait to learn how many there are."""
-        counted = counted.flatten()
-        is_static = self._compiled is not None or counted.device.type != "cpu"
-        scored = None if is_static else counted.nonzero()[:, 0]
-        among = len(counted) if scored is None else len(scored)
-        # Drawn on the CPU, so that every device draws alike.
-        choice = to_device(torch.randperm(among, device="cpu") if self.training else torch.arange(among, device="cpu"), counted.device)
-        if self.training:
-            if is_static:  # the counted ones first
-                choice = choice[counted[choice].logical_not().byte().argsort(stable=True)]
-            choice = choice[: math.ceil(self.config.supervised_fraction * among)]
-        chosen = choice if scored is None else scored[choice]
-        return _Places(scored, _shares(_of(counted, scored)), choice, chosen, _shares(counted[chosen]))
-
-    def _cross_entropy(self, thoughts: list[Thought], targets: Tensor, places: _Places) -> tuple[Tensor, Tensor, Tensor]:
+    def _cross_entropy(self, thoughts: list[Thought], targets: Tensor, places: Places) -> tuple[Tensor, Tensor, Tensor]:
         """loss_ce with its gradient; the last recursion's mean; and each recursion's at the chosen tokens, [recursion, chosen]."""
         targets, where = targets.clamp(min=0), [places.chosen] * (len(thoughts) - 1) + [places.scored]
         weights = [places.chosen_weights] * (len(thoughts) - 1) + [places.scored_weights]
-        shares = supervision_shares(self.config.supervision_weights, len(thoughts))
+        share_of = supervision_shares(self.config.supervision_weights, len(thoughts))
         # One call for all recursions, so that the head's gradient is summed in one place.
         loss_ce, each = linear_cross_entropy(
-            torch.cat([_of(thought.answer.flatten(0, 1), place) for thought, place in zip(thoughts, where, strict=True)]),
+            torch.cat([at(place, thought.answer.flatten(0, 1)) for thought, place in zip(thoughts, where, strict=True)]),
             self.embedding.weight,
-            torch.cat([_of(targets, place) for place in where]),
-            torch.cat([share * weight for share, weight in zip(shares, weights, strict=True)]),
+            torch.cat([at(place, targets) for place in where]),
+            torch.cat([share * weight for share, weight in zip(share_of, weights, strict=True)]),
         )
         *early, last = torch.split(each, [len(weight) for weight in weights])
         return loss_ce, (last * places.scored_weights).sum(), torch.stack([*early, last[places.choice]])
 
-    def _halting(self, thoughts: list[Thought], ce_chosen: Tensor, places: _Places) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    def _halting(self, thoughts: list[Thought], ce_chosen: Tensor, places: Places) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """loss_act, and the head's logits and their targets, [recursion, chosen]."""
         if self.halting is None:
             return ce_chosen.new_zeros(()), None, None
-        logits = self.halting(torch.stack([_of(thought.latent.detach().flatten(0, 1), places.chosen) for thought in thoughts]))
+        logits = self.halting(torch.stack([at(places.chosen, thought.latent.detach().flatten(0, 1)) for thought in thoughts]))
         targets = halting_targets(ce_chosen, self.config.act_delta)
         return halting_loss(logits[:-1], targets[:-1], places.chosen_weights), logits.detach(), targets
 
@@ -366,67 +298,7 @@ class Cognate(nn.Module):
         if not readings:
             return self.embedding.weight.new_zeros(())
         entropy = torch.stack([reading.gate_entropy for reading in readings]).mean(0)  # [batch, time]
-        return -self.config.gate_entropy * (entropy * _shares(counted)).sum()
-
-    @torch.no_grad()
-    def _measure(self, made: _Made, counted: Tensor, places: _Places) -> Measurements:
-        readings, halting_logits = made.readings, made.halting_logits
-        steps = mean = std = usage = surprise_rate = gate_mean = gate_entropy = None
-        if self.halting is not None and halting_logits is not None:
-            probabilities = self.halting.probabilities(halting_logits[:, places.chosen_weights > 0])  # one at least: something is counted
-            if len(probabilities) > 1:  # the last recursion decides nothing
-                mean, std = probabilities[:-1].mean(), probabilities[:-1].std(correction=0)
-            steps = halting_depths(probabilities, self.config.act_threshold).float().mean()
-        if readings:
-            recollections = [reading.recollection for reading in readings if reading.recollection is not None]
-            usage = usage_of(torch.stack([recollection.memory for recollection in recollections])[:, counted.any(1)]).mean()
-            surprised = torch.stack([recollection.surprise for recollection in recollections]) > self.config.surprise_threshold
-            surprise_rate = surprised[:, counted].float().mean()
-            gate_mean = torch.stack([recollection.gate_mean for recollection in recollections])[:, counted].mean()
-            gate_entropy = torch.stack([reading.gate_entropy for reading in readings])[:, counted].mean()
-        return Measurements(steps, mean, std, usage, surprise_rate, gate_mean, gate_entropy)
-
-
-class _Made(NamedTuple):
-    """What loss() computes that torch.compile can make; losses and ce_last: [], halting_...: [recursion, chosen]"""
-
-    loss_ce: Tensor
-    loss_act: Tensor
-    loss_gate: Tensor
-    ce_last: Tensor
-    halting_logits: Tensor | None
-    halting_targets: Tensor | None
-    readings: list[Reading]
-
-
-@dataclass(frozen=True)
-class _Places:
-    """Positions in the flattened batch, and the weight of each in a mean over counted tokens: their sum is 1, or 0 without any.
-
-    scored: of the last recursion's losses, [scored], None for all; chosen: of the earlier ones' and of halting, [chosen]
-    choice: the chosen ones as places in `scored`
-    """
-
-    scored: Tensor | None
-    scored_weights: Tensor
-    choice: Tensor
-    chosen: Tensor
-    chosen_weights: Tensor
-
-
-def _shares(counted: Tensor) -> Tensor:
-    return counted.float() / counted.sum().clamp(min=1)
-
-
-def supervision_shares(weights: tuple[float, ...], recursions: int) -> list[float]:
-    """Each recursion's share of loss_ce: the last `recursions` weights, the first one repeated where there are fewer; sum 1."""
-    used = [weights[0]] * (recursions - len(weights)) + list(weights[-recursions:])
-    return [weight / sum(used) for weight in used]
-
-
-def _of(tensor: Tensor, places: Tensor | None) -> Tensor:
-    """[token, ...] -> [place, ...]; None: all"""
-    return tensor if places is None else tensor.index_select(0, places)
+        return -self.config.gate_entropy * (entropy * shares(counted)).sum()
 
 
 def _shape_of(tokens: Tensor) -> tuple[int, int]:

@@ -22,7 +22,7 @@ class Defect(NamedTuple):
 
 ATTENTION, MEMORY, MAG, TRM = "model/attention.py", "model/memory.py", "model/mag.py", "model/trm.py"
 ACT, WHOLE, LAYERS, HEAD = "model/act.py", "model/cognate.py", "model/layers.py", "model/cross_entropy.py"
-STATE, GENERATE = "model/state.py", "model/generate.py"
+LOSS, STATE, GENERATE = "model/loss.py", "model/state.py", "model/generate.py"
 EQUATIONS, POLAR, KINDS, OPTIMIZER = "optimizer/equations.py", "optimizer/polar.py", "optimizer/kinds.py", "optimizer/mugrokfast.py"
 LOOP = "training/loop.py"
 
@@ -57,7 +57,7 @@ CHECKS = (
            "model/test_cognate.py::test_the_loss_in_eval_mode_changes_nothing"),
     Defect("packing: packed documents are one", WHOLE, "return segment(documents)", "return segment(documents) * 0",
            "model/test_cognate.py::test_the_packed_loss_is_the_unpacked_loss"),
-    Defect("packing: the loss is a mean over places, not over targets", WHOLE, "counted.sum().clamp(min=1)", "counted.numel()",
+    Defect("packing: the loss is a mean over places, not over targets", LOSS, "counted.sum().clamp(min=1)", "counted.numel()",
            "model/test_cognate.py::test_the_packed_loss_is_the_unpacked_loss"),
     Defect("recurrence: what a chunk leaves behind does not decay", MEMORY, "left_behind = (key * until_end[..., None]).mT",
            "left_behind = key.mT", "model/test_properties.py::test_scan_is_the_recurrence"),
@@ -159,14 +159,14 @@ MODEL = (
            "model/test_trm.py::test_z_is_updated_micro_steps_times_for_each_update_of_y"),
     Defect("recursion: bptt=last keeps every graph", TRM, 'self.bptt == "full" or number', "True or number",
            "model/test_cognate.py::test_only_the_last_recursion_keeps_its_graph_when_asked"),
-    Defect("loss: the first supervision weights are taken", WHOLE, "list(weights[-recursions:])", "list(weights[:recursions])",
+    Defect("loss: the first supervision weights are taken", LOSS, "list(weights[-recursions:])", "list(weights[:recursions])",
            "model/test_cognate.py::test_the_last_supervision_weights_apply"),
-    Defect("loss: the first recursion weighs most", WHOLE, "zip(shares, weights, strict=True)", "zip(shares[::-1], weights, strict=True)",
+    Defect("loss: the first recursion weighs most", WHOLE, "zip(share_of, weights,", "zip(share_of[::-1], weights,",
            "model/test_cognate.py::test_the_loss_is_the_naive_loss_of_the_logits"),
-    Defect("loss: early recursions are scored on the first tokens", WHOLE, 'torch.randperm(among, device="cpu") if',
-           'torch.arange(among, device="cpu") if', "model/test_cognate.py::test_the_early_share_of_the_loss_is_unbiased"),
-    Defect("loss: of static shapes, early recursions are scored on what is not counted", WHOLE,
-           "                choice = choice[counted[choice].logical_not().byte().argsort(stable=True)]\n", "                pass\n",
+    Defect("loss: early recursions are scored on the first tokens", LOSS, 'else torch.randperm(among, device="cpu")',
+           'else torch.arange(among, device="cpu")', "model/test_cognate.py::test_the_early_share_of_the_loss_is_unbiased"),
+    Defect("loss: of static shapes, early recursions are scored on what is not counted", LOSS,
+           "            choice = choice[counted[choice].logical_not().byte().argsort(stable=True)]\n", "            pass\n",
            "model/test_cognate.py::test_where_shapes_are_static_early_recursions_are_scored_on_counted_tokens"),
     Defect("copies: a compiled model's copy trains the original", WHOLE, 'return {**self.__dict__, "_compiled": None}',
            "return {**self.__dict__}", "model/test_cognate.py::test_a_copy_of_a_compiled_model_trains_itself"),
@@ -185,8 +185,8 @@ MODEL = (
            "optimizer/test_mugrokfast.py::test_a_state_of_other_parameters_is_refused"),
     Defect("loss: undecided gates are punished", WHOLE, "return -self.config.gate_entropy *", "return self.config.gate_entropy *",
            "model/test_cognate.py::test_what_is_measured_is_what_the_model_did"),
-    Defect("loss: measuring draws from the generator", WHOLE, "readings, halting_logits = made.readings, made.halting_logits\n",
-           "readings, halting_logits = made.readings, made.halting_logits\n        torch.rand(1)\n",
+    Defect("loss: measuring draws from the generator", LOSS, "steps = mean = std = usage",
+           "torch.rand(1)\n    steps = mean = std = usage",
            "model/test_cognate.py::test_measuring_changes_neither_loss_nor_gradient_nor_randomness"),
     Defect("halting: the target looks back", ACT, "cross_entropy.flip(0).cummin(0).values.flip(0)", "cross_entropy.cummin(0).values",
            "model/test_properties.py::test_a_target_is_1_when_no_recursion_from_here_saves_more_than_delta"),

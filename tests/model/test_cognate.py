@@ -14,8 +14,8 @@ from torch.nn import functional
 from cognate.config import ModelConfig
 from cognate.model import NOT_COUNTED, Cognate
 from cognate.model.attention import block_mask
-from cognate.model.cognate import supervision_shares
 from cognate.model.layers import Linear, ternary
+from cognate.model.loss import supervision_shares
 from cognate.model.memory import Signals
 from cognate.optimizer import MuGrokfast
 

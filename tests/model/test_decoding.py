@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -111,15 +112,18 @@ def thoughts_of(model: Cognate, tokens: Tensor) -> tuple[Tensor, Tensor]:
     return torch.stack([thought.answer for thought in thoughts]), torch.stack([thought.latent for thought in thoughts])
 
 
-def first_halts(model: Cognate, latents: Tensor) -> Tensor:
-    """A plain loop over recursions, from the definition: the number of the first that reaches the threshold, else the last."""
+def first_halts(model: Cognate, latents: Tensor) -> tuple[Tensor, float]:
+    """A plain loop over recursions, from the definition: the number of the first that reaches the threshold, else the last;
+    and how near a probability came to the threshold."""
     assert model.halting is not None
-    depths = torch.full(latents.shape[1:3], len(latents))
+    depths, nearest = torch.full(latents.shape[1:3], len(latents)), math.inf
     for number in reversed(range(1, len(latents))):
         odds = torch.logit(model.halting.observed[number - 1]) - torch.logit(model.halting.predicted[number - 1])
         logit = latents[number - 1] @ model.halting.linear.weight[0] + model.halting.linear.bias + odds
-        depths[torch.sigmoid(logit) >= model.config.act_threshold] = number
-    return depths
+        above = torch.sigmoid(logit.detach()) - model.config.act_threshold
+        nearest = min(nearest, float(above.abs().min()))
+        depths[above >= 0] = number
+    return depths, nearest
 
 
 @pytest.mark.parametrize("pieces", [[40], [30, *[1] * 10]], ids=str)
@@ -129,7 +133,7 @@ def test_a_token_that_halts_says_what_the_full_pass_says_at_that_depth(small: Bu
     model.halting.observed.copy_(torch.tensor([0.2, 0.5, 0.9]))
     model.halting.predicted.copy_(torch.tensor([0.5, 0.6, 0.5]))
     answers, latents = thoughts_of(model, tokens)
-    expected = first_halts(model, latents)
+    expected, _ = first_halts(model, latents)
     assert set(expected.flatten().tolist()) == {1, 2, 3, 4}  # else this test says little
     state, read = None, []
     for piece in tokens.split(pieces, dim=1):
@@ -154,9 +158,11 @@ def test_rows_halt_at_their_own_pace(calls: list[list[int]], recursions: int, me
     for row, (answers, depths) in enumerate(read_in(model, texts, calls, adaptive=True)):
         if len(answers):
             each, latents = thoughts_of(model, texts[row : row + 1, : len(answers)])
-            expected = first_halts(model, latents)[0]
+            (expected,), nearest = first_halts(model, latents)
+            assume(nearest > 1e-4)  # else rounding decides
             assert torch.equal(depths, expected)
-            torch.testing.assert_close(answers, each[expected - 1, 0, torch.arange(len(answers))], atol=1e-5, rtol=1e-5)
+            # Five recursions of these weights answer an embedding that is one rounding off by 1e-5 more or less.
+            torch.testing.assert_close(answers, each[expected - 1, 0, torch.arange(len(answers))], atol=1e-4, rtol=1e-4)
 
 
 def test_halted_tokens_cost_nothing_more(small: Build) -> None:

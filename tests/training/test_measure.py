@@ -12,7 +12,7 @@ from torch import Tensor
 from cognate.events import Kind
 from cognate.metrics import METRICS, Cadence
 from cognate.model import Loss
-from cognate.model.cognate import Measurements
+from cognate.model.loss import Measurements
 from cognate.optimizer import MuGrokfast
 from cognate.training.measure import exp, step_values
 from tests.training.runs import attempt_at, new_run, rows, tiny
