@@ -19,6 +19,8 @@ from cognate.model.state import look_back
 from tests.model.conftest import SMALL
 
 Build = Callable[..., Cognate]
+# Where an embedding is one rounding off, five recursions of these weights answer up to 1.1e-5 more or less.
+ROUNDING = {"atol": 1e-4, "rtol": 1e-5}
 SWITCHES = [{}, {"ltm": False}, {"act": False}, {"trm": False}, {"ltm": False, "trm": False}]
 
 
@@ -37,7 +39,7 @@ def test_reading_in_pieces_is_reading_at_once(small: Build, switches: dict[str, 
         read = model.extend(piece, state, adaptive=False)
         state = read.state
         logits.append(model.logits(read.answers))
-    torch.testing.assert_close(torch.cat(logits, 1), full(model, tokens), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(torch.cat(logits, 1), full(model, tokens), **ROUNDING)
     assert state is not None
     assert state.position.tolist() == [23] * 3
 
@@ -71,7 +73,7 @@ def test_rows_read_on_at_their_own_pace(calls: list[list[int]]) -> None:
     for row, (answers, _) in enumerate(read_in(model, texts, calls, adaptive=False)):
         if len(answers):
             expected = full(model, texts[row : row + 1, : len(answers)])[0]
-            torch.testing.assert_close(model.logits(answers), expected, atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(model.logits(answers), expected, **ROUNDING)
 
 
 def test_a_state_goes_on_in_two_ways_when_cloned(small: Build) -> None:
@@ -81,7 +83,7 @@ def test_a_state_goes_on_in_two_ways_when_cloned(small: Build) -> None:
     first = model.extend(a, state, adaptive=False)
     second = model.extend(b, twin, adaptive=False)
     for piece, read in ((a, first), (b, second)):
-        torch.testing.assert_close(model.logits(read.answers), full(model, torch.cat((tokens, piece), 1))[:, 12:], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(model.logits(read.answers), full(model, torch.cat((tokens, piece), 1))[:, 12:], **ROUNDING)
 
 
 def test_a_beginning_is_shared_by_its_endings(small: Build) -> None:
@@ -89,7 +91,7 @@ def test_a_beginning_is_shared_by_its_endings(small: Build) -> None:
     model, context, endings = small(), torch.randint(300, (1, 11)), torch.randint(300, (4, 5))
     state = model.extend(context).state.rows(torch.zeros(4, dtype=torch.long))
     logits = model.logits(model.extend(endings, state, adaptive=False).answers)
-    torch.testing.assert_close(logits, full(model, torch.cat((context.expand(4, -1), endings), 1))[:, 11:], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(logits, full(model, torch.cat((context.expand(4, -1), endings), 1))[:, 11:], **ROUNDING)
 
 
 # --- halting --------------------------------------------------------------------------------------------------
@@ -141,7 +143,7 @@ def test_a_token_that_halts_says_what_the_full_pass_says_at_that_depth(small: Bu
         state = read[-1].state
     assert torch.equal(torch.cat([each.depths for each in read], 1), expected)
     at_depth = answers.gather(0, (expected - 1)[None, ..., None].expand(1, -1, -1, answers.size(-1)))[0]
-    torch.testing.assert_close(torch.cat([each.answers for each in read], 1), at_depth, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(torch.cat([each.answers for each in read], 1), at_depth, **ROUNDING)
 
 
 @settings(max_examples=25, deadline=None, derandomize=True)
@@ -161,8 +163,7 @@ def test_rows_halt_at_their_own_pace(calls: list[list[int]], recursions: int, me
             (expected,), nearest = first_halts(model, latents)
             assume(nearest > 1e-4)  # else rounding decides
             assert torch.equal(depths, expected)
-            # Five recursions of these weights answer an embedding that is one rounding off by 1e-5 more or less.
-            torch.testing.assert_close(answers, each[expected - 1, 0, torch.arange(len(answers))], atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(answers, each[expected - 1, 0, torch.arange(len(answers))], **ROUNDING)
 
 
 def test_halted_tokens_cost_nothing_more(small: Build) -> None:
@@ -190,7 +191,7 @@ def test_a_model_may_think_longer_than_it_was_trained_to(small: Build) -> None:
     assert longer.recursion is not None
     longer.recursion.recursions = 6
     read = model.extend(tokens, adaptive=False, recursions=6)
-    torch.testing.assert_close(model.logits(read.answers), full(longer, tokens), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(model.logits(read.answers), full(longer, tokens), **ROUNDING)
     assert read.depths.eq(6).all()
 
 
@@ -202,7 +203,7 @@ def test_who_else_is_in_the_batch_decides_nothing(small: Build) -> None:
     assert set(together.depths[:, :12].flatten().tolist()) == {1, 2, 3}  # else it says little of who halts
     for row in range(5):
         assert torch.equal(together.depths[4 - row, :12], alone[row].depths[0])
-        torch.testing.assert_close(together.answers[4 - row, :12], alone[row].answers[0], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(together.answers[4 - row, :12], alone[row].answers[0], **ROUNDING)
 
 
 # --- generation -----------------------------------------------------------------------------------------------
