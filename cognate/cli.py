@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,7 +28,7 @@ from cognate.data.cli import app as datasets
 from cognate.data.files import DataUnreadable, has_any
 from cognate.data.tokenizer import Tokenizer
 from cognate.events import Event, Kind, spelled
-from cognate.model.generate import NewToken
+from cognate.model.generate import NewToken, seed_of_row
 from cognate.report.cli import app as reports
 from cognate.report.cli import show_diversity
 from cognate.report.diversity import measure_runs
@@ -113,15 +113,21 @@ def generate(
         model, tokenizer = load_model(_checkpoint_in(checkpoint))
     except CorruptCheckpoint as error:
         raise typer.BadParameter(str(error)) from error
-    for text in prompt or (line.rstrip("\n") for line in sys.stdin if line.strip()):
+    for number, text in enumerate(prompt or _lines_of_input()):
+        if any("\udc80" <= letter <= "\udcff" for letter in text):  # os.fsdecode, of bytes that are none
+            raise typer.BadParameter("the prompt is not UTF-8")
         prompt_tokens = tokenizer.encode(text)
         if not prompt_tokens:
             raise typer.BadParameter("the prompt is empty: there is nothing to continue")
         written = model.stream(
-            [prompt_tokens], max_new_tokens, temperature=temperature, top_k=top_k, stop={tokenizer.end_id}, seed=seed,
-            vocab_size=tokenizer.vocab_size, adaptive=halting, recursions=recursions,
+            [prompt_tokens], max_new_tokens, temperature=temperature, top_k=top_k, stop={tokenizer.end_id},
+            seed=[seed_of_row(seed, number)], vocab_size=tokenizer.vocab_size, adaptive=halting, recursions=recursions,
         )  # fmt: skip
         _tell(text, written, tokenizer, as_json)
+
+
+def _lines_of_input() -> Iterator[str]:
+    return (os.fsdecode(line.rstrip(b"\r\n")) for line in sys.stdin.buffer if line.strip())
 
 
 @app.command()

@@ -202,8 +202,13 @@ def test_a_checkpoint_continues_prompts(here: Path) -> None:
 def test_prompts_come_from_standard_input_too(here: Path) -> None:
     cognate("train", "quickstart", *SMALL, "--output=runs")
     (run,) = made(here / "runs")
-    made_of = CliRunner().invoke(app, ["generate", str(run.path), "--json", "--max-new-tokens=2"], input="1 + 1\n\n2 + 2\n\n")
+    made_of = CliRunner().invoke(app, ["generate", str(run.path), "--json", "--max-new-tokens=2"], input="1 + 1\r\n\n2 + 2\n\n")
     assert [json.loads(line)["prompt"] for line in made_of.stdout.splitlines()] == ["1 + 1", "2 + 2"]
+    drawn = cognate("generate", str(run.path), "--json", "--temperature=5", *["--prompt=1 + 1"] * 3).stdout.splitlines()
+    assert len({json.loads(line)["text"] for line in drawn}) == 3
+    refused = CliRunner().invoke(app, ["generate", str(run.path)], input=b"\xff\xfe\n")
+    assert refused.exit_code == 2
+    assert "not UTF-8" in refused.output
 
 
 def test_what_is_no_checkpoint_continues_nothing(here: Path) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,12 +24,14 @@ from cognate.model.attention import Sight, has_flex, look, segment
 from cognate.model.cross_entropy import cross_entropy_of, linear_cross_entropy
 from cognate.model.generate import generate, stream
 from cognate.model.layers import Compilable, Linear, drop, rms_norm
-from cognate.model.loss import NOT_COUNTED, Loss, Made, Places, at, measurements_of, places_of, shares, supervision_shares
+from cognate.model.loss import Loss, Made, Places, at, is_counted, measurements_of, places_of, shares, supervision_shares
 from cognate.model.mag import Backbone, Reading, Watch, watch
 from cognate.model.memory import Chunks, cut
 from cognate.model.state import State, look_back
 from cognate.model.trm import Recursion, Thought
 from cognate.transfer import to_device
+
+PIECE = 512  # tokens that extend() reads at once
 
 
 @dataclass(frozen=True)
@@ -105,7 +108,7 @@ class Cognate(nn.Module):
         adaptive: a token halts once its halting probability reaches config.act_threshold; else all recursions are made
         recursions: the most to make; None: as many as in training
         """
-        batch, time = _shape_of(tokens)
+        batch, time = self._check(tokens)
         if recursions is not None and recursions < 1:
             raise ValueError(f"recursions is {recursions}; at least one is made")
         if state is None:
@@ -113,22 +116,34 @@ class Cognate(nn.Module):
         if len(state.position) != batch or (lengths is not None and len(lengths) != batch):
             told = "" if lengths is None else f", lengths {len(lengths)}"
             raise ValueError(f"tokens have {batch} rows, the state has {len(state.position)}{told}")
+        if lengths is not None:
+            _check_lengths(lengths, time)
+        limit = self.config.recursions if recursions is None else recursions
+        pieces = []
+        for first in range(0, time, PIECE):  # what is read at once takes a mask that grows with its square
+            piece = tokens[:, first : first + PIECE]
+            own = None if lengths is None else (lengths - first).clamp(0, piece.size(1))
+            pieces.append(self._read(piece, state, own, limit, adaptive=adaptive))
+        answers, depths = pieces[0] if len(pieces) == 1 else map(partial(torch.cat, dim=1), zip(*pieces, strict=True))
+        return Continuation(answers, depths, state)
+
+    def _read(self, tokens: Tensor, state: State, lengths: Tensor | None, limit: int, *, adaptive: bool) -> tuple[Tensor, Tensor]:
+        """Of a piece of extend(): answers and depths."""
+        time = tokens.size(1)
         padding = None if lengths is None else torch.arange(time, device=tokens.device) >= lengths[:, None]
         sight = look_back(state, padding, time, self.config, self.compute_dtype)
         chunks = cut(torch.zeros_like(tokens[:1]), self.config.memory_chunk) if time > 1 else None
         features = self.backbone.resume(self._embed(tokens), sight, chunks, padding, state.blocks)
         state.position, state.is_blank = state.position + (time if lengths is None else lengths), False
         if self.recursion is None or state.recursion is None:
-            return Continuation(features, torch.ones_like(tokens), state)
-        limit = self.config.recursions if recursions is None else recursions
+            return features, torch.ones_like(tokens)
 
         def halts(latents: Tensor, number: int) -> Tensor:
             if self.halting is None or not adaptive:
                 return torch.zeros(latents.shape[:-1], dtype=torch.bool, device=latents.device)
             return self.halting.halts(latents, number, self.config.act_threshold)
 
-        answers, depths = self.recursion.ponder(features, sight, state.recursion, halts, limit)
-        return Continuation(answers, depths, state)
+        return self.recursion.ponder(features, sight, state.recursion, halts, limit)
 
     def loss(
         self,
@@ -143,7 +158,8 @@ class Cognate(nn.Module):
         """The training loss of one batch; `measure` adds Measurements taken from the same tensors.
 
         tokens, documents: as in forward()
-        targets: int64 [batch, time]; NOT_COUNTED is not scored. With nothing to score the loss is 0.
+        targets: int64 [batch, time], the token that comes after each; NOT_COUNTED, or any negative number, is not scored. With nothing
+                 to score the loss is 0.
         dropout: float [batch, time], rate for each token's embedding and features, drawn from its device's default generator; None: none
         share:   of the step's counted targets, where the batch is a part of a step; what the halting calibration takes it for
 
@@ -152,7 +168,7 @@ class Cognate(nn.Module):
         """
         _check_alike(tokens, targets, "targets")
         segments = self._segments(tokens, documents)
-        counted = targets != NOT_COUNTED
+        counted = is_counted(targets)
         is_static = self._compiled is not None or counted.device.type != "cpu"
         places = places_of(counted, self.config.supervised_fraction if self.training else None, is_static=is_static)
         seen = watch(segments, counted, self.config.memory_chunk) if measure and self.config.ltm else None
@@ -217,7 +233,7 @@ class Cognate(nn.Module):
         """Summed cross-entropy of the last recursion over counted targets, in nats, and how many there are; as in loss()."""
         _check_alike(tokens, targets, "targets")
         thoughts, _ = self._think(tokens, *self._surroundings(tokens, self._segments(tokens, documents)))
-        scored = (targets != NOT_COUNTED).flatten().nonzero()[:, 0]
+        scored = is_counted(targets).flatten().nonzero()[:, 0]
         answers = thoughts[-1].answer.flatten(0, 1).index_select(0, scored)
         each = cross_entropy_of(answers, self.embedding.weight, targets.flatten()[scored])
         return each.sum(), torch.tensor(len(scored), device=each.device)
@@ -231,16 +247,26 @@ class Cognate(nn.Module):
         _check_alike(tokens, targets, "targets")
         with torch.compiler.set_stance("force_eager"):
             thoughts, _ = self._think(tokens, *self._surroundings(tokens, self._segments(tokens, None)))
-        row, time = (targets != NOT_COUNTED).nonzero(as_tuple=True)
+        row, time = is_counted(targets).nonzero(as_tuple=True)
         counted = targets[row, time]
         row, time, counted = (to_device(each, tokens.device) for each in (row, time, counted))
         logits = self.logits(thoughts[-1].answer[row, time])  # [counted, vocabulary]
         each = functional.cross_entropy(logits, counted, reduction="none")
         return torch.zeros(len(tokens), device=each.device).index_add(0, row, each)
 
+    def _check(self, tokens: Tensor) -> tuple[int, int]:
+        """(batch, time); raises where there is nothing to read, or somebody has tried another way to bfloat16 than compute_dtype."""
+        if tokens.ndim != 2 or not tokens.numel():
+            raise ValueError(f"tokens have shape {list(tokens.shape)}; they must be [batch, time], with at least one row and one token")
+        weight, kind = self.embedding.weight, self.embedding.weight.device.type
+        if weight.dtype != torch.float32 or (torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)):
+            found = "autocast is on" if weight.dtype == torch.float32 else f"the weights are {weight.dtype}"
+            raise TypeError(f"{found}; the weights stay float32, without autocast: set model.compute_dtype = torch.bfloat16 instead")
+        return tokens.size(0), tokens.size(1)
+
     def _segments(self, tokens: Tensor, documents: Tensor | None) -> Tensor:
         """[batch, time], or [1, time] where every row is one document."""
-        _shape_of(tokens)
+        self._check(tokens)
         if documents is None:
             return torch.zeros_like(tokens[:1])
         _check_alike(tokens, documents, "documents")
@@ -301,11 +327,12 @@ class Cognate(nn.Module):
         return -self.config.gate_entropy * (entropy * shares(counted)).sum()
 
 
-def _shape_of(tokens: Tensor) -> tuple[int, int]:
-    """(batch, time)"""
-    if tokens.ndim != 2 or not tokens.numel():
-        raise ValueError(f"tokens have shape {list(tokens.shape)}; they must be [batch, time], with at least one row and one token")
-    return tokens.size(0), tokens.size(1)
+def _check_lengths(lengths: Tensor, time: int) -> None:
+    """Numbers on another device are not looked at: that would wait for it."""
+    if lengths.dtype != torch.int64 or lengths.ndim != 1:
+        raise ValueError(f"lengths are {lengths.dtype} of shape {list(lengths.shape)}; they must be int64 [batch]")
+    if lengths.device.type == "cpu" and not bool(((lengths >= 0) & (lengths <= time)).all()):
+        raise ValueError(f"lengths are {lengths.tolist()}; each must be 0..{time}, the tokens in a row")
 
 
 def _check_alike(tokens: Tensor, other: Tensor, name: str) -> None:

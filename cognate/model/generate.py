@@ -1,13 +1,14 @@
 """Generation: prompts of any lengths in, a new token at a time for all of them, each after as much thought as it takes.
 
 `stream` yields tokens as they come, `generate` collects them; both are methods of Cognate. A row that has stopped costs nothing
-more, and what a row says depends on its prompt, its number and the seed, not on who else is in the batch.
+more, and what a row says depends on its prompt, its number and the seed, not on who else is in the batch: bit for bit so only as far
+as the kernels round alike in any company, which in bfloat16 they do not.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -37,7 +38,7 @@ class Generation:
 
     tokens: list[list[int]]
     depths: list[list[int]]
-    state: State
+    state: State = field(repr=False)
 
 
 def generate(
@@ -55,10 +56,10 @@ def generate(
     recursions: int | None = None,
     revise: Callable[[int, int], int] | None = None,
 ) -> Generation:
-    """Continue each prompt up to a token in `stop`, or by max_new_tokens.
+    """Continue each prompt up to a token in `stop`, or by max_new_tokens; by none, and nothing is read.
 
     temperature, top_k: 0 takes the likeliest token; else one is drawn, from the top_k likeliest or (None) from all
-    seed: of the draws; one for each prompt makes what it draws independent of its place
+    seed: of the draws; one for each prompt (see seed_of_row) makes what it draws independent of its place
     revise: is told each row and its new token, and returns the token to take instead, most often the same
     vocab_size: tokens that the tokenizer has, where they are fewer than the model's; no other is chosen
     state: what was read before the prompts, written into; None: they are beginnings
@@ -99,13 +100,18 @@ def stream(
         raise ValueError(f"vocab_size is {vocab_size}; a tokenizer has at least one token")
     if not temperature >= 0 or (top_k is not None and top_k < 1):
         raise ValueError(f"temperature is {temperature} and top_k {top_k}; they must be at least 0 and 1")
+    if max_new_tokens < 0:
+        raise ValueError(f"max_new_tokens is {max_new_tokens}; it must be at least 0")
+    rows = range(len(prompt_tokens))
+    seeds = [seed_of_row(seed, row) for row in rows] if isinstance(seed, int) else seed
+    if len(seeds) != len(rows):
+        raise ValueError(f"there are {len(seeds)} seeds for {len(rows)} prompts; one for all, or one for each")
     device = model.embedding.weight.device
     whole = _blank(model, len(prompt_tokens)) if state is None else state
     # The rows that have not stopped, and their state. Who goes on is decided on the CPU.
     going, current = torch.arange(len(prompt_tokens), device="cpu"), whole
     lengths = torch.tensor([len(prompt) for prompt in prompt_tokens], device="cpu")
     fed = pad_sequence([torch.tensor(prompt, device="cpu") for prompt in prompt_tokens], batch_first=True)
-    seeds = _seeds_of_rows(seed, len(prompt_tokens)) if isinstance(seed, int) else seed
     generators = [torch.Generator().manual_seed(own) for own in seeds]
     for left in reversed(range(max_new_tokens)):
         own = lengths.to(device) if fed.size(1) > 1 else None  # a single token is never padding
@@ -142,9 +148,9 @@ def choose(logits: Tensor, draw: Tensor, temperature: float, top_k: int | None) 
     return tokens.gather(1, place)[:, 0]
 
 
-def _seeds_of_rows(seed: int, rows: int) -> list[int]:
-    """A seed for each row, the same however many there are; of neighbouring seeds, far apart."""
-    return [(seed * 0x9E3779B97F4A7C15 + row) % 2**63 for row in range(rows)]
+def seed_of_row(seed: int, row: int) -> int:
+    """The row's own, the same however many there are; of neighbouring seeds, far apart."""
+    return (seed * 0x9E3779B97F4A7C15 + row) % 2**63
 
 
 def _blank(model: Cognate, batch: int) -> State:

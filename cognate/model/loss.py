@@ -122,6 +122,11 @@ def places_of(counted: Tensor, fraction: float | None, *, is_static: bool) -> Pl
     return Places(scored, shares(at(scored, counted)), choice, chosen, shares(counted[chosen]))
 
 
+def is_counted(targets: Tensor) -> Tensor:
+    """Whether a target is scored: NOT_COUNTED, or any negative number, is not."""
+    return targets >= 0
+
+
 def shares(counted: Tensor) -> Tensor:
     """Each token's weight in a mean over the counted ones, in the shape of `counted`"""
     return counted.float() / counted.sum().clamp(min=1)

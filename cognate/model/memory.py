@@ -6,7 +6,7 @@ A head's memory is a matrix S that decays and is written to at every token, and 
 
 `LongTermMemory` makes a, b, q, k, v from the features. `step` is that recurrence, one token at a time (cached decoding);
 `scan` is the same for all tokens at once, in chunks, exactly. A memory belongs to one document of one row: it is zero where a
-document starts, and never outlives the call. mag.py mixes what is read with attention.
+document starts, and outlives the call only in the State of a text that is read on. mag.py mixes what is read with attention.
 
 Source: Behrouz et al., Titans, arXiv:2501.00663, section 3.1 (equations 8-15) and, for the parallel form, section 3.2.
 Where we differ: the memory is linear and the write is k v^T itself, not the gradient of a loss (no momentum, no deep memory);

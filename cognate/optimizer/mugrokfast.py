@@ -29,7 +29,7 @@ from torch.nn.utils import get_total_norm
 from torch.optim.adamw import adamw
 
 from cognate.optimizer.blocks import blocks, narrow, wide_dtype, wide_like, widen
-from cognate.optimizer.checks import check_group, check_ranges
+from cognate.optimizer.checks import check_gradient, check_group, check_new, check_ranges, check_state, named_betas
 from cognate.optimizer.equations import (
     Alive,
     Scalar,
@@ -83,7 +83,7 @@ class MuGrokfast(torch.optim.Optimizer):
     names through them.
 
     state_dict() holds tensors per parameter and, under "counters", three whole numbers.
-    After a step `grad_norm` is the global norm before clipping, a tensor [].
+    After a step `grad_norm` is the global norm before clipping, a float32 tensor [] that the next step overwrites.
     """
 
     def __init__(
@@ -145,12 +145,13 @@ class MuGrokfast(torch.optim.Optimizer):
             "eps": eps,
         }
         check_ranges({**numbers, "muon_lr": muon_lr, "embedding_lr": embedding_lr, "adamw_lr": adamw_lr})
-        check_ranges({"beta1": betas[0], "beta2": betas[1], "qk_clip": qk_clip, "gradient_clip": self._gradient_clip})
+        check_ranges({**named_betas(betas), "qk_clip": qk_clip, "gradient_clip": self._gradient_clip})
         if state_dtype not in (None, torch.float32, torch.bfloat16):
             raise ValueError(f"state_dtype is {state_dtype}; it must be torch.float32, torch.bfloat16 or None")
         # "fused": torch then restores a "step" to its parameter's device, where fused AdamW wants it.
         defaults = {"lr": muon_lr, **numbers, "betas": betas, "fused": True}
         super().__init__(parameters, defaults)
+        self._live_with([parameter for group in self.param_groups for parameter in group["params"]])
         if qk_clip != math.inf:
             head_gains(self.param_groups)  # a gain without its siblings is refused here, not in the first step
 
@@ -158,15 +159,10 @@ class MuGrokfast(torch.optim.Optimizer):
         """Add one group for each kind of tensor in `param_group`, or one of the kind it brings."""
         check_group(param_group)
         by_kind: dict[Kind, list[tuple[str, Tensor]]] = {"matrix": [], "embedding": [], "vector": []}
-        for item in param_group["params"]:
-            if not isinstance(item, tuple):
-                raise TypeError(
-                    f"MuGrokfast tells embeddings and gains by name, but got a bare {type(item).__name__}; pass model.named_parameters()"
-                )
-            name, parameter = item
+        wanted = param_group.get("kind")
+        for name, parameter in check_new(param_group["params"], [each for group in self.param_groups for each in group["params"]]):
             if self._state_dtype is not None and parameter.dtype == torch.float64:
                 raise ValueError(f"{name} is torch.float64, whose state is as wide; state_dtype must be None, not {self._state_dtype}")
-            wanted = param_group.get("kind")
             kind = kind_of(name, parameter) if wanted is None else checked_kind(wanted, name, parameter)
             by_kind[kind].append((name, parameter))
         for kind, named in by_kind.items():
@@ -226,8 +222,8 @@ class MuGrokfast(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         moving = [(group, parameters) for group in self.param_groups for parameters in _alike(group)]
-        self.grad_norm = get_total_norm([gradient for _, parameters in moving for gradient in _gradients(parameters)])
-        now = self._now(moving)
+        norm = get_total_norm([gradient for _, parameters in moving for gradient in _gradients(parameters)])
+        now = self._now(moving, norm)
         if isinstance(now.alive, Tensor) or now.alive:
             for group, parameters in moving:
                 self._keep_state(group, parameters, now.clip)
@@ -239,8 +235,10 @@ class MuGrokfast(torch.optim.Optimizer):
                     self._step_vectors(group, parameters, now)
             self._clip_heads(self._qk_threshold / now.alive)  # infinite in a skipped step
         self._observed.clear()
-        self._steps += now.alive
-        self._skipped_steps += 1 - now.alive
+        # In place, and read nowhere above: torch.compile forgets what is assigned to an attribute of an optimizer.
+        self.grad_norm.copy_(norm)
+        self._steps.add_(now.alive)
+        self._skipped_steps.add_(1 - now.alive)
         return loss
 
     def state_dict(self) -> dict[str, Any]:
@@ -248,12 +246,15 @@ class MuGrokfast(torch.optim.Optimizer):
         return {**super().state_dict(), "counters": counters}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Take up a state_dict() of the same parameters in the same order, whose group settings come with it."""
-        counters = state_dict["counters"]
-        saved_names, names = ([group["param_names"] for group in groups] for groups in (state_dict["param_groups"], self.param_groups))
-        if saved_names != names:  # torch tells tensors by their places, and would give one's momentum to another
-            raise ValueError(f"the state is of the parameters {saved_names}, in groups; these are {names}")
+        """Take up a state_dict() of the same parameters in the same order, whose group settings come with it.
+
+        Names may differ by what torch.compile and DistributedDataParallel put before them.
+        """
+        check_state(state_dict, self.param_groups)
+        counters, names = state_dict["counters"], [group["param_names"] for group in self.param_groups]
         super().load_state_dict(dict(state_dict))
+        for group, own in zip(self.param_groups, names, strict=True):
+            group["param_names"] = own
         for counter, key in ((self._steps, "steps"), (self._skipped_steps, "skipped_steps"), (self._qk_clips, "qk_clips")):
             counter.fill_(counters[key])
         # torch casts floating state to its parameter's dtype; the saved tensors again, in dtypes of our own.
@@ -267,12 +268,8 @@ class MuGrokfast(torch.optim.Optimizer):
         """What copy and pickle take; torch's has neither our settings nor the counters."""
         return {**super().__getstate__(), **{name: getattr(self, name) for name in _OWN}}
 
-    def _now(self, moving: list[tuple[Group, list[Tensor]]]) -> _Now:
-        norm = self.grad_norm
-        one_device = len({parameters[0].device for _, parameters in moving}) == 1
-        capturable = (one_device and norm.is_cuda) if self._capturable is None else self._capturable
-        home = norm.device if capturable else torch.device("cpu")
-        self._steps, self._skipped_steps, self._qk_clips = (count.to(home) for count in (self._steps, self._skipped_steps, self._qk_clips))
+    def _now(self, moving: list[tuple[Group, list[Tensor]]], norm: Tensor) -> _Now:
+        capturable = self._live_with([parameters[0] for _, parameters in moving])
         has_state = all(key in self.state.get(p, {}) for group, parameters in moving for p in parameters for key in state_keys(group))
         if capturable and has_state:
             finite = norm.isfinite()
@@ -281,6 +278,16 @@ class MuGrokfast(torch.optim.Optimizer):
         # The one wait for the device: state must not begin with a gradient that turns out not to be finite.
         number = norm.item()
         return _Now(min(1.0, self._gradient_clip / (number + 1e-6)), int(math.isfinite(number)), self.steps)
+
+    def _live_with(self, parameters: list[Tensor]) -> bool:
+        """Whether a step of these waits for nobody; the counters and the norm are where it then needs them."""
+        devices = {parameter.device for parameter in parameters} or {torch.device("cpu")}
+        device = next(iter(devices))
+        capturable = (len(devices) == 1 and device.type == "cuda") if self._capturable is None else self._capturable
+        for name, home in (*((name, device if capturable else torch.device("cpu")) for name in _COUNTERS), ("grad_norm", device)):
+            if getattr(self, name).device != home:  # the first time, or the parameters have moved
+                setattr(self, name, getattr(self, name).to(home))
+        return capturable
 
     def _step_matrices(self, group: Group, parameters: list[Tensor], now: _Now) -> None:
         gradients = now.gradients_of(parameters)
@@ -387,7 +394,7 @@ class MuGrokfast(torch.optim.Optimizer):
                 self._count_clips(clipped)
 
     def _count_clips(self, clipped: Tensor) -> None:
-        self._qk_clips += clipped.sum().to(self._qk_clips.device)
+        self._qk_clips.add_(clipped.sum().to(self._qk_clips.device))
 
     def _keep_state(self, group: Group, parameters: list[Tensor], clip: Scalar) -> None:
         """What the group's settings ask for, neither less nor more."""
@@ -425,6 +432,8 @@ class MuGrokfast(torch.optim.Optimizer):
         return [self.state[parameter][key] for parameter in parameters]
 
 
+_COUNTERS = ("_steps", "_skipped_steps", "_qk_clips")
+
 # Attributes beside torch's.
 _OWN = (
     "_learning_rates",
@@ -433,9 +442,7 @@ _OWN = (
     "_dtype",
     "_state_dtype",
     "_capturable",
-    "_steps",
-    "_skipped_steps",
-    "_qk_clips",
+    *_COUNTERS,
     "_observed",
     "grad_norm",
 )
@@ -446,6 +453,7 @@ def _alike(group: Group) -> list[list[Tensor]]:
     lists: dict[object, list[Tensor]] = defaultdict(list)
     for parameter in group["params"]:
         if parameter.grad is not None and parameter.requires_grad:
+            check_gradient(parameter.grad)
             shape = parameter.shape if group["kind"] == "matrix" else None
             lists[shape, parameter.dtype, parameter.device].append(parameter)
     return list(lists.values())

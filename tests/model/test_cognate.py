@@ -236,6 +236,9 @@ def test_targets_that_are_not_counted_do_not_count(small: Build) -> None:
     noise = torch.where(documents == 1, torch.randint(300, tokens.shape), tokens)
     one, other = (model.loss(which, targets, documents, measure=True) for which in (tokens, noise))
     assert one.loss == other.loss
+    elsewhere = targets.masked_fill(targets == NOT_COUNTED, -1)  # as other libraries have it
+    assert model.loss(tokens, elsewhere, documents).loss == one.loss
+    assert model.validation_loss(tokens, elsewhere, documents) == model.validation_loss(tokens, targets, documents)
     assert one.measurements is not None
     assert one.measurements == other.measurements
 

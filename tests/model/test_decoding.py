@@ -76,6 +76,41 @@ def test_rows_read_on_at_their_own_pace(calls: list[list[int]]) -> None:
             torch.testing.assert_close(model.logits(answers), expected, **ROUNDING)
 
 
+def test_a_long_prompt_is_read_in_pieces(small: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is read at once takes memory that grows with its square; in pieces, each row at its own length, all is as at once."""
+    model, tokens, lengths = small(), torch.randint(300, (3, 40)), torch.tensor([40, 16, 21])
+    sizes: list[int] = []
+    at_once = model.extend(tokens, None, lengths)
+    monkeypatch.setattr("cognate.model.cognate.PIECE", 16)
+    read_piece = model._read
+    monkeypatch.setattr(model, "_read", lambda piece, *rest, **named: sizes.append(piece.size(1)) or read_piece(piece, *rest, **named))
+    read = model.extend(tokens, None, lengths)
+    assert sizes == [16, 16, 8]
+    assert torch.equal(read.state.position, lengths)
+    for row, length in enumerate(lengths.tolist()):
+        assert torch.equal(read.depths[row, :length], at_once.depths[row, :length])
+        torch.testing.assert_close(read.answers[row, :length], at_once.answers[row, :length], **ROUNDING)
+    more = torch.randint(300, (3, 5))
+    torch.testing.assert_close(model.extend(more, read.state).answers, model.extend(more, at_once.state).answers, **ROUNDING)
+
+
+@pytest.mark.parametrize("lengths", [[7, 6], [-1, 6], [6.0, 6.0]])
+def test_lengths_that_are_none_are_refused(small: Build, lengths: list[float]) -> None:
+    with pytest.raises(ValueError, match="lengths are"):
+        small().extend(torch.randint(300, (2, 6)), None, torch.tensor(lengths))
+
+
+@pytest.mark.parametrize("wrong", ["weights", "autocast"])
+def test_other_ways_to_bfloat16_are_refused(small: Build, wrong: str) -> None:
+    model, tokens = small(), torch.randint(300, (2, 6))
+    if wrong == "weights":
+        model.bfloat16()
+    with torch.autocast("cpu", torch.bfloat16, enabled=wrong == "autocast"):
+        for call in (model, model.extend, lambda same: model.loss(same, same), lambda same: model.validation_loss(same, same)):
+            with pytest.raises(TypeError, match="compute_dtype"):
+                call(tokens)
+
+
 def test_a_state_goes_on_in_two_ways_when_cloned(small: Build) -> None:
     model, tokens = small(), torch.randint(300, (2, 12))
     state = model.extend(tokens).state
@@ -298,11 +333,15 @@ def test_the_hottest_and_the_coldest_draws_are_tokens() -> None:
 
 
 @pytest.mark.parametrize(
-    ("prompts", "options"), [([], {}), ([[1], []], {}), ([[1]], {"temperature": -1.0}), ([[1]], {"top_k": 0})], ids=str
+    ("prompts", "options"),
+    [([], {}), ([[1], []], {}), ([[1]], {"temperature": -1.0}), ([[1]], {"top_k": 0}), ([[1]], {"seed": [1, 2]})],
+    ids=str,
 )
 def test_what_cannot_be_generated_is_refused(small: Build, prompts: list[list[int]], options: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match=r"none may be empty|must be at least"):
+    with pytest.raises(ValueError, match=r"none may be empty|must be at least|2 seeds for 1 prompts"):
         small().generate(prompts, 3, **options)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="must be at least 0"):
+        small().generate([[1]], -1)
 
 
 def test_mismatched_rows_are_refused(small: Build) -> None:

@@ -923,7 +923,7 @@ def test_a_state_of_other_parameters_is_refused() -> None:
     """torch goes by the order alone: two layers that had changed places would get each other's momentum."""
     one, other = nn.Parameter(torch.zeros(16, 16)), nn.Parameter(torch.zeros(16, 16))
     saved = MuGrokfast([("one", one), ("other", other)]).state_dict()
-    with pytest.raises(ValueError, match="the state is of the parameters"):
+    with pytest.raises(ValueError, match="of its 2, number 1 is one; of these 2 it is other"):
         MuGrokfast([("other", other), ("one", one)]).load_state_dict(saved)
 
 
@@ -932,12 +932,53 @@ def test_wide_parameters_have_wide_state_only() -> None:
         MuGrokfast([("w", nn.Parameter(torch.zeros(16, 16, dtype=torch.float64)))], state_dtype=torch.float32)
 
 
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])
+def test_a_wrapped_models_state_is_the_models(prefix: str) -> None:
+    """What DistributedDataParallel and torch.compile put before a name says nothing of the tensor."""
+    model = toy()
+    wrapped = MuGrokfast((prefix + name, parameter) for name, parameter in model.named_parameters())
+    step_with(wrapped, model, random_gradients(model, 0))
+    bare = MuGrokfast(model.named_parameters())
+    bare.load_state_dict(wrapped.state_dict())
+    assert [name for group in bare.param_groups for name in group["param_names"]] == [name for name, _ in _in_groups(bare, model)]
+    for parameter in model.parameters():
+        assert_same_bits(bare.state[parameter], wrapped.state[parameter])
+
+
+def _in_groups(optimizer: MuGrokfast, model: nn.Module) -> list[tuple[str, Tensor]]:
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    return [(names[id(parameter)], parameter) for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def test_what_is_given_twice_is_refused_and_nothing_is_added() -> None:
+    model, more = nn.Linear(16, 16), nn.Linear(16, 16)
+    optimizer = MuGrokfast(model.named_parameters())
+    with pytest.raises(ValueError, match="again is given twice"):
+        optimizer.add_param_group({"params": [("more.weight", more.weight), ("again", model.bias)]})
+    assert len([each for group in optimizer.param_groups for each in group["params"]]) == 2
+    tied = nn.ModuleDict({"a": more, "b": more})
+    with pytest.raises(ValueError, match=r"b.weight is given twice"):
+        MuGrokfast(tied.named_parameters(remove_duplicate=False))
+
+
+def test_what_it_cannot_move_is_refused() -> None:
+    with pytest.raises(TypeError, match="w is complex"):
+        MuGrokfast([("w", nn.Parameter(torch.zeros(16, 16, dtype=torch.complex64)))])
+    table = nn.Embedding(20, 16, sparse=True)
+    optimizer = MuGrokfast(table.named_parameters())
+    table(torch.tensor([3])).sum().backward()
+    with pytest.raises(TypeError, match="sparse gradients"):
+        optimizer.step()
+    with pytest.raises(ValueError, match="there are two"):
+        MuGrokfast(nn.Linear(16, 16).named_parameters(), betas=(0.9, 0.9, 0.9))  # type: ignore[arg-type]
+
+
 def test_a_state_without_counters_is_refused() -> None:
     """Losing them would restart the ramp without a word."""
     optimizer = MuGrokfast(toy().named_parameters())
     state_dict = optimizer.state_dict()
     del state_dict["counters"]
-    with pytest.raises(KeyError, match="counters"):
+    with pytest.raises(ValueError, match="has no counters"):
         optimizer.load_state_dict(state_dict)
 
 
@@ -1028,3 +1069,30 @@ def test_cuda_and_cpu_agree() -> None:
         on_device.load_state_dict(saved)
     for name, value in weights(other).items():
         torch.testing.assert_close(value.cpu(), weights(model)[name], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("capturable", [None, True])
+@pytest.mark.parametrize("eager_steps", [0, 1])
+def test_a_compiled_step_is_the_step(capturable: bool | None, eager_steps: int) -> None:
+    """From the first step on, with what a caller reads afterwards: torch's compiler forgets attributes that an optimizer sets."""
+
+    def history(compiled: bool) -> tuple[dict[str, Tensor], list[float], tuple[int, int]]:
+        model, norms = toy(), []
+        optimizer = MuGrokfast(model.named_parameters(), capturable=capturable, orthogonalization_dtype=torch.float32)
+        for seed in range(5):
+            gradients = random_gradients(model, seed)
+            if seed == 3:
+                gradients["up.weight"][0, 0] = math.nan
+            for name, parameter in model.named_parameters():
+                parameter.grad = gradients[name] * 10**seed  # a clip that stands still would be seen
+            step = torch.compile(optimizer.step, backend="eager") if compiled and seed >= eager_steps else optimizer.step
+            step()
+            norms.append(float(optimizer.grad_norm))
+        return weights(model), norms, (optimizer.steps, optimizer.skipped_steps)
+
+    ours, expected = history(True), history(False)
+    assert expected[2] == (4, 1)
+    assert ours[2] == expected[2]
+    assert ours[1] == pytest.approx(expected[1], nan_ok=True)
+    for name, value in expected[0].items():
+        torch.testing.assert_close(ours[0][name], value, rtol=1e-5, atol=1e-6, msg=name)
