@@ -56,7 +56,9 @@ class Session:
         self._model.train()
         self._optimizer = build_optimizer(self._model, config)
         self.flops_per_token = self._flops_per_token()  # before it is compiled, which hides them
-        self.execution = prepare(self._model, lambda: self._batches.batch(1, 0), config.training, self._device, 10**6, {}, self.said.append)
+        self.execution = prepare(
+            self._model, lambda: self._batches.batch(1, 0), config.training, self._device, 10**6, {}, self.said.append, measures=False
+        )
         self._rows = self._each()
 
     def step(self) -> None:

@@ -120,6 +120,8 @@ def make_deterministic(device: torch.device) -> None:
     # each on a GPU. The tests, which run with the fill, are where that shows.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = False
+    # Of the kernels of SDPA it is the one that strict passes do not take; elsewhere it plans anew for each new shape, for most of a second.
+    torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 def _path(variable: str) -> Path | None:

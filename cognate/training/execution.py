@@ -25,7 +25,7 @@ from cognate.optimizer import native_dtype
 from cognate.transfer import to_device
 
 Compiled = Literal["nothing", "regions", "whole", "flex"]
-NAMES: Mapping[Compiled, str] = {"regions": "torch.compile", "whole": "torch.compile", "flex": "FlexAttention"}  # for what fails
+NAMES: Mapping[Compiled, str] = {"regions": "torch.compile", "whole": "one graph of the whole loss", "flex": "FlexAttention"}  # for what fails
 WORTH_COMPILING = 1000  # steps: compiling takes half a minute to minutes, and saves a fifth of every step
 GIB = 2**30
 
@@ -66,17 +66,20 @@ def prepare(
     say: Callable[[str], None],
     rows_at_most: int | None = None,
     beside: Callable[[], object] = lambda: None,
+    *,
+    measures: bool = True,
 ) -> Execution:
     """Decide on an Execution and make the model ready for it; what a person should know of it is said.
 
     sample: makes a training batch; resumed_from: the describe() of the run so far, or empty, with None for what is to be
-    decided anew; rows_at_most: at once, whatever fits; beside: makes passes like a step's that are not of its batch
+    decided anew; rows_at_most: at once, whatever fits; beside: makes passes like a step's that are not of its batch; measures:
+    whether some steps will be measured, which is another graph to compile
     """
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}  # which a loss in train mode updates
     if training.gpu_memory_gb is not None and device.type == "cuda":
         keep_within(int(training.gpu_memory_gb * GIB), device)
     rows = rows_at_once(model, sample, training, device, resumed_from.get("rows_at_once"), rows_at_most)
-    is_strict = warns_only() and can_be_strict(model, _rows_of(sample(), 0, 1), device, say, beside)
+    is_strict = warns_only() and can_be_strict(model, _rows_of(sample(), 0, 1), device, say, beside, measures=measures)
     compiled: Compiled = "nothing"
     wants = training.compile == "on" or (training.compile == "auto" and total_steps >= WORTH_COMPILING and has_compiler(device))
     before = resumed_from.get("compiled", "nothing") if resumed_from else None
@@ -84,7 +87,7 @@ def prepare(
         compile_as(model, way)
         try:
             with strictly(is_strict):
-                rows = rows_that_fit(model, sample(), rows, training, device)
+                rows = rows_that_fit(model, sample(), rows, training, device, measures=measures)
         except Exception as error:  # a compiler may fail in any way; the run need not
             model.compile_nothing()
             say(f"goes on without {NAMES[way]}, which failed: {type(error).__name__}: {str(error)[:500]}")
@@ -120,12 +123,18 @@ def strictly(is_strict: bool) -> Iterator[None]:
 
 
 def can_be_strict(
-    model: Cognate, part: Batch, device: torch.device, say: Callable[[str], None], beside: Callable[[], object] = lambda: None
+    model: Cognate,
+    part: Batch,
+    device: torch.device,
+    say: Callable[[str], None],
+    beside: Callable[[], object] = lambda: None,
+    *,
+    measures: bool = True,
 ) -> bool:
     """Whether all of a step's passes have a deterministic form; what has none is said."""
     try:
         with strictly(True):
-            for measure in (False, True):
+            for measure in (False, True) if measures else (False,):
                 _try(model, part, device, measure=measure)
             beside()
     except RuntimeError as error:
@@ -138,7 +147,8 @@ def can_be_strict(
 
 def ways_to_compile(device: torch.device, dtype: torch.dtype, before: Compiled | None = None) -> Sequence[Compiled]:
     """What to try, the best first; of a resumed run, from what it was compiled as `before`. dtype: of activations"""
-    ways: Sequence[Compiled] = ("regions",) if device.type == "cpu" else ("flex", "whole") if has_flex(device, dtype) else ("whole",)
+    whole: Sequence[Compiled] = () if device.type == "cpu" else ("flex", "whole") if has_flex(device, dtype) else ("whole",)
+    ways: Sequence[Compiled] = (*whole, "regions")
     if before == "nothing":
         return ()
     return ways[ways.index(before) :] if before in ways else ways
@@ -182,17 +192,35 @@ def rows_at_once(
     torch.cuda.empty_cache()
     row = max(1, (peaks[1] - peaks[0]) // (more - few))
     state = 4 * sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())  # the optimizer's, and its work
-    fits = (available(training, device) - state - (peaks[0] - few * row)) * 9 // 10 // row
-    if before is not None and before <= fits:
-        fits = before
-    return _divisor(batch_size, min(most, max(1, fits)))
+    free = available(training, device)
+    fits = max(1, (free - state - (peaks[0] - few * row)) * 9 // 10 // row)
+    # What is thrown away at once grows more slowly than the rows, so more may fit than those few tell: tried where it matters.
+    rows = _divisor(batch_size, min(most, before or most))
+    while rows > fits and not _passes(model, _rows_of(batch, 0, rows), device, state + free // 10, has_dropout=training.dropout > 0):
+        rows = _divisor(batch_size, rows // 2)
+    return rows
 
 
-def rows_that_fit(model: Cognate, batch: Batch, rows: int, training: TrainingConfig, device: torch.device) -> int:
+def _passes(model: Cognate, part: Batch, device: torch.device, reserve: int, *, has_dropout: bool) -> bool:
+    """Whether the measured passes of a step find the memory they take, where `reserve` bytes more are taken."""
+    taken = []
+    try:
+        taken.append(torch.empty(reserve, dtype=torch.uint8, device=device))
+        _try(model, part, device, measure=True, has_dropout=has_dropout)
+    except torch.OutOfMemoryError:
+        return False
+    finally:
+        taken.clear()
+        model.zero_grad(set_to_none=True)
+        torch.cuda.empty_cache()
+    return True
+
+
+def rows_that_fit(model: Cognate, batch: Batch, rows: int, training: TrainingConfig, device: torch.device, *, measures: bool = True) -> int:
     """`rows`, or fewer where the passes of a step of so many, plain and measured, take more memory than there is."""
     while True:
         try:
-            for measure in (False, True):
+            for measure in (False, True) if measures else (False,):
                 _try(model, _rows_of(batch, 0, rows), device, measure=measure, has_dropout=training.dropout > 0)
         except torch.OutOfMemoryError:
             if rows == 1:

@@ -189,6 +189,7 @@ def test_flex_attention_is_masked_attention() -> None:
 @pytest.mark.skipif(
     not has_flex(torch.device("cuda" if torch.cuda.is_available() else "cpu"), torch.bfloat16), reason="no CUDA device from sm80 on"
 )
+@pytest.mark.filterwarnings("ignore")  # what torch has to say of itself while it compiles
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_fused_kernels_are_masked_attention(dtype: torch.dtype) -> None:
     """Forward and backward of what the compiler generates, in rows that fill no whole number of blocks."""

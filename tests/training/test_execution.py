@@ -127,10 +127,31 @@ def test_as_many_rows_as_fit(free: int, before: int | None, expected: int, monke
 
     monkeypatch.setattr(execution, "_peak", peak)
     monkeypatch.setattr(execution, "available", lambda *_: free)
+    monkeypatch.setattr(execution, "_passes", lambda _, part, __, reserve, **___: 984 + 100 * len(part.tokens) + reserve <= free)
     training = TrainingConfig(batch_size=16)
     assert rows_at_once(model, lambda: a_batch(16), training, CUDA, before) == expected  # type: ignore[arg-type]
     assert measured == [2, 4]
     assert rows_at_once(model, lambda: a_batch(16), TrainingConfig(batch_size=16, micro_batch_size=5), CUDA, before) == 4  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("takes", "expected"), [(50, 16), (120, 8)])
+def test_more_rows_than_the_few_promise_are_tried(takes: int, expected: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is thrown away at once, as chunks of logits, makes the first rows dearer: all 16 may fit where 8 seem to. Else a run that
+    had all at once would be resumed in parts, to other last bits."""
+    tried: list[tuple[int, int]] = []
+
+    def passes(_: object, part: Batch, __: object, reserve: int, **___: object) -> bool:
+        tried.append((len(part.tokens), reserve))
+        return takes * len(part.tokens) + reserve <= 1_800
+
+    monkeypatch.setattr(execution, "_peak", lambda _, part, *__, **___: 150 * len(part.tokens))
+    monkeypatch.setattr(execution, "available", lambda *_: 1_800)
+    monkeypatch.setattr(execution, "_passes", passes)
+    for before in (None, 16):
+        tried.clear()
+        model = torch.nn.Linear(1, 1, bias=False)  # 4 bytes: 16 for the optimizer
+        assert rows_at_once(model, lambda: a_batch(16), TrainingConfig(batch_size=16), CUDA, before) == expected  # type: ignore[arg-type]
+        assert tried == [(16, 16 + 180)]  # what seems to fit is not tried
 
 
 @pytest.mark.parametrize(("rows_at_most", "tried", "expected"), [(8, [1, 2], 8), (4, [], 4), (1, [], 1)])
@@ -341,12 +362,12 @@ def test_what_is_tried_is_the_graph_of_the_real_step(monkeypatch: pytest.MonkeyP
     ("device", "capability", "dtype", "before", "expected"),
     [
         (CPU, None, torch.bfloat16, None, ("regions",)),
-        (CUDA, (7, 5), torch.float32, None, ("whole",)),
-        (CUDA, (9, 0), torch.float32, None, ("whole",)),
-        (CUDA, (9, 0), torch.bfloat16, None, ("flex", "whole")),
-        (CUDA, (9, 0), torch.bfloat16, "whole", ("whole",)),  # as it began, also where more could be had
+        (CUDA, (7, 5), torch.float32, None, ("whole", "regions")),
+        (CUDA, (9, 0), torch.float32, None, ("whole", "regions")),
+        (CUDA, (9, 0), torch.bfloat16, None, ("flex", "whole", "regions")),
+        (CUDA, (9, 0), torch.bfloat16, "whole", ("whole", "regions")),  # as it began, also where more could be had
         (CUDA, (9, 0), torch.bfloat16, "nothing", ()),
-        (CUDA, (9, 0), torch.bfloat16, "regions", ("flex", "whole")),  # it began on a CPU
+        (CUDA, (9, 0), torch.bfloat16, "regions", ("regions",)),
         (CPU, None, torch.float32, "flex", ("regions",)),
     ],
 )
