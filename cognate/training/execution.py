@@ -25,7 +25,11 @@ from cognate.optimizer import native_dtype
 from cognate.transfer import to_device
 
 Compiled = Literal["nothing", "regions", "whole", "flex"]
-NAMES: Mapping[Compiled, str] = {"regions": "torch.compile", "whole": "one graph of the whole loss", "flex": "FlexAttention"}  # for what fails
+NAMES: Mapping[Compiled, str] = {  # for what fails
+    "regions": "torch.compile",
+    "whole": "one graph of the whole loss",
+    "flex": "FlexAttention",
+}
 WORTH_COMPILING = 1000  # steps: compiling takes half a minute to minutes, and saves a fifth of every step
 GIB = 2**30
 
