@@ -265,8 +265,6 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # else a part would outlive us
     machine, end = describe_machine(setting.device), time.monotonic() + options.seconds
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str((CACHE / "compiled").absolute()))  # as the worker's, for all parts
-    # Else a second part compiles for a minute what the first one did: torch does not keep graphs with autograd functions of our own.
-    os.environ.setdefault("TORCHINDUCTOR_AUTOGRAD_CACHE_ALLOW_CUSTOM_AUTOGRAD", "1")
     for name in options.only or PARTS:
         began = time.monotonic()
         found = find_apart(name, setting, min(PARTS[name].limit_s, end - began))

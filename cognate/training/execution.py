@@ -159,6 +159,9 @@ def ways_to_compile(device: torch.device, dtype: torch.dtype, before: Compiled |
 
 
 def compile_as(model: Cognate, way: Compiled) -> None:
+    # torch keeps no graph with an autograd function that is not its own unless told to, and a resumed run would wait for each again.
+    # It knows such a graph by what both its passes do (a test).
+    torch._functorch.config.autograd_cache_allow_custom_autograd_functions = True
     if way == "regions":
         model.compile_regions()
     else:

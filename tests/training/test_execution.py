@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import Tensor
+from torch._inductor.utils import fresh_cache
 
 from cognate.config import TrainingConfig, resolve
 from cognate.data.batches import IGNORED, Batch
@@ -189,6 +191,38 @@ def with_backend(monkeypatch: pytest.MonkeyPatch, backend: Any) -> None:
     compile_it = torch.compile
     layers.compiled.cache_clear()
     monkeypatch.setattr(torch, "compile", lambda method, **options: compile_it(method, backend=backend, **options))
+
+
+@TRACES
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no compiler")
+def test_a_kept_graph_is_known_by_what_its_autograd_functions_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a new version of the model that differs in a gradient alone, nothing old may be taken up; of the same one, all."""
+    monkeypatch.setattr(torch._functorch.config, "autograd_cache_allow_custom_autograd_functions", False)
+
+    def gradient(factor: float) -> float:
+        class Scaled(torch.autograd.Function):
+            @staticmethod
+            def forward(ctx: Any, x: Tensor) -> Tensor:
+                ctx.save_for_backward(x)
+                return x.sin()
+
+            @staticmethod
+            def backward(ctx: Any, given: Tensor) -> Tensor:
+                (x,) = ctx.saved_tensors
+                return given * x.cos() * factor
+
+        torch._dynamo.reset()
+        x = torch.zeros(8, requires_grad=True)
+        torch.compile(lambda x: Scaled.apply(x).sum(), fullgraph=True)(x).backward()  # type: ignore[no-untyped-call]
+        assert x.grad is not None
+        return float(x.grad[0])
+
+    kept = torch._dynamo.utils.counters["aot_autograd"]
+    kept.clear()
+    with fresh_cache():
+        execution.compile_as(a_model(), "regions")
+        assert [gradient(1), gradient(1), gradient(3)] == [1, 1, 3]
+    assert (kept["autograd_cache_miss"], kept["autograd_cache_hit"], kept["autograd_cache_bypass"]) == (2, 1, 0)
 
 
 @TRACES
