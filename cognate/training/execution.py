@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+import torch._functorch.config
 from torch import Tensor
 
 from cognate.config import RunConfig, TrainingConfig
