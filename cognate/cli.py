@@ -127,6 +127,7 @@ def generate(
 
 
 def _lines_of_input() -> Iterator[str]:
+    """Read as bytes, so that the locale does not decide what is refused."""
     return (os.fsdecode(line.rstrip(b"\r\n")) for line in sys.stdin.buffer if line.strip())
 
 

@@ -23,6 +23,7 @@ from cognate.optimizer import MuGrokfast
 from cognate.training import execution
 from cognate.training.execution import FiniteLosses, parts, prepare, rows_at_once
 from cognate.training.measure import validate
+from cognate.worker import make_deterministic
 from tests.training.runs import CommandAt, attempt_at, digests, events, new_run, rows, tiny
 
 TRACES = pytest.mark.filterwarnings("ignore")  # what torch has to say of itself while it traces
@@ -154,6 +155,42 @@ def test_more_rows_than_the_few_promise_are_tried(takes: int, expected: int, mon
         model = torch.nn.Linear(1, 1, bias=False)  # 4 bytes: 16 for the optimizer
         assert rows_at_once(model, lambda: a_batch(16), TrainingConfig(batch_size=16), CUDA, before) == expected  # type: ignore[arg-type]
         assert tried == [(16, 16 + 180)]  # what seems to fit is not tried
+
+
+def test_a_trial_of_rows_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, batch = a_model(), a_batch()
+    assert execution._passes(model, batch, CPU, 100, has_dropout=False)
+    assert all(parameter.grad is None for parameter in model.parameters())
+    tried = execution._try
+
+    def too_much(*given: Any, **options: Any) -> None:
+        tried(*given, **options)
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(execution, "_try", too_much)
+    assert not execution._passes(model, batch, CPU, 100, has_dropout=False)
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("measures", [True, False])
+def test_a_graph_that_nobody_will_use_is_not_made(measures: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[bool] = []
+    monkeypatch.setattr(execution, "_try", lambda *_, measure=False, **__: tried.append(measure))
+    monkeypatch.setattr(execution, "compile_as", lambda *_: None)
+    prepare(a_model(), a_batch, TrainingConfig(batch_size=4, compile="on"), CPU, 100, {}, lambda _: None, measures=measures)
+    assert tried
+    assert any(tried) is measures
+
+
+def test_attention_never_goes_to_the_kernel_that_plans_anew_for_each_shape() -> None:
+    was = torch.backends.cuda.cudnn_sdp_enabled()
+    try:
+        torch.backends.cuda.enable_cudnn_sdp(True)
+        make_deterministic(CPU)
+        assert not torch.backends.cuda.cudnn_sdp_enabled()
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(was)
+        torch.use_deterministic_algorithms(False)
 
 
 @pytest.mark.parametrize(("rows_at_most", "tried", "expected"), [(8, [1, 2], 8), (4, [], 4), (1, [], 1)])
