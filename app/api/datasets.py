@@ -9,7 +9,7 @@ from fastapi import APIRouter, Depends, Response
 from pydantic import BaseModel, Field
 
 from app.api.common import LOCATION, Answers
-from app.api.deps import Service
+from app.api.deps import Idempotent, Service
 from app.api.errors import refusals
 from app.api.jobs import started
 from app.api.schemas.base import instant
@@ -88,8 +88,8 @@ def list_datasets(service: Service) -> DatasetsOut:
 
 
 @router.post("/{name}/fetch", status_code=202, summary="Download a dataset from the Hugging Face hub, as a job", responses=_STARTED)
-def fetch_dataset(name: DatasetName, service: Service, response: Response) -> JobOut:
-    return started(service, response, *service.datasets.fetch(name))
+def fetch_dataset(name: DatasetName, service: Service, response: Response, once: Idempotent) -> JobOut:
+    return started(service, response, *service.datasets.fetch(name, once))
 
 
 def _datasets_out(counted: Counted) -> DatasetsOut:

@@ -7,7 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Body, Query, Response
 
 from app.api.common import JOB_ID, LOCATION, Answers, Limit, RunId
-from app.api.deps import Service
+from app.api.deps import Idempotent, Service
 from app.api.errors import refusals
 from app.api.jobs import started
 from app.api.schemas.base import Page
@@ -26,10 +26,12 @@ _STARTED: Answers = {
 
 
 @router.post("", status_code=202, summary="Measure a checkpoint on held-out items, as a job", responses=_STARTED)
-def start_evaluation(run_id: RunId, service: Service, response: Response, body: Annotated[EvaluateIn | None, Body()] = None) -> JobOut:
+def start_evaluation(
+    run_id: RunId, service: Service, response: Response, once: Idempotent, body: Annotated[EvaluateIn | None, Body()] = None
+) -> JobOut:
     body = body or EvaluateIn()
     wanted = Wanted(body.datasets, body.limit, body.overlap, body.calculator, body.vote)
-    return started(service, response, *service.evaluations.start(run_id, body.checkpoint_id, wanted))
+    return started(service, response, *service.evaluations.start(run_id, body.checkpoint_id, wanted, once))
 
 
 @router.get("", summary="Evaluations of a run, newest first")

@@ -56,12 +56,12 @@ class _Gathering(Collector):
         for state in State:
             by_state.add_metric([state], states[state])
         yield by_state
-        slots = [slot for slot, holder in service.supervisor.holders() if holder is None]
-        yield GaugeMetricFamily("cognate_slots_free", "Runs that could be launched now.", len(slots))
+        free = sum(holder.is_free for holder in service.supervisor.holders())
+        yield GaugeMetricFamily("cognate_slots_free", "Runs that could be launched now.", free)
         yield GaugeMetricFamily("cognate_queue_held", "1 while queued runs are held back.", float(held))
         yield GaugeMetricFamily("cognate_supervisor_up", "1 while the supervisor looks after the runs.", float(service.supervisor.is_alive))
-        free = shutil.disk_usage(service.settings.home).free
-        yield GaugeMetricFamily("cognate_disk_free_bytes", "Free on the disk of the state folder.", free)
+        disk_free = shutil.disk_usage(service.settings.home).free
+        yield GaugeMetricFamily("cognate_disk_free_bytes", "Free on the disk of the state folder.", disk_free)
         yield CounterMetricFamily("cognate_committed", "Events and metric rows committed so far.", service.store.head)
         for name, key, meaning in _PROGRESS:
             yield _of_runs(f"cognate_run_{name}", meaning, [(run, (run.progress or {}).get(key)) for run in live])

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, Field
 
 from app.api.common import LOCATION
-from app.api.deps import Service
+from app.api.deps import Idempotent, Service
 from app.api.errors import refusals
 from app.api.jobs import started
 from app.api.schemas.jobs import JobOut, job_out
@@ -90,5 +90,7 @@ def get_readiness(request: Request, service: Service, preset: Preset = "reasonin
         **refusals("invalid_config"),
     },
 )
-def measure_readiness(service: Service, response: Response, preset: Preset = "reasoning", recipe: RecipeChoice = "report") -> JobOut:
-    return started(service, response, *service.readiness.measure(preset, recipe))
+def measure_readiness(
+    service: Service, response: Response, once: Idempotent, preset: Preset = "reasoning", recipe: RecipeChoice = "report"
+) -> JobOut:
+    return started(service, response, *service.readiness.measure(preset, recipe, once))

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Body, Request, Response
 from fastapi.responses import FileResponse, JSONResponse
 
 from app.api.common import LOCATION, Answers, GroupId, RunId
-from app.api.deps import Service
+from app.api.deps import Idempotent, Service
 from app.api.errors import refusals
 from app.api.jobs import started
 from app.api.schemas.jobs import DiversityOut, JobOut, diversity_out, job_out
@@ -52,8 +52,8 @@ def get_diversity(group_id: GroupId, service: Service) -> DiversityOut:
 
 
 @router.post("/groups/{group_id}/diversity", status_code=202, summary="Measure the group's best checkpoints, as a job", responses=_STARTED)
-def measure_diversity(group_id: GroupId, service: Service, response: Response) -> JobOut:
-    return started(service, response, *service.reports.measure_diversity(group_id))
+def measure_diversity(group_id: GroupId, service: Service, response: Response, once: Idempotent) -> JobOut:
+    return started(service, response, *service.reports.measure_diversity(group_id, once))
 
 
 @router.get(
@@ -70,8 +70,10 @@ def get_handoff(group_id: GroupId, service: Service) -> FileResponse:
 
 
 @router.post("/groups/{group_id}/handoff", status_code=202, summary="Build the archive for Phase 2, as a job", responses=_STARTED)
-def build_handoff(group_id: GroupId, service: Service, response: Response, body: Annotated[HandoffIn | None, Body()] = None) -> JobOut:
-    return started(service, response, *service.reports.build_handoff(group_id, (body or HandoffIn()).allow_any_size))
+def build_handoff(
+    group_id: GroupId, service: Service, response: Response, once: Idempotent, body: Annotated[HandoffIn | None, Body()] = None
+) -> JobOut:
+    return started(service, response, *service.reports.build_handoff(group_id, (body or HandoffIn()).allow_any_size, once))
 
 
 @router.get("/groups/{group_id}/report", summary="The training report of the group's runs", response_class=Response, responses=_REPORT)

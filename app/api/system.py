@@ -79,10 +79,10 @@ def put_queue(body: QueueIn, service: Service) -> QueueOut:
     return get_queue(service)
 
 
-@router.get("/v1/devices", summary="Where runs can be at work, and which one is")
+@router.get("/v1/devices", summary="Where runs and jobs can be at work, and which ones are")
 def list_devices(service: Service) -> dict[str, list[DeviceOut]]:
     holders = service.supervisor.holders()
-    return {"data": [DeviceOut(slot=slot, run_id=holder, **service.supervisor.describe(slot)) for slot, holder in holders]}
+    return {"data": [DeviceOut(**holder._asdict(), **service.supervisor.describe(holder.slot)) for holder in holders]}
 
 
 def _database(service: Service) -> dict[str, Any]:

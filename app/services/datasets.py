@@ -14,6 +14,7 @@ from app.services.jobs import JobService
 from app.settings import Settings
 from app.store import jobs
 from app.store.engine import Store
+from app.store.runs import Once
 from app.store.tables import Job
 from cognate.config import DatasetName
 from cognate.rundir import Places
@@ -57,13 +58,13 @@ class DatasetService:
             return Counted("ready", newest, newest)
         return Counted("counting" if newest.state in jobs.UNFINISHED else "failed", newest, known)
 
-    def fetch(self, name: DatasetName) -> tuple[Job, bool]:
-        """Download a dataset; the job, and whether it is new. Raises Offline."""
+    def fetch(self, name: DatasetName, once: Once | None = None) -> tuple[Job, bool]:
+        """Download a dataset; the job, and whether it is new. Raises Offline, KeyReused."""
         if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):  # as the hub's own library reads it
             cache = _hugging_face_cache()
             if not any(cache.glob("*___*")):
                 raise Offline(f"HF_HUB_OFFLINE is set where the service was started, and there is no dataset in {cache}")
-        return self._jobs.start(FETCH, name, {"name": name})
+        return self._jobs.start(FETCH, name, {"name": name}, once)
 
     def _files(self) -> str:
         """A name for the data files as they are, by their sizes and times."""

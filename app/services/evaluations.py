@@ -12,6 +12,7 @@ from app.services.jobs import JobService
 from app.settings import Settings
 from app.store import runs
 from app.store.engine import Store, Write
+from app.store.runs import Once
 from app.store.tables import Checkpoint, Job, Run
 from cognate.config import DatasetName
 from cognate.rundir import RunDir
@@ -40,14 +41,17 @@ class EvaluationService:
         self._jobs = jobs
         self._settings = settings
 
-    def start(self, run_id: str, checkpoint_id: str | None, wanted: Wanted) -> tuple[Job, bool]:
-        """Evaluate a checkpoint (the newest if none is named); the job, and whether it is new. Raises NoSuchRun, NoCheckpoint, NoData."""
+    def start(self, run_id: str, checkpoint_id: str | None, wanted: Wanted, once: Once | None = None) -> tuple[Job, bool]:
+        """Evaluate a checkpoint (the newest if none is named); the job, and whether it is new.
+
+        Raises NoSuchRun, NoCheckpoint, NoData, KeyReused.
+        """
         if not self._settings.has_data:
             raise NoData("evaluation items come from real datasets only: start the service with COGNATE_DATA_DIR, or fetch a dataset")
         with self._store.write() as write:
             runs.get(write.session, run_id)
             checkpoint = runs.usable_checkpoint(write.session, run_id, checkpoint_id)
-            return self._jobs.start_within(write, KIND, run_id, _spec(checkpoint, wanted))
+            return self._jobs.start_within(write, KIND, run_id, _spec(checkpoint, wanted), once)
 
     def evaluate_completed(self, write: Write, run: Run, slots: Sequence[str]) -> None:
         """What follows when a run is completed, as its configuration has it: an evaluation of its best checkpoint."""

@@ -23,6 +23,7 @@ from app.executors.base import Executor, Exit, LaunchError
 from app.settings import Settings
 from app.store import jobs
 from app.store.engine import Store, Write
+from app.store.runs import Once, done_before, note_done
 from app.store.tables import Job
 from cognate.jobdir import JobDir
 
@@ -56,19 +57,23 @@ class JobService:
         self._on_completed = on_completed
         self._at_launch = at_launch
 
-    def start(self, kind: str, subject: str, spec: dict[str, Any]) -> tuple[Job, bool]:
-        """Queue a job, or join the unfinished one that does the same; the job, and whether it is new."""
+    def start(self, kind: str, subject: str, spec: dict[str, Any], once: Once | None = None) -> tuple[Job, bool]:
+        """Queue a job, or join the unfinished one that does the same; the job, and whether it is new. Raises KeyReused."""
         with self._store.write() as write:
-            return self.start_within(write, kind, subject, spec)
+            return self.start_within(write, kind, subject, spec, once)
 
-    def start_within(self, write: Write, kind: str, subject: str, spec: dict[str, Any]) -> tuple[Job, bool]:
+    def start_within(self, write: Write, kind: str, subject: str, spec: dict[str, Any], once: Once | None = None) -> tuple[Job, bool]:
         """start() as part of a transaction."""
-        if known := jobs.unfinished(write.session, kind, subject, spec):
-            return known, False
-        job = Job(id=f"job_{uuid7()}", kind=kind, subject=subject, spec=spec, state="queued", created_at=time.time())
-        write.session.add(job)
-        write.session.flush()
-        return job, True
+        if before := done_before(write, once):
+            return jobs.get(write.session, before), False
+        job = jobs.unfinished(write.session, kind, subject, spec)
+        is_new = job is None
+        if job is None:
+            job = Job(id=f"job_{uuid7()}", kind=kind, subject=subject, spec=spec, state="queued", created_at=time.time())
+            write.session.add(job)
+            write.session.flush()
+        note_done(write, once, job.id)
+        return job, is_new
 
     def cancel(self, job_id: str) -> tuple[Job, bool]:
         """Give a job up; the job, and whether this changed anything. Raises NoSuchJob."""
@@ -81,11 +86,11 @@ class JobService:
                 _end(write, job, "cancelled")
             return job, True
 
-    def gpus(self) -> list[str]:
-        """The slots that jobs have taken; on the CPU they take none, they give way."""
+    def gpus(self) -> dict[str, str]:
+        """The jobs at work on GPUs, by slot; on the CPU they take none, they give way."""
         with self._store.read() as session:
-            devices = [job.device for job in jobs.in_states(session, ["running"])]
-        return [device for device in devices if device is not None and device.startswith("cuda")]
+            running = jobs.in_states(session, ["running"])
+        return {job.device: job.id for job in running if job.device is not None and job.device.startswith("cuda")}
 
     def folder(self, job_id: str) -> Path:
         return self._settings.home / "jobs" / job_id

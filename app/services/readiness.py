@@ -16,6 +16,7 @@ from app.services.supervisor import Supervisor
 from app.settings import Settings
 from app.store import jobs
 from app.store.engine import Store
+from app.store.runs import Once
 from app.store.tables import Job
 from cognate import __version__
 from cognate.config import Recipe, RunConfig, resolve
@@ -65,9 +66,9 @@ class ReadinessService:
         job, _ = self.measure(preset, recipe)
         return Readiness("measuring", measured, False, job, live)
 
-    def measure(self, preset: str, recipe: Recipe = "report") -> tuple[Job, bool]:
-        """Measure now; the job, and whether it is new. Raises UnknownPreset, ConfigError."""
-        job, is_new = self._jobs.start(KIND, _subject(preset, recipe), self._wanted(resolve(preset, {"recipe": recipe})))
+    def measure(self, preset: str, recipe: Recipe = "report", once: Once | None = None) -> tuple[Job, bool]:
+        """Measure now; the job, and whether it is new. Raises UnknownPreset, ConfigError, KeyReused."""
+        job, is_new = self._jobs.start(KIND, _subject(preset, recipe), self._wanted(resolve(preset, {"recipe": recipe})), once)
         if is_new:
             self._supervisor.wake()
         return job, is_new
@@ -76,9 +77,9 @@ class ReadinessService:
         """The job's specification; all of it but `not_now` decides what comes out."""
         wants_gpu = config.training.device != "cpu"
         holders = self._supervisor.holders()
-        gpus = [pair for pair in holders if pair[0].startswith("cuda")]
-        usable = gpus if gpus and wants_gpu else [pair for pair in holders if pair[0] == "cpu"]
-        is_busy = bool(usable) and all(run_id is not None for _, run_id in usable)
+        gpus = [holder for holder in holders if holder.slot.startswith("cuda")]
+        usable = gpus if gpus and wants_gpu else [holder for holder in holders if holder.slot == "cpu"]
+        is_busy = bool(usable) and all(holder.run_id is not None for holder in usable)  # a job on a GPU is over before the next begins
         return {
             "config": config.model_dump(mode="json"),
             "has_gpu": bool(gpus) and wants_gpu,
@@ -89,14 +90,13 @@ class ReadinessService:
                 "data": fingerprint(self._settings.data_dir, self._settings.cache / "datasets"),
                 "slots": self._supervisor.slots(),
             },
-            "not_now": f"{usable[0][0]} is at work on run {usable[0][1]}" if is_busy else None,
+            "not_now": f"{usable[0].slot} is at work on run {usable[0].run_id}" if is_busy else None,
         }
 
     def _look_around(self, config: RunConfig) -> dict[str, Any]:
-        holders = self._supervisor.holders()
         return {
             "disk_free_bytes": shutil.disk_usage(self._settings.home).free,
-            "devices": [{"slot": slot, "run_id": run_id, **self._supervisor.describe(slot)} for slot, run_id in holders],
+            "devices": [{**holder._asdict(), **self._supervisor.describe(holder.slot)} for holder in self._supervisor.holders()],
             "wandb": seen_here(self._settings.wandb, config.tracking.wandb),
             "data_dir": self._settings.data_dir is not None,
         }

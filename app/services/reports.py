@@ -19,6 +19,7 @@ from app.services.lifecycle import State
 from app.settings import Settings
 from app.store import jobs, metrics, runs
 from app.store.engine import Store, Write
+from app.store.runs import Once
 from app.store.tables import Job, Run
 from cognate.rundir import RunDir, append_afterwards
 
@@ -60,15 +61,14 @@ class ReportService:
 
     # --- diversity ------------------------------------------------------------------------------------------
 
-    def measure_diversity(self, group_id: str) -> tuple[Job, bool]:
-        """Measure the best checkpoints of a group; the job, and whether it is new. Raises NoSuchGroup, NotReady."""
+    def measure_diversity(self, group_id: str, once: Once | None = None) -> tuple[Job, bool]:
+        """Measure the best checkpoints of a group; the job, and whether it is new. Raises NoSuchGroup, NotReady, KeyReused."""
         with self._store.write() as write:
             members = runs.of_group(write.session, group_id)
             if len(members) < 2:
                 raise NotReady(f"a group of {len(members)} has nothing to compare")
-            return self._jobs.start_within(
-                write, DIVERSITY, group_id, {"run_ids": [run.id for run in members], "steps": self._best(members)}
-            )
+            spec = {"run_ids": [run.id for run in members], "steps": self._best(members)}
+            return self._jobs.start_within(write, DIVERSITY, group_id, spec, once)
 
     def diversity(self, group_id: str) -> Measured:
         """What is known of a group's diversity; raises NoSuchGroup."""
@@ -93,15 +93,15 @@ class ReportService:
 
     # --- hand-off -------------------------------------------------------------------------------------------
 
-    def build_handoff(self, group_id: str, allow_any_size: bool) -> tuple[Job, bool]:
-        """Make the archive of a group's three best models; the job, and whether it is new. Raises NoSuchGroup, NotReady.
+    def build_handoff(self, group_id: str, allow_any_size: bool, once: Once | None = None) -> tuple[Job, bool]:
+        """Make the archive of a group's three best models; the job, and whether it is new. Raises NoSuchGroup, NotReady, KeyReused.
 
         It encloses the results that are there when the job begins (results_for_handoff()).
         """
         with self._store.write() as write:
             members = self._three(runs.of_group(write.session, group_id))
             spec = {"run_ids": [run.id for run in members], "steps": self._best(members), "allow_any_size": allow_any_size}
-            return self._jobs.start_within(write, HANDOFF, group_id, spec)
+            return self._jobs.start_within(write, HANDOFF, group_id, spec, once)
 
     def handoff(self, group_id: str) -> tuple[Job, Path]:
         """The archive of the group's models as they are now, and the job that made it. Raises NoSuchGroup, NotReady."""

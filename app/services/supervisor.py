@@ -15,7 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from app.executors.base import Executor, Exit, LaunchError
 from app.services import journal, memory
@@ -50,6 +50,18 @@ _INTENT: dict[State, rundir.Command] = {State.STARTING: "run", State.RUNNING: "r
 Completed = Callable[[Write, Run, Sequence[str]], None]
 
 
+class Holder(NamedTuple):
+    """Who has a slot: a run, a job, or nobody."""
+
+    slot: str
+    run_id: str | None
+    job_id: str | None
+
+    @property
+    def is_free(self) -> bool:
+        return self.run_id is None and self.job_id is None
+
+
 class Supervisor:
     def __init__(self, store: Store, executor: Executor, settings: Settings, jobs: JobService, on_completed: Sequence[Completed]) -> None:
         """on_completed: what follows when a run is, in the same transaction; given the slots that there are"""
@@ -75,17 +87,17 @@ class Supervisor:
     def slots(self) -> list[str]:
         return self._executor.slots()
 
-    def holders(self) -> list[tuple[str, str | None]]:
-        """Each slot, and the run that holds it."""
+    def holders(self) -> list[Holder]:
+        """Each slot, and who has it."""
         with self._store.read() as session:
-            live = runs.in_states(session, LIVE)
-            busy = [(runs.attempt(session, run.id, run.attempt).device, run.id) for run in live]
-        found: list[tuple[str, str | None]] = []
+            busy = [(runs.attempt(session, run.id, run.attempt).device, run.id) for run in runs.in_states(session, LIVE)]
+        at_jobs = self._jobs.gpus()
+        found = []
         for slot in self.slots():
             taken = next((pair for pair in busy if pair[0] == slot), None)
             if taken is not None:
                 busy.remove(taken)
-            found.append((slot, taken[1] if taken else None))
+            found.append(Holder(slot, taken[1] if taken else None, at_jobs.get(slot)))
         return found
 
     def describe(self, slot: str) -> dict[str, Any]:
@@ -303,11 +315,7 @@ class Supervisor:
         with self._store.read() as session:
             queued = [] if runs.is_held(session) else runs.in_states(session, [State.QUEUED])
             waiting = [(run.id, run.config["training"]["device"]) for run in queued]
-            busy = [runs.attempt(session, run.id, run.attempt).device for run in runs.in_states(session, LIVE)]
-        free = list(self._executor.slots())
-        for device in [*busy, *self._jobs.gpus()]:
-            if device in free:
-                free.remove(device)
+        free = [holder.slot for holder in self.holders() if holder.is_free]
         for run_id, wanted in waiting:
             if slot := _fitting(wanted, free, self._executor.slots()):
                 free.remove(slot)

@@ -4,6 +4,7 @@ import { get, post } from "./api.js";
 import { attempt } from "./dialogs.js";
 import { element, refill, table, timeElement } from "./dom.js";
 import { integer, NOTHING, number, words } from "./format.js";
+import { Once } from "./once.js";
 
 const EVERY_MS = 2000;
 const SAMPLE = 100;
@@ -13,6 +14,7 @@ export class Evaluations {
   #now = element("div");
   #made = element("div");
   #next = element("div");
+  #once = new Once();
   #url;
   #seen = null;
   #timer = null;
@@ -73,7 +75,10 @@ export class Evaluations {
   }
 
   async #ask(url, body = {}) {
-    await attempt("The request", () => post(url, body));
+    await attempt("The request", async () => {
+      await post(url, body, this.#once.keyOf({ url, body }));
+      this.#once.done();
+    });
     this.#look();
   }
 

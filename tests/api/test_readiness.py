@@ -47,7 +47,7 @@ def test_the_first_look_measures_and_the_next_ones_read(client: TestClient) -> N
     first = look(client)
     assert (first["state"], first["verdict"], first["report"]) == ("measuring", None, None)
     assert first["job"]["id"].startswith("job_")
-    assert first["live"]["devices"] == [{"slot": "cpu", "run_id": None, **dict.fromkeys(_DEVICE)}]
+    assert first["live"]["devices"] == [{"slot": "cpu", "run_id": None, "job_id": None, **dict.fromkeys(_DEVICE)}]
     found = measured(client)
     assert (found["verdict"], found["is_current"], found["job"]) == (EXAMPLE["verdict"], True, None)
     assert found["report"] == EXAMPLE

@@ -87,6 +87,30 @@ def test_asking_twice_is_asking_once_until_it_is_done(tmp_path: Path) -> None:
         assert {job["subject"] for job in listed} == {"subject"}
 
 
+def test_a_request_with_a_key_starts_one_job_however_often_it_comes(tmp_path: Path) -> None:
+    """Else one whose answer was lost, sent again, would measure for another hour what has just been measured."""
+    key = {"Idempotency-Key": "k"}
+    with serving(tmp_path) as client:
+        first = client.post("/v1/readiness?preset=quickstart", headers=key)
+        assert first.status_code == 202
+        ended(client, first.json()["id"])
+        again = client.post("/v1/readiness?preset=quickstart", headers=key)
+        assert (again.status_code, again.json()["id"]) == (200, first.json()["id"])
+        assert again.headers["Location"] == first.headers["Location"]
+        other = client.post("/v1/readiness?preset=speed", headers=key)
+        assert other.json()["type"] == "/v1/problems/idempotency_key_reused"
+        assert client.post("/v1/readiness?preset=quickstart").status_code == 202
+
+
+def test_every_request_that_starts_a_job_takes_a_key(tmp_path: Path) -> None:
+    with serving(tmp_path) as client:
+        paths = client.get("/openapi.json").json()["paths"]
+    starts = {path: methods["post"] for path, methods in paths.items() if "JobOut" in str(methods.get("post")) and "/jobs/" not in path}
+    assert len(starts) == 5
+    for path, operation in starts.items():
+        assert "idempotency-key" in {parameter["name"].lower() for parameter in operation["parameters"]}, path
+
+
 def test_a_job_can_be_given_up_waiting_and_at_work(tmp_path: Path) -> None:
     with serving(tmp_path) as client:
         at_work, waiting = start(client, sleep_s=60), start(client, result={})
@@ -124,7 +148,9 @@ def test_a_job_takes_a_gpu_that_no_run_holds_and_no_run_is_put_on_it(tmp_path: P
         until(lambda: client.get(f"/v1/jobs/{job_id}").json()["started_at"])
         runs = [launch(client, steps=1000) for _ in range(2)]
         wait_for(client, runs[0], "running")
-        assert [device["run_id"] for device in client.get("/v1/devices").json()["data"]] == [None, runs[0]]
+        devices = client.get("/v1/devices").json()["data"]
+        assert [(device["run_id"], device["job_id"]) for device in devices] == [(None, job_id), (runs[0], None)]
+        assert "cognate_slots_free 0.0" in client.get("/metrics").text
         job = ended(client, job_id)
         assert (job["device"], job["result"]["device"]) == ("cuda:0", "cuda:0")
         wait_for(client, runs[1], "running")

@@ -29,6 +29,7 @@ class QueueOut(BaseModel):
 class DeviceOut(BaseModel):
     slot: str
     run_id: str | None = Field(description="The run that holds it.")
+    job_id: str | None = Field(description="The job that holds it; jobs hold GPUs only.")
     name: str | None = None
     memory_total_bytes: int | None = None
     memory_used_bytes: int | None = None
