@@ -48,12 +48,18 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def preload() -> None:
-    """Load what the first step of an attempt would load, so that a spare worker begins with it. Nothing here touches a GPU."""
+    """Load what the first step of an attempt would load, so that a spare worker begins with it.
+
+    Nothing here asks how many GPUs there are: none is visible to a spare yet, and torch asks once in a process. So a build with CUDA
+    computes no gradient, for which torch would ask, also on the CPU.
+    """
     model = Cognate(resolve("quickstart").model)
     tokens = torch.zeros(1, 16, dtype=torch.long)
     optimizer = MuGrokfast(model.named_parameters())
-    model.loss(tokens, tokens).loss.backward()  # type: ignore[no-untyped-call]
-    optimizer.step()
+    loss = model.loss(tokens, tokens).loss
+    if torch.version.cuda is None:
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
 
 
 def run_attempt(attempt: AttemptDir, places: Places, device: str | None, *listeners: Listener) -> Kind:

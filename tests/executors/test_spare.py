@@ -2,15 +2,19 @@
 
 import contextlib
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import psutil
 import pytest
+import torch
 from starlette.testclient import TestClient
 
 from app.executors import local
 from cognate.rundir import RunDir, lease_is_free, read_json
+from cognate.worker import preload
 from tests.service import HOLD, launch, serving, steps_of, until, wait_for
 
 
@@ -109,3 +113,26 @@ def test_without_its_spare_a_run_is_launched_as_ever(tmp_path: Path) -> None:
                 assert run["state_reason"] == "signal"
                 client.post(f"/v1/runs/{run_id}/resume")
                 wait_for(client, run_id, "completed")
+
+
+def test_loading_ahead_does_not_ask_how_many_gpus_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch asks once in a process, and computing a gradient asks: a spare, to which none is visible yet, would never have one."""
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("asked")
+
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    for place in (torch.Tensor, torch.autograd):
+        monkeypatch.setattr(place, "backward", refuse)
+    preload()
+
+
+@pytest.mark.gpu
+def test_a_spare_can_use_the_gpu_it_is_given() -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    program = (
+        "import os, torch; from cognate.worker import preload; preload(); "
+        "os.environ['CUDA_VISIBLE_DEVICES'] = '0'; torch.ones(1, device='cuda', requires_grad=True).sum().backward()"
+    )
+    subprocess.run([sys.executable, "-c", program], env={**os.environ, "CUDA_VISIBLE_DEVICES": ""}, check=True)
