@@ -16,9 +16,9 @@ from app.api.errors import MEDIA_TYPE, PROBLEMS, Problem, refusals
 from app.api.security import OPEN
 
 DESCRIPTION = """Commands are answered 202 with the run, or 200 when they were already in effect. Lists are pages: `next_cursor`
-goes into `after`. What fails is answered with a problem (RFC 9457), whose `type` is an address that explains it.
-An `Idempotency-Key` makes a POST that launches, commands or starts a job safe to repeat; a run's `ETag` and `If-Match` keep changes
-from overwriting each other."""
+goes into `after`; attempts and checkpoints of a run come whole. What fails is answered with a problem (RFC 9457), whose `type`
+is an address that explains it. An `Idempotency-Key` makes a POST that launches, commands or starts a job safe to repeat; a run's
+`ETag` and `If-Match` keep changes from overwriting each other."""
 
 OF_EVERY_OPERATION = ("forbidden_origin", "body_too_large", "unsupported_media_type", "misdirected", "internal", "busy", "disk_full")
 _SCHEME = "bearer_token"

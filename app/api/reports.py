@@ -58,7 +58,7 @@ def measure_diversity(group_id: GroupId, service: Service, response: Response, o
 
 @router.get(
     "/groups/{group_id}/handoff",
-    summary="The archive for Phase 2, when it was built of the best checkpoints as they are; takes Range",
+    summary="The archive for Phase 2, when it holds the best checkpoints and the results that there are now; takes Range",
     response_class=FileResponse,
     responses=_ARCHIVE,
 )

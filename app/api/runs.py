@@ -59,7 +59,7 @@ _COMMANDED = commanded(RunOut)
 @router.post(
     "",
     status_code=201,
-    summary="Launch a run, or with dry_run only resolve its configuration",
+    summary="Launch a run, or with dry_run only say whether it could be, and with which configuration",
     responses={
         **_CREATED,
         200: {**_CREATED[200], "model": RunDetailOut | DryRunOut, "description": "The run made before, or what a dry run resolved."},
@@ -70,7 +70,7 @@ def launch_run(body: LaunchIn, service: Service, response: Response, once: Idemp
     wanted = Request(**body.model_dump())
     if dry_run:
         response.status_code = 200
-        return DryRunOut(config=service.runs.resolve(wanted).model_dump(mode="json"))
+        return DryRunOut(config=service.runs.check(wanted).model_dump(mode="json"))
     return _created(service, response, *service.runs.create(wanted, once))
 
 

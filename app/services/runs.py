@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sqlmodel import Session
 from uuid_utils import uuid7
 
 from app.services.datasets import NoData
@@ -115,6 +116,13 @@ class RunService:
 
     # --- new runs -------------------------------------------------------------------------------------------
 
+    def check(self, request: Request) -> RunConfig:
+        """The configuration that create() would queue a run with; raises what it would, and changes nothing."""
+        config = self._launchable(request)
+        with self._store.read() as session:
+            _refuse_known_external_id(session, request.external_id)
+        return config
+
     def create(self, request: Request, once: Once | None = None) -> tuple[Run, bool]:
         """Queue a new run; the run, and whether it is new. Raises ConfigError, NoData, DuplicateExternalId, KeyReused."""
         config = self._launchable(request)
@@ -176,8 +184,7 @@ class RunService:
         return config
 
     def _queue(self, write: Write, directories: _Directories, request: Request, config: RunConfig, **more: Any) -> Run:
-        if request.external_id and (other := runs.by_external_id(write.session, request.external_id)):
-            raise DuplicateExternalId(request.external_id, other.id)
+        _refuse_known_external_id(write.session, request.external_id)
         run_id, now = f"run_{uuid7()}", time.time()
         run = Run(
             id=run_id,
@@ -363,6 +370,11 @@ def _link_tree(source: Path, target: Path) -> None:
                 shutil.copyfile(file, target / file.name)
     except FileNotFoundError as error:
         raise NoCheckpoint(f"the files of checkpoint {source.name} are gone") from error
+
+
+def _refuse_known_external_id(session: Session, external_id: str | None) -> None:
+    if external_id and (other := runs.by_external_id(session, external_id)):
+        raise DuplicateExternalId(external_id, other.id)
 
 
 def _refuse_what_a_fork_cannot_change(before: Mapping[str, Any], after: Mapping[str, Any]) -> None:

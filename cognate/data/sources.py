@@ -1,7 +1,8 @@
 """The 14 datasets, as data: where each comes from, which files hold it, how much is used and from which stage.
 
-formats.py turns their rows into text; files.py finds and reads the files. Adding a dataset is a row here,
-its name in cognate/config.py, and a formatter.
+formats.py turns their rows into text; files.py finds and reads the files. Adding a dataset is a row here, its name in
+cognate/config.py, a formatter, a task (evaluation/tasks.py), where the hub has it (hub.py), and a metric accuracy_..., which needs a
+migration.
 
 Layout of a data folder: <folder>/<split>.parquet with the hub's column names. Source: docs/model.md, section 3.
 """

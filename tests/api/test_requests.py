@@ -116,6 +116,18 @@ def test_a_dry_run_resolves_and_leaves_nothing(client: TestClient) -> None:
     assert client.get("/v1/runs").json()["data"] == []
 
 
+def test_a_dry_run_refuses_what_a_launch_would(client: TestClient) -> None:
+    body: dict[str, Any] = {"preset": "quickstart", "external_id": "mine", "config": {"training": {"device": "cuda"}}}
+    answers = [client.post(path, json=body) for path in ("/v1/runs", "/v1/runs?dry_run=true")]
+    assert [answer.status_code for answer in answers] == [422, 422]
+    assert answers[0].json() == answers[1].json()
+    assert answers[1].json()["errors"][0]["field"] == "training.device"
+    del body["config"]
+    assert client.post("/v1/runs?dry_run=true", json=body).status_code == 200
+    assert client.post("/v1/runs", json=body).status_code == 201
+    assert client.post("/v1/runs?dry_run=true", json=body).json()["type"] == "/v1/problems/duplicate_external_id"
+
+
 def test_the_catalogue_is_complete(client: TestClient) -> None:
     assert len(client.get("/v1/metrics").json()["data"]) == 37
     presets = client.get("/v1/presets").json()["data"]
