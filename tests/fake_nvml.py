@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import SimpleNamespace
 
 import pynvml
@@ -11,14 +11,18 @@ import pytest
 
 @dataclass
 class FakeGpu:
-    """load: percent; None: NVML does not say"""
+    """load: percent; None: NVML does not say. holders: pids of the processes that it counts memory to"""
 
     load: float | None
+    holders: list[int] = field(default_factory=list)
 
     def rates(self, _: object) -> SimpleNamespace:
         if self.load is None:
             raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
         return SimpleNamespace(gpu=self.load)
+
+    def processes(self, _: object) -> list[SimpleNamespace]:
+        return [SimpleNamespace(pid=pid) for pid in self.holders]
 
 
 def fake_gpu(monkeypatch: pytest.MonkeyPatch, load: float | None) -> FakeGpu:
@@ -31,7 +35,7 @@ def fake_gpu(monkeypatch: pytest.MonkeyPatch, load: float | None) -> FakeGpu:
         "nvmlDeviceGetName": lambda _: "Fake",
         "nvmlDeviceGetMemoryInfo": lambda _: SimpleNamespace(total=24 << 30, used=1 << 30),
         "nvmlDeviceGetUtilizationRates": gpu.rates,
-        "nvmlDeviceGetComputeRunningProcesses": lambda _: [],
+        "nvmlDeviceGetComputeRunningProcesses": gpu.processes,
     }
     for name, answer in answers.items():
         monkeypatch.setattr(pynvml, name, answer)

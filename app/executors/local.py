@@ -156,11 +156,10 @@ class LocalExecutor:
         except (FileNotFoundError, ValueError):
             return False
         gpu = self._gpus.get(started["device"])
-        since = self._gone_since.setdefault(work, time.monotonic())
-        if gpu is not None and time.monotonic() - since < FREED_WITHIN_S and holds_memory(gpu, started["pid"]):
-            return True
-        del self._gone_since[work]
-        return False
+        if gpu is None:
+            return False
+        since = self._gone_since.setdefault(work, time.monotonic())  # kept: a caller that could not conclude asks again
+        return time.monotonic() - since < FREED_WITHIN_S and holds_memory(gpu, started["pid"])
 
     def kill(self, work: ProcessDir) -> None:
         try:

@@ -14,6 +14,7 @@ import pytest
 
 from app.executors.local import LocalExecutor
 from cognate.rundir import RunDir, lease_is_free, read_json
+from tests.fake_nvml import fake_gpu
 from tests.service import HOLD, launch, serving, steps_of, until, wait_for
 
 
@@ -57,6 +58,22 @@ def test_a_pause_ends_the_process_and_a_resume_goes_on_where_it_was(tmp_path: Pa
         attempts = client.get(f"/v1/runs/{run_id}/attempts").json()["data"]
         assert [attempt["ending"] for attempt in attempts] == ["paused", "finished"]
         assert attempts[1]["resumed_from_step"] == checkpoint["step"]
+
+
+def test_a_run_is_paused_once_the_gpu_has_its_memory_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is launched on it next needs that memory."""
+    gpu = fake_gpu(monkeypatch, load=None)
+    with serving(tmp_path, *HOLD) as client:
+        run_id = launch(client, steps=60)
+        until(lambda: steps_of(client, run_id))
+        attempt = RunDir(tmp_path / "runs" / run_id).attempt(1)
+        gpu.holders = [read_json(attempt.started)["pid"]]
+        client.post(f"/v1/runs/{run_id}/pause")
+        until(lambda: lease_is_free(attempt))
+        client.app.state.parts.supervisor.look()  # type: ignore[attr-defined]
+        assert client.get(f"/v1/runs/{run_id}").json()["state"] == "pausing"
+        gpu.holders = []
+        wait_for(client, run_id, "paused")
 
 
 def test_a_stop_saves_and_is_final(tmp_path: Path) -> None:
