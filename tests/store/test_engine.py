@@ -1,7 +1,10 @@
 """The database: migrations, one writer, what a commit tells."""
 
+import re
 import sqlite3
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -9,7 +12,7 @@ from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
-from sqlalchemy import create_engine
+from sqlalchemy import Connection, create_engine
 from sqlalchemy.exc import OperationalError
 from sqlmodel import SQLModel
 
@@ -114,19 +117,49 @@ def test_migrating_twice_changes_nothing_and_makes_no_backup(path: Path) -> None
     assert [file.name for file in path.parent.glob("*.db")] == ["cognate.db"]
 
 
-def test_rows_and_queue_of_an_older_database_are_kept(tmp_path: Path) -> None:
-    """Up to 0003 a row named its run by its id, and the queue went by the clock."""
-    path = tmp_path / "cognate.db"
+@contextmanager
+def older(path: Path) -> Iterator[Connection]:
+    """A database as version 0003 had it, to be filled."""
     engine = create_engine(f"sqlite:///{path}")
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS))
     with engine.begin() as connection:
         config.attributes["connection"] = connection
         command.upgrade(config, "0003")
+        yield connection
+    engine.dispose()
+
+
+def add_older_run(connection: Connection, run_id: str, queued_at: float) -> None:
+    values = f"VALUES ('{run_id}', 'n', 'p', '{{}}', '[]', 1, 1, {queued_at}, 'queued', 1, 1, 0, 0)"
+    names = "id, name, preset, config, tags, created_at, updated_at, queued_at, state, version, attempt, control_serial"
+    connection.exec_driver_sql(f"INSERT INTO run ({names}, kill_requested) {values}")
+
+
+def dump(path: Path) -> list[str]:
+    """Its tables and rows, as SQL."""
+    connection = sqlite3.connect(path)
+    lines = list(connection.iterdump())
+    connection.close()
+    return lines
+
+
+def test_an_older_database_is_kept_beside_the_migrated_one(tmp_path: Path) -> None:
+    with older(tmp_path / "cognate.db") as connection:
+        add_older_run(connection, "run_a", 1.5)
+    before = dump(tmp_path / "cognate.db")
+    migrate(tmp_path / "cognate.db")
+    (kept,) = tmp_path.glob("cognate-*.db")
+    assert re.fullmatch(r"cognate-0003-\d{10}\.db", kept.name)
+    assert dump(kept) == before != dump(tmp_path / "cognate.db")
+
+
+def test_rows_and_queue_of_an_older_database_are_kept(tmp_path: Path) -> None:
+    """Up to 0003 a row named its run by its id, and the queue went by the clock."""
+    path = tmp_path / "cognate.db"
+    with older(path) as connection:
         for run_id, at in (("run_b", 1.5), ("run_a", 9.5), ("run_c", 1.5)):
-            values = f"VALUES ('{run_id}', 'n', 'p', '{{}}', '[]', 1, 1, {at}, 'queued', 1, 1, 0, 0)"
-            names = "id, name, preset, config, tags, created_at, updated_at, queued_at, state, version, attempt, control_serial"
-            connection.exec_driver_sql(f"INSERT INTO run ({names}, kill_requested) {values}")
+            add_older_run(connection, run_id, at)
         for seq, run_id, step, loss, odd in (
             (3, "run_a", 1, 0.5, None),
             (4, "run_b", 1, None, '{"loss": "NaN"}'),
@@ -134,7 +167,6 @@ def test_rows_and_queue_of_an_older_database_are_kept(tmp_path: Path) -> None:
         ):
             row = "INSERT INTO metric_row (seq, run_id, attempt, step, epoch, at, loss, nonfinite) VALUES (?, ?, 1, ?, 0.5, 2.5, ?, ?)"
             connection.exec_driver_sql(row, (seq, run_id, step, loss, odd))
-    engine.dispose()
     migrate(path)
     store = Store(path)
     with store.read() as session:
