@@ -4,6 +4,7 @@ docs/architecture.md calls this one parameter's journey. The model is tiny; noth
 """
 
 import os
+import re
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,13 +12,24 @@ from typing import Any
 
 import psutil
 import pytest
+from playwright.sync_api import expect
 
 from cognate.rundir import RunDir, read_json
+from tests.pages.conftest import chromium, page_of
 from tests.service import Server, until, wait_for
 from tests.training.runs import TINY, digests, reproducible_rows
 
 STEPS = 50
 CONFIG: dict[str, Any] = {**TINY, "training": {**TINY["training"], "max_steps": STEPS, "checkpoint_every_steps": 10}}
+
+LINE_IS_DRAWN = """() => {
+  const canvas = document.querySelector(".headline canvas");
+  const line = getComputedStyle(document.querySelector(".headline .swatch")).backgroundColor.match(/\\d+/g).map(Number);
+  const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+  let count = 0;
+  for (let at = 0; at < data.length; at += 4) count += data[at + 3] === 255 && line.every((part, place) => data[at + place] === part);
+  return count > canvas.width / 4;
+}"""
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +85,28 @@ def test_what_was_asked_for_is_what_was_trained(server: Server, whole: RunDir) -
     assert run["config"]["training"]["max_steps"] == run["progress"]["step"] == STEPS
     untrained = server.client.get(f"/v1/runs/{run['id']}/metrics?keys=val_loss&to=0").json()["columns"]["val_loss"][0]
     assert run["metrics"]["val_loss"] < untrained
+
+
+@pytest.mark.page
+def test_what_a_person_asks_for_in_the_form_is_drawn_in_the_chart(server: Server) -> None:
+    with chromium() as browser, page_of(browser, str(server.client.base_url)) as page:
+        page.goto("/#/launch")
+        page.get_by_label("preset").select_option("quickstart")
+        for section, changes in TINY.items():
+            page.locator(f"[data-section={section}] > summary").click()
+            for name, value in changes.items():
+                field = page.locator(f"[data-field='{section}.{name}']")
+                if isinstance(value, str):
+                    field.locator("select").select_option(value)
+                else:
+                    field.locator("input").fill(str(value))
+        page.get_by_role("button", name="Launch").click()
+        expect(page.locator(".run .state")).to_have_text("completed", timeout=60_000)
+        run = server.client.get(f"/v1/runs/{page.url.rpartition('/')[2]}").json()
+        assert {section: {name: run["config"][section][name] for name in changes} for section, changes in TINY.items()} == TINY
+        said = re.compile(rf"Loss {run['metrics']['loss']:.4g} at step {TINY['training']['max_steps']};")
+        expect(page.locator(".headline .canvas")).to_have_attribute("aria-label", said)
+        page.wait_for_function(LINE_IS_DRAWN)
 
 
 def test_the_database_reads_as_one_would_hope(server: Server, whole: RunDir) -> None:

@@ -94,16 +94,21 @@ class Server:
 
 @pytest.fixture(scope="package")
 def browser() -> Iterator[Browser]:
-    chromium = shutil.which("chromium")
-    if chromium is None:
+    with chromium() as browser:
+        yield browser
+
+
+@contextmanager
+def chromium() -> Iterator[Browser]:
+    """A browser; what wants it is skipped where there is none."""
+    program = shutil.which("chromium")
+    if program is None:
         pytest.skip("no chromium on PATH")
     if not (ROOT / "static/vendor/uPlot.esm.js").exists():
         pytest.skip("the browser libraries are not installed; run tools/vendor.sh")
     expect.set_options(timeout=TIMEOUT_MS)
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=BROWSER_ARGUMENTS)
+    with sync_playwright() as playwright, playwright.chromium.launch(executable_path=program, args=BROWSER_ARGUMENTS) as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="package")
@@ -123,13 +128,13 @@ def long_run(server: Server) -> Iterator[str]:
 
 @pytest.fixture
 def page(browser: Browser, server: Server) -> Iterator[Page]:
-    with page_of(browser, server) as page:
+    with page_of(browser, server.url) as page:
         yield page
 
 
 @contextmanager
-def page_of(browser: Browser, server: Server) -> Iterator[Page]:
-    context = browser.new_context(base_url=server.url)
+def page_of(browser: Browser, url: str) -> Iterator[Page]:
+    context = browser.new_context(base_url=url)
     context.set_default_timeout(TIMEOUT_MS)
     context.add_init_script(WATCH)
     try:

@@ -18,7 +18,7 @@ PATHS = """async (schema) => {
 
 def test_a_section_within_a_section_gives_fields_too(browser: Browser, server: Server) -> None:
     """Else data.augment would be one box of text, and nothing written there would be accepted."""
-    with page_of(browser, server) as page:
+    with page_of(browser, server.url) as page:
         page.goto("/static/docs.css")
         kinds = dict(page.evaluate(PATHS, json_schema()))
     assert kinds["data.augment.renumber"] == "number"

@@ -615,7 +615,7 @@ FOLLOW = """async (id) => {
 
 def test_a_killed_server_is_reported_and_its_return_neither_loses_nor_doubles_a_row(browser: Browser, tmp_path: Path) -> None:
     """The worker goes on meanwhile, so most rows are written while nobody follows."""
-    with Server(tmp_path) as server, page_of(browser, server) as page:
+    with Server(tmp_path) as server, page_of(browser, server.url) as page:
         run_id = server.launch(max_steps=120)
         open_run(page, run_id)
         page.evaluate(FOLLOW, run_id)
@@ -636,7 +636,7 @@ def test_a_killed_server_is_reported_and_its_return_neither_loses_nor_doubles_a_
 
 def test_the_question_for_a_token_stays_until_there_is_one(browser: Browser, tmp_path: Path) -> None:
     """A browser lets the page refuse one Escape only; without the dialog every view would wait for a token that nobody is asked for."""
-    with Server(tmp_path, token="open sesame") as server, page_of(browser, server) as page:
+    with Server(tmp_path, token="open sesame") as server, page_of(browser, server.url) as page:
         page.goto("/")
         expect(page.locator("#token")).to_be_visible()
         page.evaluate("document.getElementById('token').addEventListener('close', () => (window.wasClosed = true))")
@@ -651,7 +651,7 @@ def test_the_question_for_a_token_stays_until_there_is_one(browser: Browser, tmp
 
 
 def test_where_a_token_is_wanted_the_page_asks_for_it_and_follows_with_a_ticket(browser: Browser, tmp_path: Path) -> None:
-    with Server(tmp_path, token="open sesame") as server, page_of(browser, server) as page:
+    with Server(tmp_path, token="open sesame") as server, page_of(browser, server.url) as page:
         page.goto("/")
         page.get_by_role("textbox", name="Token").fill("a guess")
         page.get_by_role("button", name="Use it").click()

@@ -24,7 +24,7 @@ SHOW = """async (batches) => {
 @pytest.fixture(scope="module")
 def show(browser: Browser, server: Server) -> Iterator[Any]:
     """What a series holds after taking in some batches."""
-    with page_of(browser, server) as page:
+    with page_of(browser, server.url) as page:
         page.goto("/static/docs.css")  # any document of this origin can import the module
         yield lambda *batches: page.evaluate(SHOW, list(batches))
 
