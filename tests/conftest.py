@@ -51,6 +51,13 @@ def data_dir() -> Path:
     return Path(named)
 
 
+@pytest.fixture(scope="session")
+def real_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What is worked out of the real datasets, for all tests of a session: half a minute of two cores each time."""
+    own = tmp_path_factory.getbasetemp()
+    return (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "real_cache"
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """What the fault rows counted, for the table of docs/reliability.md."""
     reports = [report for group in terminalreporter.stats.values() for report in group if isinstance(report, pytest.TestReport)]

@@ -105,7 +105,7 @@ def test_a_leak_would_be_seen(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_no_real_held_out_item_is_in_any_batch(data_dir: Path, tmp_path: Path) -> None:
+def test_no_real_held_out_item_is_in_any_batch(data_dir: Path, real_cache: Path) -> None:
     config = resolve("reasoning", {"training": {"batch_size": 64, "sequence_length": 2048}})
-    corpus = load_corpus(config, data_dir, tmp_path)
+    corpus = load_corpus(config, data_dir, real_cache)
     assert leaked(data_dir, corpus, config, (LAST_STAGE,)) == set()

@@ -48,18 +48,13 @@ def rows(data_dir: Path) -> Rows:
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
+def fourteen(data_dir: Path, real_cache: Path) -> Corpus:
+    return load_corpus(FOURTEEN, data_dir, real_cache)
 
 
 @pytest.fixture(scope="module")
-def fourteen(data_dir: Path, cache: Path) -> Corpus:
-    return load_corpus(FOURTEEN, data_dir, cache)
-
-
-@pytest.fixture(scope="module")
-def six(data_dir: Path, cache: Path) -> Corpus:
-    return load_corpus(SIX, data_dir, cache)
+def six(data_dir: Path, real_cache: Path) -> Corpus:
+    return load_corpus(SIX, data_dir, real_cache)
 
 
 def test_every_file_has_the_rows_it_should(data_dir: Path) -> None:
@@ -133,12 +128,12 @@ def test_validation_is_full_and_speaks_for_every_dataset(fourteen: Corpus) -> No
 
 @pytest.mark.parametrize("config", [FOURTEEN, SIX], ids=["fourteen", "six"])
 def test_a_warm_load_neither_formats_nor_tokenises(
-    data_dir: Path, cache: Path, fourteen: Corpus, six: Corpus, config: RunConfig, monkeypatch: pytest.MonkeyPatch
+    data_dir: Path, real_cache: Path, fourteen: Corpus, six: Corpus, config: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What takes a cold one most of a minute."""
     for where, name in ((files, "read_rows"), (Tokenizer, "train"), (Tokenizer, "encode_batch")):
         monkeypatch.setattr(where, name, lambda *_, name=name, **__: pytest.fail(f"{name} was called"))
-    warm = load_corpus(config, data_dir, cache)
+    warm = load_corpus(config, data_dir, real_cache)
     assert warm.tokenizer.digest == (fourteen if config is FOURTEEN else six).tokenizer.digest
 
 
