@@ -6,6 +6,7 @@ after the commit, in the order of the numbers. Readers see committed rows only a
 
 from __future__ import annotations
 
+import os
 import secrets
 import sqlite3
 import threading
@@ -206,12 +207,17 @@ def _way_out(path: Path, fault: str) -> str:
 
 
 def backup(source: Path, target: Path) -> None:
-    """A consistent copy of a live database."""
+    """A consistent copy of a live database, in place of an older one of the same name; whole, or not there."""
+    unfinished = target.with_name(f".{target.name}")
+    unfinished.unlink(missing_ok=True)  # of a copy that was killed
     connection = sqlite3.connect(source)
     try:
-        connection.execute("VACUUM INTO ?", (str(target),))
+        connection.execute("VACUUM INTO ?", (str(unfinished),))
+        with unfinished.open("rb") as file:
+            os.fsync(file.fileno())
+        unfinished.replace(target)
     except BaseException:
-        target.unlink(missing_ok=True)
+        unfinished.unlink(missing_ok=True)
         raise
     finally:
         connection.close()

@@ -4,7 +4,7 @@ import re
 import sqlite3
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -109,7 +109,22 @@ def test_a_backup_that_failed_leaves_no_file(path: Path, tmp_path: Path) -> None
     _overwrite(path, _page_of(path, "run"), b"\xa5" * 4096)
     with pytest.raises(sqlite3.DatabaseError):
         backup(path, tmp_path / "copy.db")
-    assert not (tmp_path / "copy.db").exists()
+    assert not list(tmp_path.glob("*copy.db"))
+
+
+def test_a_backup_takes_the_place_of_one_of_the_same_second_once_it_is_whole(path: Path, tmp_path: Path) -> None:
+    (copy := tmp_path / "copy.db").write_bytes(b"older")
+    (tmp_path / ".copy.db").write_bytes(b"of one that was killed")
+    kept = path.read_bytes()
+    _overwrite(path, _page_of(path, "run"), b"\xa5" * 4096)
+    with pytest.raises(sqlite3.DatabaseError):
+        backup(path, copy)
+    assert copy.read_bytes() == b"older"
+    path.write_bytes(kept)
+    backup(path, copy)
+    with closing(sqlite3.connect(copy)) as connection:
+        assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    assert not (tmp_path / ".copy.db").exists()
 
 
 def test_migrating_twice_changes_nothing_and_makes_no_backup(path: Path) -> None:
