@@ -207,6 +207,7 @@ class EvaluationConfig(_Section):
     epoch_items: int = Field(
         32, ge=0, le=100_000, description="Held-out items of each dataset answered at the end of an epoch (accuracy_*); 0 for none."
     )
+    samples: int = Field(3, ge=0, le=20, description="Held-out prompts that the model writes on from at the end of an epoch; 0 for none.")
     at_end: Literal["auto", "sample", "full", "off"] = Field(
         "auto",
         description="Evaluation of the best checkpoint of a completed run: 100 items a dataset, all, or none; auto takes all on a GPU.",

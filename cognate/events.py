@@ -22,9 +22,8 @@ class Kind(StrEnum):
     PHASE = "phase"  # loading_data, compiling, training, evaluating, checkpointing, finalizing
     PROGRESS = "progress"  # where it is now, at most once a second; replaces the one before
     METRICS = "metrics"  # one row: step, epoch, values by metric key
-    SAMPLE = "sample"  # text the model produced
+    SAMPLE = "sample"  # what the model wrote after a held-out prompt
     CHECKPOINT = "checkpoint"  # a complete checkpoint with its digests
-    EVALUATION = "evaluation"  # the result of an evaluation
     WARNING = "warning"  # something was done other than asked
     PAUSED = "paused"
     STOPPED = "stopped"

@@ -27,6 +27,7 @@ from app.api.schemas.runs import (
     LogOut,
     RunDetailOut,
     RunOut,
+    SampleOut,
     attempt_out,
     checkpoint_out,
     event_out,
@@ -34,6 +35,7 @@ from app.api.schemas.runs import (
     run_json,
     run_out,
     runs_json,
+    sample_out,
 )
 from app.services.lifecycle import Command, State
 from app.services.runs import Manner, Once, Request
@@ -47,6 +49,7 @@ router = APIRouter(prefix="/v1/runs", tags=["runs"])
 LOG_BLOCK = 65536
 SEEN_LENGTH = 1000
 LAST_SEQ = 2**63 - 1  # of SQLite's integers
+AfterSeq = Annotated[int, Query(ge=0, le=LAST_SEQ)]
 _IS_RUN_ID = re.compile(RUN_ID).fullmatch
 _ETAG = {"ETag": {"description": "The version, for If-Match.", "schema": {"type": "string"}}}
 _CREATED: Answers = {
@@ -234,13 +237,21 @@ def list_attempts(run_id: RunId, service: Service) -> Page[AttemptOut]:
 
 
 @router.get("/{run_id}/events", summary="What happened, oldest first")
-def list_events(
-    run_id: RunId, service: Service, limit: Limit = 100, after: Annotated[int, Query(ge=0, le=LAST_SEQ)] = 0, kind: str | None = None
-) -> Page[EventOut]:
+def list_events(run_id: RunId, service: Service, limit: Limit = 100, after: AfterSeq = 0, kind: str | None = None) -> Page[EventOut]:
     with service.store.read() as session:
         runs.get(session, run_id)
         found = runs.events(session, run_id, after, limit + 1, kind)
         data = [event_out(event) for event in found[:limit]]
+    more = len(found) > limit
+    return Page(data=data, has_more=more, next_cursor=str(data[-1].seq) if more else None)
+
+
+@router.get("/{run_id}/samples", summary="What the model wrote after held-out prompts, oldest first")
+def list_samples(run_id: RunId, service: Service, limit: Limit = 100, after: AfterSeq = 0) -> Page[SampleOut]:
+    with service.store.read() as session:
+        runs.get(session, run_id)
+        found = runs.samples(session, run_id, after, limit + 1)
+        data = [sample_out(event) for event in found[:limit]]
     more = len(found) > limit
     return Page(data=data, has_more=more, next_cursor=str(data[-1].seq) if more else None)
 

@@ -1,4 +1,4 @@
-"""`cognate runs list | show | launch | watch | pause | resume | stop | kill | logs | compare`, and a few more.
+"""`cognate runs list | show | launch | watch | pause | resume | stop | kill | logs | samples | compare`, and a few more.
 
 A command finds its runs, asks the service and shows the answer: tables for people; with --json one document, or JSON lines
 from watch and logs, and nothing else. terminal.py has the options and failures, view.py and live.py what is shown.
@@ -269,6 +269,26 @@ def logs(
             else:
                 sys.stdout.write(block["text"])
                 sys.stdout.flush()
+
+
+@app.command()
+def samples(
+    run: Reference,
+    all_steps: Annotated[bool, typer.Option("--all", help="Of every step, oldest first, not only of the newest.")] = False,
+    url: Url = LOCAL,
+    token: Token = None,
+    as_json: AsJson = False,
+) -> None:
+    """What the model wrote after held-out prompts at the end of an epoch."""
+    with at(url, token) as api:
+        found = list(api.pages(f"/v1/runs/{api.find(run)['id']}/samples"))
+    shown = [sample for sample in found if all_steps or sample["step"] == found[-1]["step"]]
+    if as_json:
+        print_json({"data": shown})
+    elif shown:
+        show_all(*view.samples_page(shown))
+    else:
+        show_all("no samples")
 
 
 @app.command()

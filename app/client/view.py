@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
+from textwrap import indent
 from typing import Any
 
 from rich.console import Console, RenderableType
@@ -145,6 +146,21 @@ def evaluation_page(job: Json) -> Iterator[RenderableType]:
     yield from (Text(f"warning: {sentence}", "yellow") for sentence in made["warnings"])
 
 
+def samples_page(samples: Iterable[Json]) -> Iterator[RenderableType]:
+    """What the model wrote, a paragraph a prompt; spaces and line ends around the texts are left out."""
+    for sample in samples:
+        yield Text(f"step {sample['step']}, epoch {sample['epoch']:.2f}, {sample['dataset']}", "bold")
+        for title, part in (("prompt", "prompt"), ("wrote", "text"), ("expected", "expected")):
+            yield Text(f"{title}:", "dim")
+            yield Text(indent(_shown(sample[part]) or "(nothing)", "  "))
+        yield Text()
+
+
+def _shown(text: str) -> str:
+    """A model may write any bytes; none that a terminal would obey."""
+    return "".join(each if each.isprintable() or each == "\n" else "\ufffd" for each in text.strip().expandtabs())
+
+
 def state(run: Json, *, detail: bool = False) -> Text:
     """The state with its reason; of a queued run its place, of a running one its phase."""
     more = [run["state_reason"]] if run["state_reason"] else []
@@ -186,6 +202,8 @@ def event_words(kind: str, step: int | None, data: Json) -> str:
             return str(data["message"])
         case "alert" | "alert_cleared":
             return f"{data['kind']}: {data['message']}"
+        case "sample":
+            return str(data["dataset"])
         case "plan":
             return f"{data['total_params']:,} parameters, {data['total_steps']:,} steps"
     return "" if step is None else f"step {step}"

@@ -13,6 +13,7 @@ from sqlmodel import Session, col
 
 from app.store.engine import Message, Write
 from app.store.tables import Attempt, Checkpoint, Event, IdempotencyKey, Meta, Run, RunGroup, Series, metric_row
+from cognate.events import Kind
 
 log = logging.getLogger(__name__)
 
@@ -228,6 +229,15 @@ def events(
         query = query.where(col(Event.kind) == kind)
     if upto is not None:
         query = query.where(col(Event.seq) <= upto)
+    return session.execute(query).scalars().all()
+
+
+def samples(session: Session, run_id: str, after: int, limit: int) -> Sequence[Event]:
+    """What the run's model wrote, with seq above `after`, oldest first: after a prompt at a step, what the latest attempt says it did."""
+    written = (col(Event.run_id) == run_id) & (col(Event.kind) == Kind.SAMPLE)
+    place = col(Event.data)["place"].as_integer()
+    latest = select(func.max(col(Event.seq))).where(written).group_by(col(Event.step), place)
+    query = select(Event).where(col(Event.seq).in_(latest), col(Event.seq) > after).order_by(col(Event.seq)).limit(limit)
     return session.execute(query).scalars().all()
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import cache
 from itertools import chain
 from pathlib import Path
@@ -34,10 +34,14 @@ VALIDATION_DOCUMENTS: Final = 1000
 
 @dataclass(frozen=True)
 class Documents:
-    """Token sequences end to end: document i is ids[offsets[i] : offsets[i + 1]], and its last token is the end token."""
+    """Token sequences end to end: document i is ids[offsets[i] : offsets[i + 1]], and its last token is the end token.
+
+    Its first prompts[i] tokens are its prompt; 0: it is a text without one.
+    """
 
     ids: npt.NDArray[np.uint16]  # [tokens]
     offsets: npt.NDArray[np.int64]  # [documents + 1]
+    prompts: npt.NDArray[np.int64]  # [documents]
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -162,7 +166,8 @@ def encode(examples: Sequence[Example], tokenizer: Tokenizer) -> Documents:
     answers = tokenizer.encode_batch([example.answer for example in examples])
     documents = [[*prompt, *answer, tokenizer.end_id] for prompt, answer in zip(prompts, answers, strict=True)]
     offsets = np.array([0, *map(len, documents)], np.int64).cumsum()
-    return Documents(np.fromiter(chain.from_iterable(documents), np.uint16, offsets[-1]), offsets)
+    ids = np.fromiter(chain.from_iterable(documents), np.uint16, offsets[-1])
+    return Documents(ids, offsets, np.fromiter(map(len, prompts), np.int64, len(prompts)))
 
 
 # --- what the cache keeps ---------------------------------------------------------------------------------
@@ -180,7 +185,7 @@ def _write_tokens(tokens: _Tokens, entry: Path) -> None:
     arrays: dict[str, npt.NDArray[np.integer]] = {}
     for side, by_name in (("training", tokens.training), ("validation", tokens.validation)):
         for name, documents in by_name.items():
-            arrays[f"{side}.{name}.ids"], arrays[f"{side}.{name}.offsets"] = documents.ids, documents.offsets
+            arrays |= {f"{side}.{name}.{field}": array for field, array in vars(documents).items()}
     safetensors.numpy.save_file(arrays, entry / "tokens.safetensors")
     write_json(entry / "parts.json", [asdict(part) for part in tokens.parts])
 
@@ -189,7 +194,7 @@ def _read_tokens(entry: Path) -> _Tokens:
     parts = tuple(Part(**part) for part in read_json(entry / "parts.json"))
     arrays = safetensors.numpy.load_file(entry / "tokens.safetensors")
     training, validation = (
-        {part.dataset: Documents(arrays[f"{side}.{part.dataset}.ids"], arrays[f"{side}.{part.dataset}.offsets"]) for part in parts}
+        {part.dataset: Documents(*(arrays[f"{side}.{part.dataset}.{field.name}"] for field in fields(Documents))) for part in parts}
         for side in ("training", "validation")
     )
     return _Tokens(parts, training, validation)

@@ -13,6 +13,7 @@ from cognate.data.corpus import Corpus, load_corpus
 from cognate.data.sources import SOURCES
 from cognate.evaluation.items import Items
 from cognate.evaluation.suite import sample_items
+from cognate.evaluation.writing import Prompt, choose_prompts
 from cognate.rundir import Places
 from cognate.training.checkpoint import Saved
 from cognate.training.reporter import Reporter
@@ -24,13 +25,17 @@ class DataChanged(RuntimeError):
 
 @dataclass(frozen=True)
 class Data:
-    """What a run is trained and measured on. steps_in: by epoch, from 1; samples: items that an epoch's end answers"""
+    """What a run is trained and measured on.
+
+    samples: items that an epoch's end answers; prompts: what it writes on from; steps_in: by epoch, from 1
+    """
 
     corpus: Corpus
     batches: TrainingBatches
     choices: ChoiceStream | None
     held_out: Sequence[Batch]
     samples: Sequence[Items]
+    prompts: Sequence[Prompt]
     steps_in: dict[int, int]
     total_steps: int
 
@@ -47,12 +52,13 @@ def load_data(config: RunConfig, places: Places, saved: Saved | None, reporter: 
     batches = TrainingBatches(corpus, training, config.seed)
     held_out = validation_batches(corpus, training, config.data.validation_batches)
     samples = evaluation_samples(config, places, corpus)
+    prompts = choose_prompts(corpus, config.evaluation.samples)
     choices = ChoiceStream(corpus, training, config.seed) if training.choice_weight else None
     if choices is not None and not choices.count(training.epochs):
         reporter.warning("training.choice_weight has no effect: no dataset of the plan is multiple choice")
     steps_in = {epoch: math.ceil(batches.steps_in_epoch(epoch) / training.gradient_accumulation) for epoch in range(1, training.epochs + 1)}
     total_steps = min(sum(steps_in.values()), training.max_steps or sum(steps_in.values()))
-    return Data(corpus, batches, choices, held_out, samples, steps_in, total_steps)
+    return Data(corpus, batches, choices, held_out, samples, prompts, steps_in, total_steps)
 
 
 def evaluation_samples(config: RunConfig, places: Places, corpus: Corpus) -> list[Items]:

@@ -23,6 +23,7 @@ from cognate.config import RunConfig, TrainingConfig
 from cognate.data.batches import TrainingBatches
 from cognate.data.curriculum import stage_for
 from cognate.evaluation.suite import sample_accuracies
+from cognate.evaluation.writing import write_on
 from cognate.events import Failure, Kind
 from cognate.model import Cognate, Loss
 from cognate.optimizer import MuGrokfast
@@ -138,6 +139,11 @@ class Training:
     def is_finished(self) -> bool:
         return self.position.step >= self.data.total_steps
 
+    @property
+    def passes(self) -> float:
+        """Epochs done, with their fraction."""
+        return self.position.epoch - 1 + self.position.epoch_step / self.data.steps_in[self.position.epoch]
+
     # --- before the first step ------------------------------------------------------------------------------
 
     def begin(self, before: dict[str, Any], is_fork: bool, rows_at_most: int | None) -> None:
@@ -242,7 +248,7 @@ class Training:
         return {
             "step": done.number,
             "total_steps": self.data.total_steps,
-            "epoch": position.epoch - 1 + position.epoch_step / self.data.steps_in[position.epoch],
+            "epoch": self.passes,
             "step_time_s": self.pace.step_s,
             "tokens_per_s": self.pace.tokens_per_s,
             "eta_s": (self.data.total_steps - done.number) * self.pace.mean,
@@ -260,6 +266,7 @@ class Training:
             with self.average.in_place() if self.average is not None else nullcontext():
                 values |= validate(self.model, self.data.held_out, self.device, self.execution.rows_at_once)
                 values |= sample_accuracies(self.model, self.data.corpus.tokenizer, self.data.samples)
+                self._say_what_it_writes()
             self.position.val_loss = values.get("val_loss")
             values["curriculum_stage"] = float(stage_for(self.position.epoch))
         if done.ends_epoch:
@@ -267,6 +274,12 @@ class Training:
         if done.is_last:
             values |= {"total_params": float(self.total_params), "training_time_hours": self.position.seconds / 3600}
         return values
+
+    def _say_what_it_writes(self) -> None:
+        prompts = self.data.prompts
+        texts = write_on(self.model, self.data.corpus.tokenizer, prompts)
+        for place, (prompt, text) in enumerate(zip(prompts, texts, strict=True)):
+            self.reporter.say(Kind.SAMPLE, step=self.position.step, epoch=self.passes, place=place, **vars(prompt), text=text)
 
     def _beside(self, done: Step) -> dict[str, float]:
         """What a row tells besides its metrics, which are fixed."""

@@ -157,6 +157,7 @@ function files(found) {
 /** An event on one line: its message or detail if it has one, then whatever else it says. */
 function sentence({ kind, data }) {
   if (kind === "plan") return "see the plan";
+  if (kind === "sample") return `see what it writes · ${data.dataset}`;
   if (kind.startsWith("alert")) return `${words(data.kind)}: ${data.message}`;
   const { message, detail, step, serial, files: _, ...rest } = data;
   const others = Object.entries(rest).filter(

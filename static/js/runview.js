@@ -12,6 +12,7 @@ import { showAlerts, showAttempts, showCheckpoints, showEvents, showPlan, showWa
 import { isAtRest, isLive, progressOf } from "./run.js";
 import { showConfiguration } from "./runconfig.js";
 import { RunFeed } from "./runfeed.js";
+import { Samples } from "./samples.js";
 import { command, reasonMeaning, stateMeaning } from "./words.js";
 
 const SHOW_EVERY_MS = 100;
@@ -22,6 +23,7 @@ export function showRun(place, id, onStatus, onName) {
   const board = new MetricsBoard(view);
   view.querySelector(".again").href = `#/launch?like=${id}`;
   const log = new LogTail(view.querySelector(".log"), id);
+  const samples = new Samples(view.querySelector(".samples"));
   const evaluations = new Evaluations(view.querySelector(".evaluations"), id);
   const feed = new RunFeed(id, changed, onStatus);
   const news = new Set();
@@ -79,6 +81,7 @@ export function showRun(place, id, onStatus, onName) {
 
   function showWhatHappened() {
     const { events } = feed;
+    samples.follow(events);
     showPlan(view.querySelector(".plan"), events);
     showWarnings(view.querySelector(".warnings"), events);
     showEvents(view.querySelector(".events"), events);

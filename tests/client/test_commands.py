@@ -237,8 +237,9 @@ def test_show_tells_what_differs_from_the_preset(service: FakeService) -> None:
     service.answers["GET", f"{RUN}/attempts"] = (200, NOTHING)
     happened = [
         {"seq": seq, "at": "2026-01-02T03:04:06+00:00", "kind": "phase", "step": None, "data": {"phase": f"no. {seq}"}}
-        for seq in range(1, 13)
+        for seq in range(1, 12)
     ]
+    happened.append({**happened[0], "seq": 12, "kind": "sample", "step": 15, "data": {"dataset": "gsm8k", "text": "never\nin a line"}})
     service.answers["GET", f"{RUN}/events"] = (200, NOTHING | {"data": happened})
     page = cognate("show", "tiny-1").stdout
     assert "failed: oom_cuda: asked for 3 [GiB]" in page
@@ -246,7 +247,8 @@ def test_show_tells_what_differs_from_the_preset(service: FakeService) -> None:
         ["training.max_steps", "60", "200"]
     ]
     assert "3 MiB" in page
-    assert "no. 12" in page
+    assert "no. 11" in page
+    assert page.splitlines()[-1].split()[2:] == ["sample", "gsm8k"]
     assert "no. 2\n" not in page
     told = json.loads(cognate("show", "tiny-1", "--json").stdout)
     assert told["changed"] == {"training.max_steps": 60}
@@ -278,6 +280,30 @@ def log_of(service: FakeService, *attempts: bytes) -> None:
 
 
 LONG = b"".join(b"line %06d\n" % number for number in range(20_000))
+
+
+def a_sample(step: int, text: str) -> dict[str, Any]:
+    return {"seq": step, "step": step, "epoch": step / 40, "dataset": "gsm8k", "prompt": "Q: 2+3?\nA:", "text": text, "expected": " 5"}
+
+
+def test_samples_are_those_of_the_newest_step_or_all(service: FakeService) -> None:
+    service.have(a_run(1))
+    written = [a_sample(40, " 4"), a_sample(50, " \n5 \x1b[2J\ttab"), a_sample(50, "")]
+    service.answers["GET", f"{RUN}/samples"] = (200, {**NOTHING, "data": written})
+    told = cognate("samples", "tiny-1").stdout
+    assert told.startswith("step 50, epoch 1.25, gsm8k\nprompt:\n  Q: 2+3?\n  A:\nwrote:\n  5 \ufffd[2J  tab\nexpected:\n  5\n\nstep 50, ")
+    assert told.count("step 50") == 2
+    assert told.endswith("wrote:\n  (nothing)\nexpected:\n  5\n\n")
+    assert cognate("samples", "tiny-1", "--all").stdout.startswith("step 40, epoch 1.00, gsm8k\n")
+    assert json.loads(cognate("samples", "tiny-1", "--json").stdout) == {"data": written[1:]}
+    assert json.loads(cognate("samples", "tiny-1", "--all", "--json").stdout) == {"data": written}
+
+
+def test_without_samples_that_is_said(service: FakeService) -> None:
+    service.have(a_run(1))
+    service.answers["GET", f"{RUN}/samples"] = (200, NOTHING)
+    assert cognate("samples", "tiny-1").stdout == "no samples\n"
+    assert json.loads(cognate("samples", "tiny-1", "--json").stdout) == {"data": []}
 
 
 def test_logs_are_whole_however_long(service: FakeService) -> None:

@@ -33,7 +33,7 @@ def documents(lengths: list[int], first: int) -> Documents:
     """Documents whose tokens are all different and tell where they are from: token n is followed by n + 1, or the document ends."""
     offsets = np.array([0, *lengths]).cumsum()
     ids = first + np.arange(offsets[-1]) + np.repeat(np.arange(len(lengths)), lengths)  # a gap of one between documents
-    return Documents(ids.astype(np.uint16), offsets)
+    return Documents(ids.astype(np.uint16), offsets, np.zeros(len(lengths), np.int64))
 
 
 def corpus(lengths: dict[Stage, list[int]]) -> Corpus:

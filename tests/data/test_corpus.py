@@ -52,6 +52,8 @@ def test_a_document_is_prompt_answer_and_end(corpus: Corpus) -> None:
     assert texts(documents, corpus.tokenizer)[3] == "Ann ran.\nQuestion: did boolq train three?\nAnswer: no"
     assert (documents.ids[documents.offsets[1:] - 1] == corpus.tokenizer.end_id).all()
     assert (documents.ids == corpus.tokenizer.end_id).sum() == len(documents)
+    assert documents.prompts[3] == len(corpus.tokenizer.encode("Ann ran.\nQuestion: did boolq train three?\nAnswer:"))
+    assert not corpus.training["wikitext"].prompts.any()
 
 
 def test_the_plan_counts_what_is_trained_on(corpus: Corpus) -> None:

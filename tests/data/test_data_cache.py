@@ -23,6 +23,7 @@ def same(left: Corpus, right: Corpus) -> bool:
         and left.curriculum == right.curriculum
         and all(np.array_equal(left.training[name].ids, right.training[name].ids) for name in left.training)
         and all(np.array_equal(left.validation[name].offsets, right.validation[name].offsets) for name in left.validation)
+        and all(np.array_equal(left.validation[name].prompts, right.validation[name].prompts) for name in left.validation)
     )
 
 

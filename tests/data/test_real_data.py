@@ -17,6 +17,7 @@ from cognate.data.report import describe_sources, stage_samples
 from cognate.data.rows import Rows, plan
 from cognate.data.sources import SOURCES
 from cognate.data.tokenizer import Tokenizer
+from cognate.evaluation.writing import LONGEST_PROMPT, choose_prompts
 
 pytestmark = pytest.mark.slow
 
@@ -124,6 +125,16 @@ def test_validation_is_full_and_speaks_for_every_dataset(fourteen: Corpus) -> No
     batches = validation_batches(fourteen, FOURTEEN.training, 8)
     assert len(batches) == 8
     assert np.mean([(batch.targets != IGNORED).float().mean() for batch in batches]) > 0.97
+
+
+def test_every_dataset_has_prompts_to_write_on_from(fourteen: Corpus, rows: Rows) -> None:
+    *chosen, last = choose_prompts(fourteen, len(SOURCES))
+    assert [each.dataset for each in (*chosen, last)] == list(SOURCES)
+    for each in chosen:
+        answers = [example.answer for example in rows.validation[each.dataset] if example.prompt == each.prompt]
+        assert any(answer.startswith(each.expected) for answer in answers)
+        assert len(fourteen.tokenizer.encode(each.prompt)) <= LONGEST_PROMPT
+    assert any(example.answer.startswith(last.prompt + last.expected) for example in rows.validation["wikitext"])
 
 
 @pytest.mark.parametrize("config", [FOURTEEN, SIX], ids=["fourteen", "six"])

@@ -64,6 +64,8 @@ def main(attempt: AttemptDir) -> int:
         }
         progress |= {"tokens_per_s": config.training.batch_size * config.training.sequence_length / STEP_S, "skipped_steps": 0}
         journal.append(Kind.METRICS, step=step, epoch=epochs * step / total, values=values_of(step, total, config), progress=progress)
+        if step % 50 == 0 or (config.seed == HOSTILE and step == 10):
+            write_on(step, epochs * step / total, MARKUP if config.seed == HOSTILE else f" It is {step}.\n", journal)
         if step % config.training.checkpoint_every_steps == 0 or step == total:
             save(run, step, journal)
             journal.append(Kind.PHASE, phase="training")
@@ -84,6 +86,12 @@ def values_of(step: int, total: int, config: RunConfig) -> dict[str, float]:
     if config.seed == UNLUCKY and step in (13, 14, 15, 27):
         values |= {"loss": math.nan, "loss_ce": math.nan, "grad_norm": math.inf}
     return values
+
+
+def write_on(step: int, epoch: float, text: str, journal: Journal) -> None:
+    for place, name in enumerate(("gsm8k", "mbpp")):
+        told = {"dataset": name, "prompt": f"{name}?\nAnswer:", "expected": " It is\n 50.", "text": text if place == 0 else ""}
+        journal.append(Kind.SAMPLE, step=step, epoch=epoch, place=place, **told)
 
 
 def save(run: RunDir, step: int, journal: Journal) -> None:

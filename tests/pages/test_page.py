@@ -399,8 +399,64 @@ def test_markup_in_free_text_stays_text(page: Page, server: Server) -> None:
     page.locator("summary", has_text="Log of the worker").click()
     expect(page.locator(".events")).to_contain_text(MARKUP)
     expect(page.locator(".log pre")).to_contain_text(MARKUP)
+    expect(page.locator(".samples dd").nth(1)).to_have_text(MARKUP)
     assert page.locator("main img, main script").count() == 0
     assert "taken over" not in page.title()
+
+
+def test_what_the_model_writes_is_shown_beside_what_was_expected(page: Page, server: Server) -> None:
+    run_id = server.launch(max_steps=50)
+    open_run(page, run_id)
+    expect(page.locator(".samples")).to_be_hidden()  # it has not come to the end of an epoch
+    section = page.get_by_role("heading", name="What it writes").locator("xpath=ancestor::section[1]")
+    expect(section.get_by_role("heading", level=3)).to_have_text(["gsm8k", "mbpp"])
+    expect(section.locator("dt")).to_have_text(["Prompt", "It wrote", "Expected"] * 2)
+    said = section.locator("dd").evaluate_all("found => found.map(each => each.textContent)")
+    assert said == ["gsm8k?\nAnswer:", "It is 50.", "It is\n 50.", "mbpp?\nAnswer:", "nothing", "It is\n 50."]
+    expect(section.locator("dd").first).to_have_css("white-space-collapse", "preserve")
+    page.locator("summary", has_text="Events").click()
+    expect(page.locator(".events")).to_contain_text("see what it writes · gsm8k")
+
+
+def test_the_newest_step_is_shown_until_an_earlier_one_is_chosen(page: Page, long_run: str) -> None:
+    open_run(page, long_run)
+    choice, written = page.get_by_label("after step"), page.locator(".samples dd").nth(1)
+    for step in (50, 100):
+        expect(choice).to_have_value(str(step))
+        expect(written).to_have_text(f"It is {step}.")
+    choice.select_option("50")
+    expect(written).to_have_text("It is 50.")
+    expect(choice.locator("option").first).to_have_attribute("value", "200")
+    expect(choice).to_have_value("50")
+    expect(written).to_have_text("It is 50.")
+    choice.select_option(index=0)
+    expect(choice.locator("option").nth(1)).to_have_attribute("value", "250")
+    expect(choice).to_have_value("300")
+
+
+REWRITTEN = """async (samples) => {
+  const { Samples } = await import("/static/js/samples.js");
+  const section = document.createElement("section");
+  section.innerHTML = '<select></select><div class="texts"></div>';
+  const events = samples.map(([step, place, text], seq) =>
+    ({ seq, kind: "sample", step, data: { epoch: step / 10, place, prompt: "?", text, expected: "!" } }));
+  new Samples(section).follow(events);
+  const texts = (selector) => [...section.querySelectorAll(selector)].map((found) => found.textContent);
+  const before = texts("dd");
+  section.querySelector("select").selectedIndex = 2;
+  section.querySelector("select").dispatchEvent(new Event("change"));
+  return [texts("option"), before, texts("dd")];
+}"""
+
+
+def test_a_step_written_again_after_a_resume_is_shown_once(page: Page) -> None:
+    """What the later attempt says stands in the place of what the earlier one said; its step is the newest, though not the highest."""
+    page.goto("/")
+    samples = [(5, 0, "first"), (10, 0, "a"), (10, 1, "b"), (20, 0, "c"), (10, 0, "a again")]
+    steps, newest, first = page.evaluate(REWRITTEN, samples)
+    assert steps == ["10 (epoch 1)", "20 (epoch 2)", "5 (epoch 0.5)"]
+    assert newest == ["?", "a again", "!", "?", "b", "!"]
+    assert first == ["?", "first", "!"]
 
 
 def test_checkpoints_show_their_digests_and_the_configuration_its_differences(page: Page, server: Server) -> None:

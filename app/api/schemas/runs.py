@@ -1,4 +1,4 @@
-"""Runs and what belongs to one: events, attempts, checkpoints, its log."""
+"""Runs and what belongs to one: events, samples, attempts, checkpoints, its log."""
 
 from __future__ import annotations
 
@@ -102,6 +102,20 @@ class EventOut(BaseModel):
     at: datetime
     step: int | None
     data: dict[str, Any]
+
+
+class SampleOut(BaseModel):
+    """What the model wrote after a held-out prompt at the end of an epoch."""
+
+    seq: int
+    attempt: int
+    step: int
+    epoch: float
+    dataset: str
+    prompt: str
+    text: str = Field(description="Up to its end token, or cut off.")
+    expected: str = Field(description="How the document goes on, for as long as the model may write.")
+    at: datetime
 
 
 class AttemptOut(BaseModel):
@@ -213,6 +227,10 @@ def _progress_of(told: dict[str, Any], percent: float | None) -> dict[str, Any]:
 
 def event_out(event: Event) -> EventOut:
     return EventOut(**fields_of(event, EventOut))
+
+
+def sample_out(event: Event) -> SampleOut:
+    return SampleOut(**{**event.data, **fields_of(event, EventOut)})
 
 
 def attempt_out(attempt: Attempt) -> AttemptOut:
