@@ -37,6 +37,7 @@ class Failure(StrEnum):
     NONFINITE_LOSS = "nonfinite_loss"
     OOM_CUDA = "oom_cuda"
     OOM_HOST = "oom_host"
+    GPU_ERROR = "gpu_error"
     DISK_FULL = "disk_full"
     DATA_MISSING = "data_missing"
     ERROR = "worker_error"

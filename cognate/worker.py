@@ -35,6 +35,8 @@ from cognate.training.reporter import Listener, Reporter
 EXIT_FAILED = 1
 # What else than torch's own allocator says that a GPU is full: the driver, and the libraries that take their workspace from it.
 NO_GPU_MEMORY = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
+# What torch says where a GPU fails, and where none can be begun with.
+GPU_FAILED = ("CUDA error: ", "CUDA unknown error", "CUDA driver initialization failed", "No CUDA GPUs are available", "cudaGetDeviceCount")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -105,6 +107,10 @@ def explain(error: BaseException) -> Failure:
             return Failure.OOM_HOST
         case RuntimeError() if any(words in str(error) for words in NO_GPU_MEMORY):
             return Failure.OOM_CUDA
+        case torch.AcceleratorError():
+            return Failure.GPU_ERROR
+        case RuntimeError() if any(words in str(error) for words in GPU_FAILED):
+            return Failure.GPU_ERROR
         case OSError(errno=errno.ENOSPC | errno.EDQUOT | errno.EFBIG):
             return Failure.DISK_FULL
     return Failure.ERROR

@@ -4,13 +4,14 @@
 
 Faults, in the first attempt only: nan (a loss that is no number, then failed), crash (exit 3), hang (never answers again),
 doze (silent for a while), hold (goes no further until it is told to leave, and answers all the while), full (out of disk),
-always_full (in every attempt), error (failed with a reason), mumble (failed without one), child (leaves a process behind when
-it ends).
+always_full (in every attempt), bad_gpu (no attempt on GPU-bad comes to a step), error (failed with a reason), mumble (failed
+without one), child (leaves a process behind when it ends).
 """
 
 import argparse
 import errno
 import math
+import os
 import subprocess
 import sys
 import time
@@ -42,6 +43,10 @@ def main() -> int:
     journal.append(Kind.STARTED, device="cpu", precision="float32", threads=1, torch="none", resumed_from_step=step or None)
     journal.append(Kind.PLAN, total_steps=total, total_params=1, steps_per_epoch=[total], curriculum={"stages": [], "datasets": []})
     journal.append(Kind.PHASE, phase="training")
+
+    if fault == "bad_gpu" and os.environ["CUDA_VISIBLE_DEVICES"] == "GPU-bad":
+        journal.append(Kind.FAILED, reason="gpu_error", detail="AcceleratorError: CUDA error: uncorrectable ECC error encountered\nCompile")
+        return 1
 
     def save(serial: int | None = None) -> None:
         folder = run.checkpoint(step)

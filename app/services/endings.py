@@ -15,6 +15,8 @@ def fact_of(run: Run, attempt: Attempt, ended: Exit, *, disk_was_full: bool) -> 
     fact = _FACTS[Kind(attempt.ending)] if attempt.ending else Fact.VANISHED
     if fact is Fact.FAILED and (attempt.ending_data or {}).get("reason") == Reason.DISK_FULL:
         return Fact.OUT_OF_DISK
+    if fact is Fact.FAILED and _gpu_failed(attempt):
+        return Fact.VANISHED  # it is lost with its GPU, not through a fault of its own
     if fact is Fact.VANISHED and ended.oom_killed and run.state in (State.STARTING, State.RUNNING) and not run.kill_requested:
         return Fact.FAILED  # nobody wanted it gone, so the signal was the kernel's
     silenced = ended.code == EXIT_DISK_FULL or (disk_was_full and ended.signal is None and ended.code != 0)
@@ -37,6 +39,8 @@ def explain(run: Run, attempt: Attempt, fact: Fact, ended: Exit) -> tuple[str | 
         return (run.state_reason, None) if fact is not Fact.FINISHED else (None, None)
     if run.state_reason == Reason.SHUTDOWN or _was_commanded(run):  # a pause is a pause, though nothing was saved for it
         return run.state_reason, "the worker was ended before it had saved; it goes on from its last checkpoint"
+    if _gpu_failed(attempt):
+        return Reason.GPU_ERROR, (attempt.ending_data or {}).get("detail", "the worker did not say more; see its log")
     if ended.signal is not None:
         return Reason.SIGNAL, f"the worker was killed by signal {ended.signal}"
     if ended.code is not None:
@@ -46,6 +50,10 @@ def explain(run: Run, attempt: Attempt, fact: Fact, ended: Exit) -> tuple[str | 
     if run.state == State.STARTING:
         return Reason.WORKER_LOST, "the server ended while it was starting the worker, or the worker before it could say a word"
     return Reason.WORKER_LOST, "the worker and its shim are gone and left no record of how they ended"
+
+
+def _gpu_failed(attempt: Attempt) -> bool:
+    return (attempt.ending_data or {}).get("reason") == Reason.GPU_ERROR
 
 
 def _was_commanded(run: Run) -> bool:

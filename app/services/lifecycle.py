@@ -36,8 +36,9 @@ class Command(StrEnum):
 
 
 class Fact(StrEnum):
-    """What the supervisor saw. All but the first three end an attempt: its process is gone when they are reported."""
+    """What the supervisor saw. All but the first four end an attempt: its process is gone when they are reported."""
 
+    WAITING = "waiting"  # there is another reason why it is not launched, or no longer any but its turn
     LAUNCHED = "launched"
     STARTED = "started"
     OVERDUE = "overdue"  # a pause was not there by its deadline, and was asked to be dropped then
@@ -70,6 +71,7 @@ class Reason(StrEnum):
     NONFINITE_LOSS = Failure.NONFINITE_LOSS.value
     OOM_CUDA = Failure.OOM_CUDA.value
     OOM_HOST = Failure.OOM_HOST.value
+    GPU_ERROR = Failure.GPU_ERROR.value
     DISK_FULL = Failure.DISK_FULL.value
     DATA_MISSING = Failure.DATA_MISSING.value
     WORKER_ERROR = Failure.ERROR.value
@@ -79,6 +81,7 @@ TRANSITIONS: Mapping[State, Mapping[Cause, State]] = {
     State.QUEUED: {
         Command.PAUSE: State.PAUSED,
         Command.STOP: State.STOPPED,
+        Fact.WAITING: State.QUEUED,
         Fact.LAUNCHED: State.STARTING,
     },
     State.STARTING: {

@@ -26,6 +26,8 @@ from app.services.endings import explain, fact_of
 from app.services.health import Finding
 from app.services.jobs import JobService
 from app.services.lifecycle import LIVE, TRANSITIONS, Command, Fact, Reason, State, advance
+from app.services.places import fitting, is_news, rested
+from app.services.rests import Rest, Rests, tells_of_a_step
 from app.services.timers import Timers
 from app.settings import Settings
 from app.store import runs
@@ -33,7 +35,7 @@ from app.store.engine import Store, Write
 from app.store.tables import Attempt, Run
 from cognate import rundir
 from cognate.config import parse
-from cognate.events import Kind
+from cognate.events import Event, Kind
 from cognate.rundir import AttemptDir, Control, Limits, RunDir, read_control, write_control, write_limits
 
 log = logging.getLogger(__name__)
@@ -43,7 +45,7 @@ DISK_FLOOR_BYTES = 64 << 20  # with less than this left, a worker that says noth
 AUTO_RESUME_AFTER_S = 2.0  # and four times as long each further time in a row
 AUTO_RESUME_AFTER_MOST_S = 300.0
 # Why a run may have been interrupted without anybody wanting it.
-_LOST = (Reason.SIGNAL, Reason.EXIT_NONZERO, Reason.WORKER_LOST, Reason.HOST_RESTART, Reason.STALLED)
+_LOST = (Reason.SIGNAL, Reason.EXIT_NONZERO, Reason.WORKER_LOST, Reason.HOST_RESTART, Reason.STALLED, Reason.GPU_ERROR)
 _NO_MEMORY = (Reason.OOM_CUDA, Reason.OOM_HOST)
 # What a worker is asked to do in each live state.
 _INTENT: dict[State, rundir.Command] = {State.STARTING: "run", State.RUNNING: "run", State.PAUSING: "pause", State.STOPPING: "stop"}
@@ -51,15 +53,16 @@ Completed = Callable[[Write, Run, Sequence[str]], None]
 
 
 class Holder(NamedTuple):
-    """Who has a slot: a run, a job, or nobody."""
+    """Who has a slot: a run, a job, or nobody, while it is rested or until somebody comes."""
 
     slot: str
     run_id: str | None
     job_id: str | None
+    rest: Rest | None = None
 
     @property
     def is_free(self) -> bool:
-        return self.run_id is None and self.job_id is None
+        return self.run_id is None and self.job_id is None and self.rest is None
 
 
 class Supervisor:
@@ -73,6 +76,7 @@ class Supervisor:
         self._runs_dir = settings.runs
         self._timers = Timers()
         self._alerts = Alerts()
+        self._rests = Rests(auto_resume_after)
         self._tries: Counter[str] = Counter()  # how often in a row a run was launched again because there was space; a restart begins anew
         self._wake = threading.Event()
         self._stop = threading.Event()
@@ -97,7 +101,7 @@ class Supervisor:
             taken = next((pair for pair in busy if pair[0] == slot), None)
             if taken is not None:
                 busy.remove(taken)
-            found.append(Holder(slot, taken[1] if taken else None, at_jobs.get(slot)))
+            found.append(Holder(slot, taken[1] if taken else None, at_jobs.get(slot), self._rests.of(slot)))
         return found
 
     def describe(self, slot: str) -> dict[str, Any]:
@@ -105,7 +109,7 @@ class Supervisor:
 
     def has_place_for(self, device: str) -> bool:
         """Whether a run that asks for `device` can ever be launched here."""
-        return _fitting(device, self.slots(), self.slots()) is not None
+        return fitting(device, self.slots(), self.slots()) is not None
 
     def wake(self) -> None:
         """Look now: something changed."""
@@ -181,7 +185,7 @@ class Supervisor:
             self._alerts.prepare(write.session, run, attempt)
             if ended is None:
                 self._alerts.clear(write, run, (Ailment.STALLED,), "the worker speaks again")
-            while journal.ingest(write, run, attempt, directory, partial(self._alerts.take, write, run, attempt)):
+            while journal.ingest(write, run, attempt, directory, partial(self._watch, write, run, attempt)):
                 if ended is None:
                     break  # commit what there is; the rest at the next look
             if ended is not None:
@@ -191,6 +195,12 @@ class Supervisor:
             self._express(run, directory)
         else:
             self._timers.forget(run.id)
+            self._rests.ended(attempt.device, run.state, run.state_reason, run.state_detail)
+
+    def _watch(self, write: Write, run: Run, attempt: Attempt, events: Sequence[Event]) -> None:
+        self._alerts.take(write, run, attempt, events)
+        if tells_of_a_step(events, attempt.resumed_from_step or 0):
+            self._rests.stepped(attempt.device)
 
     def _look_at_gpu(self, run: Run) -> None:
         """How busy the run's GPU is, now and then while it trains; a device that cannot say is not judged."""
@@ -314,13 +324,26 @@ class Supervisor:
         """Give each free slot to the run whose turn it is; the slots that are left."""
         with self._store.read() as session:
             queued = [] if runs.is_held(session) else runs.in_states(session, [State.QUEUED])
-            waiting = [(run.id, run.config["training"]["device"]) for run in queued]
-        free = [holder.slot for holder in self.holders() if holder.is_free]
-        for run_id, wanted in waiting:
-            if slot := _fitting(wanted, free, self._executor.slots()):
+            waiting = [(run.id, run.config["training"]["device"], run.state_detail) for run in queued]
+        holders, slots = self.holders(), self.slots()
+        free = sorted((holder.slot for holder in holders if holder.is_free), key=self._rests.failures)
+        resting = {holder.slot: holder.rest.why for holder in holders if holder.rest is not None}
+        for run_id, wanted, told in waiting:
+            if slot := fitting(wanted, free, slots):
                 free.remove(slot)
                 self._launch(run_id, slot)
+                continue
+            at_rest = fitting(wanted, list(resting), slots)
+            why = rested(at_rest, resting.pop(at_rest)) if at_rest else None
+            if is_news(why, told):
+                self._say_why_it_waits(run_id, why)
         return free
+
+    def _say_why_it_waits(self, run_id: str, why: str | None) -> None:
+        with self._store.write() as write:
+            run = write.session.get(Run, run_id)
+            if run is not None and run.state == State.QUEUED:
+                runs.set_state(write, run, advance(State.QUEUED, Fact.WAITING), reason=run.state_reason, detail=why)
 
     def _launch(self, run_id: str, device: str) -> None:
         with self._store.write() as write:
@@ -423,10 +446,3 @@ def _checkpoint_bytes(run: Run) -> int:
 def auto_resume_after(times: int) -> float:
     """Seconds until a run is launched again that was `times` times in a row."""
     return min(AUTO_RESUME_AFTER_S * 4.0 ** min(times, 10), AUTO_RESUME_AFTER_MOST_S)
-
-
-def _fitting(wanted: str, free: list[str], slots: list[str]) -> str | None:
-    """A free slot for a run that asks for `wanted`; auto waits for a GPU where there is one."""
-    if wanted == "auto":
-        wanted = "cuda" if any(slot.startswith("cuda") for slot in slots) else "cpu"
-    return next((slot for slot in free if slot == wanted or (wanted == "cuda" and slot.startswith("cuda:"))), None)

@@ -24,9 +24,9 @@ export function showFindings(place, { findings, made_at }) {
 
 /** What the service sees at this moment. */
 export function showLive(place, live) {
-  const devices = live.devices.map(({ slot, name, run_id, job_id, memory_total_bytes: total, memory_used_bytes: used }) => {
+  const devices = live.devices.map(({ slot, name, run_id, job_id, rest, memory_total_bytes: total, memory_used_bytes: used }) => {
     const free = total === null ? "" : `, ${bytes(total - used)} of ${bytes(total)} free`;
-    const use = run_id !== null ? "at work on a run" : job_id !== null ? "at work on a job" : "idle";
+    const use = run_id !== null ? "at work on a run" : job_id !== null ? "at work on a job" : rest !== null ? `rested: ${rest.why}` : "idle";
     return [slot, `${name ?? ""}${free} ${use}`.replace(/^[, ]+/, "")];
   });
   const { wandb } = live;

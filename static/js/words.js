@@ -31,6 +31,7 @@ const REASONS = {
   nonfinite_loss: "the loss was not a finite number",
   oom_cuda: "the GPU's memory did not suffice",
   oom_host: "the machine's memory did not suffice",
+  gpu_error: "the GPU failed",
   disk_full: "the disk is full",
   data_missing: "training data is missing",
   worker_error: "an error in the worker",

@@ -56,7 +56,7 @@ def test_the_first_look_measures_and_the_next_ones_read(client: TestClient) -> N
     assert count(client) == 1
 
 
-_DEVICE = ("name", "memory_total_bytes", "memory_used_bytes", "utilisation_percent")
+_DEVICE = ("rest", "name", "memory_total_bytes", "memory_used_bytes", "utilisation_percent")
 
 
 def test_presets_are_measured_apart(client: TestClient) -> None:

@@ -108,4 +108,19 @@ def test_a_machine_without_memory_is_the_reason(cache: Path, tmp_path: Path) -> 
 def test_a_gpu_is_full_whoever_says_so(message: str) -> None:
     """The driver and its libraries take memory past torch's allocator, and fail with errors of their own."""
     assert explain(RuntimeError(message)) is Failure.OOM_CUDA
-    assert explain(RuntimeError("CUDA error: an illegal memory access was encountered")) is Failure.ERROR
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.AcceleratorError("CUDA error: uncorrectable ECC error encountered"),
+        RuntimeError("CUDA error: an illegal memory access was encountered"),
+        RuntimeError("No CUDA GPUs are available"),
+        RuntimeError("Unexpected error from cudaGetDeviceCount(). ... Error 803: system has unsupported display driver"),
+    ],
+)
+def test_a_gpu_that_fails_is_the_reason(error: RuntimeError) -> None:
+    """It is not the run's fault: launched again, perhaps elsewhere, it goes on."""
+    assert explain(error) is Failure.GPU_ERROR
+    assert explain(torch.AcceleratorError("CUDA error: out of memory")) is Failure.OOM_CUDA
+    assert explain(RuntimeError("shapes cannot be multiplied")) is Failure.ERROR

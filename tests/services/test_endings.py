@@ -25,6 +25,7 @@ OOM_KILLED = Exit(signal=9, oom_killed=True)
         (attempt("finished"), Exit(0), False, Fact.FINISHED),
         (attempt("failed", reason="error"), Exit(1), True, Fact.FAILED),
         (attempt("failed", reason="disk_full"), Exit(1), False, Fact.OUT_OF_DISK),
+        (attempt("failed", reason="gpu_error"), Exit(1), True, Fact.VANISHED),
         (attempt(), Exit(1), False, Fact.VANISHED),
         (attempt(), Exit(1), True, Fact.OUT_OF_DISK),
         (attempt(), Exit(EXIT_DISK_FULL), False, Fact.OUT_OF_DISK),
@@ -66,6 +67,11 @@ def test_a_worker_that_vanished_is_explained_by_what_it_left(ended: Exit, reason
     assert words in str(detail)
 
 
+def test_a_run_whose_gpu_failed_is_lost_with_it() -> None:
+    said = attempt("failed", reason="gpu_error", detail="CUDA error: ...")
+    assert explain(Run(id="run", state=State.RUNNING), said, Fact.VANISHED, Exit(1)) == (Reason.GPU_ERROR, "CUDA error: ...")
+
+
 PAUSE_ASKED = Run(id="run", state=State.PAUSING, state_reason=Reason.USER_PAUSE)
 
 
@@ -75,6 +81,7 @@ PAUSE_ASKED = Run(id="run", state=State.PAUSING, state_reason=Reason.USER_PAUSE)
         (attempt(), Fact.VANISHED, Exit(signal=9)),
         (attempt(), Fact.VANISHED, Exit(rebooted=True)),
         (attempt(), Fact.VANISHED, Exit()),
+        (attempt("failed", reason="gpu_error"), Fact.VANISHED, Exit(1)),
         (attempt("failed", reason="disk_full", detail="no space"), Fact.OUT_OF_DISK, Exit(1)),
     ],
 )

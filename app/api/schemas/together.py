@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from datetime import datetime
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from app.api.schemas.base import instant
 from app.api.schemas.runs import RunOut, run_out
@@ -26,10 +26,20 @@ class QueueOut(BaseModel):
     data: list[RunOut]
 
 
+class RestOut(BaseModel):
+    """After attempts there ended before their first step a GPU is not launched on for a while, longer each time."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    left_s: float
+    why: str
+
+
 class DeviceOut(BaseModel):
     slot: str
     run_id: str | None = Field(description="The run that holds it.")
     job_id: str | None = Field(description="The job that holds it; jobs hold GPUs only.")
+    rest: RestOut | None = Field(description="For how long yet a GPU is rested on which attempts failed, and why.")
     name: str | None = None
     memory_total_bytes: int | None = None
     memory_used_bytes: int | None = None
