@@ -31,17 +31,22 @@ def healthz() -> dict[str, str]:
 
 class ReadyOut(BaseModel):
     status: Literal["ready", "not ready"]
-    checks: dict[str, dict[str, Any]] = Field(description="Of database, disk and supervisor: `ok`, and what was seen.")
+    checks: dict[str, dict[str, Any]] = Field(description="Of database, disk, supervisor and devices: `ok`, and what was seen.")
 
 
 @router.get(
     "/readyz",
-    summary="Database, disk and supervisor are fit to work",
+    summary="Database, disk, supervisor and devices are fit to work",
     response_model=ReadyOut,
     responses={503: {"model": ReadyOut, "description": "One of them is not."}},
 )
 def readyz(service: Service, response: Response) -> dict[str, Any]:
-    checks = {"database": _database(service), "disk": _disk(service), "supervisor": _supervisor(service)}
+    checks = {
+        "database": _database(service),
+        "disk": _disk(service),
+        "supervisor": _supervisor(service),
+        "devices": _devices(service),
+    }
     ready = all(check["ok"] for check in checks.values())
     response.status_code = 200 if ready else 503
     return {"status": "ready" if ready else "not ready", "checks": checks}
@@ -101,3 +106,9 @@ def _disk(service: Service) -> dict[str, Any]:
 def _supervisor(service: Service) -> dict[str, Any]:
     alive = service.supervisor.is_alive
     return {"ok": alive, "detail": "looking" if alive else "has not looked at the workers for ten seconds"}
+
+
+def _devices(service: Service) -> dict[str, Any]:
+    if trouble := service.supervisor.trouble():
+        return {"ok": False, "detail": f"the driver does not tell of its GPUs: {trouble}"}
+    return {"ok": True, "detail": ", ".join(service.supervisor.slots()) or "none"}

@@ -31,6 +31,9 @@ class Executor(Protocol):
     def slots(self) -> list[str]:
         """Names of the devices, one for each run that may be in work at a time: "cuda:0", "cpu"."""
 
+    def trouble(self) -> str | None:
+        """Why there may be GPUs that are not among the slots: what their driver says. They are looked for again in tend()."""
+
     def describe(self, slot: str) -> dict[str, Any]:
         """What is known of a device now: name, memory_total_bytes, memory_used_bytes, utilisation_percent; absent: not known."""
 

@@ -9,15 +9,24 @@ from typing import Any
 import pynvml
 
 
+class DriverError(RuntimeError):
+    """There is a driver, and it does not tell of its GPUs."""
+
+
 def usable_gpus() -> list[str]:
-    """What CUDA_VISIBLE_DEVICES must say for each, in order. Without a driver there are none, which is no error."""
+    """What CUDA_VISIBLE_DEVICES must say for each, in order. Without a driver there are none, which is no error. Raises DriverError."""
+    granted = os.environ.get("CUDA_VISIBLE_DEVICES")
+    named = None if granted is None else [name.strip() for name in granted.split(",") if name.strip()]
+    if named == []:
+        return []
     try:
         pynvml.nvmlInit()
         present = [str(index) for index in range(int(pynvml.nvmlDeviceGetCount()))]
-    except pynvml.NVMLError:
+    except pynvml.NVMLError_LibraryNotFound:
         return []
-    granted = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return present if granted is None else [name.strip() for name in granted.split(",") if name.strip()]
+    except pynvml.NVMLError as error:
+        raise DriverError(str(error)) from error
+    return present if named is None else named
 
 
 def describe(gpu: str) -> dict[str, Any]:

@@ -7,6 +7,7 @@ a held lease means some process of the attempt lives, started.json says which, e
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import signal
 import socket
@@ -18,12 +19,15 @@ from pathlib import Path
 from typing import IO, Any
 
 from app.executors.base import Exit, LaunchError
-from app.executors.devices import describe, holds_memory, usable_gpus
+from app.executors.devices import DriverError, describe, holds_memory, usable_gpus
 from cognate import rundir, shim
 from cognate.jobdir import JobDir
 from cognate.rundir import AttemptDir, ProcessDir
 
+log = logging.getLogger(__name__)
+
 FREED_WITHIN_S = 30.0
+GPUS_LOOKED_FOR_EVERY_S = 30.0
 SPARE_AFTER_S = 15.0  # since the last launch
 WORKER = (sys.executable, "-m", "cognate.worker")
 JOB = (sys.executable, "-m", "cognate.job")
@@ -52,8 +56,10 @@ class LocalExecutor:
         self._data_dir = data_dir
         self._cache_dir = cache_dir
         self._worker = list(worker)
-        self._gpus = {f"cuda:{number}": name for number, name in enumerate(usable_gpus())}
-        self._slots = [*self._gpus, *["cpu"] * cpu_slots]
+        self._cpu_slots = cpu_slots
+        self._gpus: dict[str, str] = {}
+        self._trouble: str | None = None
+        self._look_for_gpus()
         self._keeps_spare = spare
         self._spare: tuple[subprocess.Popen[bytes], socket.socket] | None = None
         self._spare_due = time.monotonic() + SPARE_AFTER_S
@@ -62,7 +68,10 @@ class LocalExecutor:
         self._shims: dict[ProcessDir, subprocess.Popen[bytes]] = {}
 
     def slots(self) -> list[str]:
-        return self._slots
+        return [*self._gpus, *["cpu"] * self._cpu_slots]
+
+    def trouble(self) -> str | None:
+        return self._trouble
 
     def describe(self, slot: str) -> dict[str, Any]:
         return describe(self._gpus[slot]) if slot in self._gpus else {}
@@ -95,6 +104,25 @@ class LocalExecutor:
         self._shims[work] = process
 
     def tend(self) -> None:
+        if self._trouble is not None and time.monotonic() >= self._gpus_due:
+            self._look_for_gpus()
+        self._tend_spare()
+
+    def _look_for_gpus(self) -> None:
+        self._gpus_due = time.monotonic() + GPUS_LOOKED_FOR_EVERY_S
+        before = self._trouble
+        try:
+            self._gpus = {f"cuda:{number}": name for number, name in enumerate(usable_gpus())}
+        except DriverError as error:
+            self._trouble = str(error)
+            if self._trouble != before:
+                log.error("the driver does not tell of its GPUs: %s; looking again every %g s", error, GPUS_LOOKED_FOR_EVERY_S)
+            return
+        self._trouble = None
+        if before is not None:
+            log.info("the driver tells of its GPUs again: %s", ", ".join(self._gpus) or "there are none")
+
+    def _tend_spare(self) -> None:
         """Start a spare worker when there should be one, but not while a run that was just launched needs the machine to start."""
         if self._spare is not None and self._spare[0].poll() is not None:
             self._drop_spare()

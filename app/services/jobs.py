@@ -106,7 +106,8 @@ class JobService:
             except Exception:  # one job's trouble must not keep the runs from being looked after
                 log.exception("%s: could not be looked after; trying again", job.id)
         gpu = next((slot for slot in free if slot.startswith("cuda")), None)
-        must_wait = gpu is None and any(slot.startswith("cuda") for slot in slots)
+        may_come = self._executor.trouble() is not None or any(slot.startswith("cuda") for slot in slots)
+        must_wait = gpu is None and may_come
         waiting = [job for job in found if job.state == "queued" and not (must_wait and job.spec.get("needs_gpu"))]
         for is_light in (True, False):
             alike = [job for job in waiting if (job.kind in LIGHT) is is_light]

@@ -2,16 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 _WAITS = "waits for "
 
 
-def fitting(wanted: str, free: Sequence[str], slots: Sequence[str]) -> str | None:
-    """A free slot for a run that asks for `wanted`; auto waits for a GPU where there is one."""
-    if wanted == "auto":
-        wanted = "cuda" if any(slot.startswith("cuda") for slot in slots) else "cpu"
+def asked_for(device: str, slots: Sequence[str], trouble: str | None, last: str | None) -> str:
+    """What a run that asks for `device` is given: auto is a GPU where there is one or may be, and where the run was on one before.
+
+    trouble: what the driver says that does not tell of its GPUs; last: the slot of the run's last attempt
+    """
+    if device != "auto":
+        return device
+    has_gpu = any(slot.startswith("cuda") for slot in slots)
+    return "cuda" if has_gpu or trouble is not None or (last or "").startswith("cuda") else "cpu"
+
+
+def fitting(wanted: str, free: Iterable[str]) -> str | None:
+    """A free slot for a run that is to be given `wanted`."""
     return next((slot for slot in free if slot == wanted or (wanted == "cuda" and slot.startswith("cuda:"))), None)
+
+
+def missing(device: str, wanted: str, slots: Sequence[str], trouble: str | None) -> str | None:
+    """What a run is told whose device is not here; None where it only waits for its turn."""
+    if fitting(wanted, slots) is not None:
+        return None
+    what = "a GPU" if wanted == "cuda" else wanted
+    if trouble is not None and wanted.startswith("cuda"):
+        return f"{_WAITS}{what}: the driver says {trouble}"
+    if device == "auto":
+        return f"{_WAITS}{what}: its last attempt was on one, and there is none now; a fork with training.device cpu goes on without"
+    return f"{_WAITS}{what}, which is not here"
 
 
 def rested(slot: str, why: str) -> str:

@@ -17,6 +17,8 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
+from sqlmodel import Session
+
 from app.executors.base import Executor, Exit, LaunchError
 from app.services import journal, memory
 from app.services.ailments import Ailment
@@ -26,7 +28,7 @@ from app.services.endings import explain, fact_of
 from app.services.health import Finding
 from app.services.jobs import JobService
 from app.services.lifecycle import LIVE, TRANSITIONS, Command, Fact, Reason, State, advance
-from app.services.places import fitting, is_news, rested
+from app.services.places import asked_for, fitting, is_news, missing, rested
 from app.services.rests import Rest, Rests, tells_of_a_step
 from app.services.timers import Timers
 from app.settings import Settings
@@ -104,12 +106,18 @@ class Supervisor:
             found.append(Holder(slot, taken[1] if taken else None, at_jobs.get(slot), self._rests.of(slot)))
         return found
 
+    def trouble(self) -> str | None:
+        """What the driver says that does not tell of its GPUs."""
+        return self._executor.trouble()
+
     def describe(self, slot: str) -> dict[str, Any]:
         return self._executor.describe(slot)
 
     def has_place_for(self, device: str) -> bool:
         """Whether a run that asks for `device` can ever be launched here."""
-        return fitting(device, self.slots(), self.slots()) is not None
+        slots, trouble = self.slots(), self.trouble()
+        may_come = trouble is not None and device != "cpu"
+        return may_come or fitting(asked_for(device, slots, trouble, None), slots) is not None
 
     def wake(self) -> None:
         """Look now: something changed."""
@@ -324,17 +332,18 @@ class Supervisor:
         """Give each free slot to the run whose turn it is; the slots that are left."""
         with self._store.read() as session:
             queued = [] if runs.is_held(session) else runs.in_states(session, [State.QUEUED])
-            waiting = [(run.id, run.config["training"]["device"], run.state_detail) for run in queued]
-        holders, slots = self.holders(), self.slots()
+            waiting = [(run.id, run.config["training"]["device"], _last_slot(session, run), run.state_detail) for run in queued]
+        holders, slots, trouble = self.holders(), self.slots(), self.trouble()
         free = sorted((holder.slot for holder in holders if holder.is_free), key=self._rests.failures)
         resting = {holder.slot: holder.rest.why for holder in holders if holder.rest is not None}
-        for run_id, wanted, told in waiting:
-            if slot := fitting(wanted, free, slots):
+        for run_id, device, last, told in waiting:
+            wanted = asked_for(device, slots, trouble, last)
+            if slot := fitting(wanted, free):
                 free.remove(slot)
                 self._launch(run_id, slot)
                 continue
-            at_rest = fitting(wanted, list(resting), slots)
-            why = rested(at_rest, resting.pop(at_rest)) if at_rest else None
+            at_rest = fitting(wanted, resting)
+            why = rested(at_rest, resting.pop(at_rest)) if at_rest else missing(device, wanted, slots, trouble)
             if is_news(why, told):
                 self._say_why_it_waits(run_id, why)
         return free
@@ -436,6 +445,10 @@ class Supervisor:
 
     def _directory(self, run: Run) -> AttemptDir:
         return RunDir(self._runs_dir / run.id).attempt(run.attempt)
+
+
+def _last_slot(session: Session, run: Run) -> str | None:
+    return runs.attempt(session, run.id, run.attempt).device if run.attempt else None
 
 
 def _checkpoint_bytes(run: Run) -> int:

@@ -1,13 +1,17 @@
-"""devices.py on made-up answers of NVML: what a driver leaves out does not hide the rest."""
+"""devices.py on made-up answers of NVML: what a driver leaves out does not hide the rest, nor is its silence taken for no GPUs."""
 
 from __future__ import annotations
 
+import logging
+from pathlib import Path
 from types import SimpleNamespace
 
 import pynvml
 import pytest
 
-from app.executors.devices import describe, holds_memory, usable_gpus
+from app.executors import local
+from app.executors.devices import DriverError, describe, holds_memory, usable_gpus
+from app.executors.local import LocalExecutor
 from tests.fake_nvml import FakeGpu, fake_gpu
 
 WHOLE = {"name": "Fake", "memory_total_bytes": 24 << 30, "memory_used_bytes": 1 << 30, "utilisation_percent": 87.0}
@@ -55,3 +59,43 @@ def test_a_driver_that_does_not_say_who_holds_memory_names_nobody(gpu: FakeGpu, 
     gpu.holders = [4242]
     monkeypatch.setattr(pynvml, function, refuse)
     assert not holds_memory("0", 4242)
+
+
+def refuse_to_begin(monkeypatch: pytest.MonkeyPatch, error: int) -> None:
+    def refuse() -> None:
+        raise pynvml.NVMLError(error)
+
+    monkeypatch.setattr(pynvml, "nvmlInit", refuse)
+
+
+def test_without_a_driver_there_are_no_gpus(gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    refuse_to_begin(monkeypatch, pynvml.NVML_ERROR_LIBRARY_NOT_FOUND)
+    assert usable_gpus() == []
+
+
+def test_a_driver_that_does_not_tell_is_no_missing_driver(gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After an upgrade of the driver runs went on on the CPU, and nothing said so."""
+    refuse_to_begin(monkeypatch, pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH)
+    with pytest.raises(DriverError, match="RM has detected an NVML/RM version mismatch"):
+        usable_gpus()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert usable_gpus() == []  # none was granted, so none is asked for
+
+
+def test_gpus_are_looked_for_again_and_their_absence_is_told_once(
+    gpu: FakeGpu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    begin = pynvml.nvmlInit
+    refuse_to_begin(monkeypatch, pynvml.NVML_ERROR_DRIVER_NOT_LOADED)
+    executor = LocalExecutor(None, tmp_path, 1)
+    assert (executor.slots(), executor.trouble()) == (["cpu"], "Driver Not Loaded")
+    executor.tend()
+    monkeypatch.setattr(local, "GPUS_LOOKED_FOR_EVERY_S", 0.0)
+    executor._look_for_gpus()
+    executor.tend()
+    assert [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR] == [
+        "the driver does not tell of its GPUs: Driver Not Loaded; looking again every 30 s"
+    ]
+    monkeypatch.setattr(pynvml, "nvmlInit", begin)
+    executor.tend()
+    assert (executor.slots(), executor.trouble()) == (["cuda:0", "cpu"], None)
