@@ -1,12 +1,16 @@
-"""How an attempt ended, from what it said and how its process was left. Pure."""
+"""How an attempt ended, from what it said and how its process was left, or from why it could not begin. Pure."""
 
 from __future__ import annotations
+
+import errno
 
 from app.executors.base import Exit
 from app.services.lifecycle import Fact, Reason, State
 from app.store.tables import Attempt, Run
 from cognate.events import EXIT_DISK_FULL, Kind
 
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+_PASSING = (errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM)  # too many files or processes, or too little memory, just then
 _FACTS = {Kind.PAUSED: Fact.PAUSED, Kind.STOPPED: Fact.STOPPED, Kind.FINISHED: Fact.FINISHED, Kind.FAILED: Fact.FAILED}
 
 
@@ -50,6 +54,19 @@ def explain(run: Run, attempt: Attempt, fact: Fact, ended: Exit) -> tuple[str | 
     if run.state == State.STARTING:
         return Reason.WORKER_LOST, "the server ended while it was starting the worker, or the worker before it could say a word"
     return Reason.WORKER_LOST, "the worker and its shim are gone and left no record of how they ended"
+
+
+def refused(run: Run, error: Exception) -> tuple[Fact, str | None]:
+    """What a launch that came to nothing is to its run, and the reason: what may pass is no fault of the run's."""
+    cause = error if isinstance(error, OSError) else error.__cause__
+    number = cause.errno if isinstance(cause, OSError) else None
+    if number in _NO_SPACE:
+        fact, reason = Fact.OUT_OF_DISK, Reason.DISK_FULL
+    elif number in _PASSING:
+        fact, reason = Fact.VANISHED, Reason.LAUNCH_FAILED
+    else:
+        return Fact.FAILED, Reason.LAUNCH_FAILED
+    return fact, run.state_reason if _was_commanded(run) else reason
 
 
 def _gpu_failed(attempt: Attempt) -> bool:

@@ -36,7 +36,7 @@ class Command(StrEnum):
 
 
 class Fact(StrEnum):
-    """What the supervisor saw. All but the first four end an attempt: its process is gone when they are reported."""
+    """What the supervisor saw. All but the first four end an attempt, or keep one from beginning: there is no process of it then."""
 
     WAITING = "waiting"  # there is another reason why it is not launched, or no longer any but its turn
     LAUNCHED = "launched"
@@ -83,6 +83,7 @@ TRANSITIONS: Mapping[State, Mapping[Cause, State]] = {
         Command.STOP: State.STOPPED,
         Fact.WAITING: State.QUEUED,
         Fact.LAUNCHED: State.STARTING,
+        Fact.OUT_OF_DISK: State.PAUSED,
     },
     State.STARTING: {
         Command.PAUSE: State.PAUSING,

@@ -24,7 +24,7 @@ from app.services import journal, memory
 from app.services.ailments import Ailment
 from app.services.alerts import Alerts
 from app.services.detectors import GPU_LOOK_EVERY_S
-from app.services.endings import explain, fact_of
+from app.services.endings import explain, fact_of, refused
 from app.services.health import Finding
 from app.services.jobs import JobService
 from app.services.lifecycle import LIVE, TRANSITIONS, Command, Fact, Reason, State, advance
@@ -47,7 +47,10 @@ DISK_FLOOR_BYTES = 64 << 20  # with less than this left, a worker that says noth
 AUTO_RESUME_AFTER_S = 2.0  # and four times as long each further time in a row
 AUTO_RESUME_AFTER_MOST_S = 300.0
 # Why a run may have been interrupted without anybody wanting it.
-_LOST = (Reason.SIGNAL, Reason.EXIT_NONZERO, Reason.WORKER_LOST, Reason.HOST_RESTART, Reason.STALLED, Reason.GPU_ERROR)
+_LOST = (
+    Reason.SIGNAL, Reason.EXIT_NONZERO, Reason.WORKER_LOST, Reason.HOST_RESTART, Reason.STALLED, Reason.GPU_ERROR, Reason.LAUNCH_FAILED,
+)  # fmt: skip
+_ENDS = (State.COMPLETED, State.STOPPED, State.FAILED)
 _NO_MEMORY = (Reason.OOM_CUDA, Reason.OOM_HOST)
 # What a worker is asked to do in each live state.
 _INTENT: dict[State, rundir.Command] = {State.STARTING: "run", State.RUNNING: "run", State.PAUSING: "pause", State.STOPPING: "stop"}
@@ -237,7 +240,7 @@ class Supervisor:
         before, phase = State(run.state), run.phase
         state = advance(before, fact)
         reason, detail = explain(run, attempt, fact, ended)
-        ends = state in (State.COMPLETED, State.STOPPED, State.FAILED)
+        ends = state in _ENDS
         has_progressed = self._made_progress(write, run)
         if ends or has_progressed:
             self._tries.pop(run.id, None)
@@ -359,6 +362,10 @@ class Supervisor:
             run = write.session.get(Run, run_id)
             if run is None or run.state != State.QUEUED:
                 return  # deleted, paused or stopped since we looked
+            if (free := self._free_bytes()) <= (wanted := _space_for(write.session, run)):
+                detail = f"{_mib(free)} are free, and a run begins with more than {_mib(wanted)}, so that it can save"
+                runs.set_state(write, run, advance(State.QUEUED, Fact.OUT_OF_DISK), reason=Reason.DISK_FULL, detail=detail)
+                return
             number = run.attempt + 1
             write.session.add(Attempt(run_id=run.id, number=number, device=device, launched_at=time.time()))
             runs.set_state(
@@ -385,8 +392,9 @@ class Supervisor:
                 run = runs.get(write.session, run_id)
                 attempt, now = runs.attempt(write.session, run_id, run.attempt), time.time()
                 attempt.ended_at, attempt.ending = now, Kind.FAILED
-                failed = advance(State(run.state), Fact.FAILED)
-                runs.set_state(write, run, failed, reason=Reason.LAUNCH_FAILED, detail=str(error), ended_at=now)
+                fact, reason = refused(run, error)
+                state = advance(State(run.state), fact)
+                runs.set_state(write, run, state, reason=reason, detail=str(error), ended_at=now if state in _ENDS else None)
 
     # --- shutdown and start ---------------------------------------------------------------------------------
 
@@ -421,11 +429,11 @@ class Supervisor:
     def _resume_when_there_is_space(self) -> None:
         with self._store.read() as session:
             stuck = [run for run in runs.in_states(session, [State.PAUSED]) if run.state_reason == Reason.DISK_FULL]
-            sizes = {run.id: max((row.bytes for row in runs.checkpoints(session, run.id)), default=_checkpoint_bytes(run)) for run in stuck}
+            wanted = {run.id: _space_for(session, run) for run in stuck}
         for run in stuck:
             delay_s = auto_resume_after(tries - 1) if (tries := self._tries[run.id]) else 0.0  # what was too little may be so again
             has_waited = self._timers.passed(run.id, f"full {run.version}") >= delay_s
-            if has_waited and self._free_bytes() > 2 * sizes[run.id] + 2 * DISK_FLOOR_BYTES:
+            if has_waited and self._free_bytes() > wanted[run.id]:
                 self._tries[run.id] += 1
                 self._resume(run.id, State.PAUSED, "there is space again", run.auto_resumes)
 
@@ -451,9 +459,17 @@ def _last_slot(session: Session, run: Run) -> str | None:
     return runs.attempt(session, run.id, run.attempt).device if run.attempt else None
 
 
-def _checkpoint_bytes(run: Run) -> int:
-    """What a first checkpoint may take at most: weights, three tensors as large of the optimizer's; 0 before the plan is known."""
-    return 16 * int((run.plan or {}).get("total_params", 0))
+def _space_for(session: Session, run: Run) -> int:
+    """Bytes of which more must be free for a run to be set to work: two checkpoints, and what silences no worker.
+
+    A first checkpoint has weights, and three tensors as large of the optimizer's; nothing is known of it before the plan is.
+    """
+    first = 16 * int((run.plan or {}).get("total_params", 0))
+    return 2 * max((row.bytes for row in runs.checkpoints(session, run.id)), default=first) + 2 * DISK_FLOOR_BYTES
+
+
+def _mib(size: int) -> str:
+    return f"{size / 2**20:,.0f} MiB"
 
 
 def auto_resume_after(times: int) -> float:

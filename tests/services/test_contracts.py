@@ -1,5 +1,6 @@
 """What commands promise: a pause by its deadline, a checkpoint now, forks, groups, priorities, edits, deletions; each once."""
 
+import errno
 import os
 import shutil
 import sqlite3
@@ -12,10 +13,12 @@ import pytest
 from sqlalchemy.exc import OperationalError
 from starlette.testclient import TestClient
 
+from app.executors.base import LaunchError
+from app.executors.local import LocalExecutor
 from app.services import supervisor
 from app.services.lifecycle import TRANSITIONS
 from app.store import engine
-from cognate.rundir import RunDir, read_json
+from cognate.rundir import AttemptDir, RunDir, read_json
 from tests.service import HOLD, launch, serving, steps_of, until, wait_for
 
 SLOW = ("--step-seconds", "0.02")
@@ -145,9 +148,21 @@ def test_a_worker_that_is_lost_again_and_again_is_replaced_so_many_times(tmp_pat
         wait_for(client, run_id, "stopped")
 
 
-def test_a_full_disk_pauses_the_run_until_there_is_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    free = [0]
+@pytest.fixture(name="free")
+def disk(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The bytes that are free: none once something is launched."""
+    free, launch = [1 << 40], LocalExecutor.launch
+
+    def fill(executor: LocalExecutor, attempt: AttemptDir, device: str) -> None:
+        launch(executor, attempt, device)
+        free[0] = 0
+
+    monkeypatch.setattr(LocalExecutor, "launch", fill)
     monkeypatch.setattr(supervisor.Supervisor, "_free_bytes", lambda _: free[0])
+    return free
+
+
+def test_a_full_disk_pauses_the_run_until_there_is_space(tmp_path: Path, free: list[int]) -> None:
     with serving(tmp_path, "--fault", "full@7") as client:
         run_id = launch(client, steps=20)
         run = wait_for(client, run_id, "paused")
@@ -158,9 +173,7 @@ def test_a_full_disk_pauses_the_run_until_there_is_space(tmp_path: Path, monkeyp
         wait_for(client, run_id, "completed")
 
 
-def test_a_run_that_waits_for_space_can_be_told_to_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    free = [0]
-    monkeypatch.setattr(supervisor.Supervisor, "_free_bytes", lambda _: free[0])
+def test_a_run_that_waits_for_space_can_be_told_to_stay(tmp_path: Path, free: list[int]) -> None:
     with serving(tmp_path, "--fault", "full@7") as client:
         run_id = launch(client, steps=20)
         wait_for(client, run_id, "paused")
@@ -174,7 +187,7 @@ def test_space_for_a_first_checkpoint_is_estimated_and_tried_later_each_time(tmp
     """What had no checkpoint yet was launched again at once, from the start, for ever."""
     monkeypatch.setattr(supervisor, "DISK_FLOOR_BYTES", 0)
     monkeypatch.setattr(supervisor, "AUTO_RESUME_AFTER_S", 3600.0)
-    free = [0]
+    free = [1]
     monkeypatch.setattr(supervisor.Supervisor, "_free_bytes", lambda _: free[0])
     with serving(tmp_path, "--fault", "always_full@7") as client:
         run_id = launch(client, steps=20)
@@ -192,10 +205,55 @@ def test_space_for_a_first_checkpoint_is_estimated_and_tried_later_each_time(tmp
         assert (run["state"], run["attempt"], run["auto_resumes"]) == ("paused", 2, 0)
 
 
-def test_a_worker_that_a_full_disk_silenced_is_not_called_crashed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(supervisor.Supervisor, "_free_bytes", lambda _: 1000)
+@pytest.mark.usefixtures("free")
+def test_a_worker_that_a_full_disk_silenced_is_not_called_crashed(tmp_path: Path) -> None:
     with serving(tmp_path, "--fault", "crash@7") as client:
         assert wait_for(client, launch(client, steps=20), "paused")["state_reason"] == "disk_full"
+
+
+def test_a_run_that_could_not_save_is_not_set_to_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It trained to its next checkpoint, 500 steps, and lost them."""
+    free = [2 * supervisor.DISK_FLOOR_BYTES]
+    monkeypatch.setattr(supervisor.Supervisor, "_free_bytes", lambda _: free[0])
+    with serving(tmp_path) as client:
+        run_id = launch(client, steps=20)
+        run = wait_for(client, run_id, "paused")
+        assert (run["attempt"], run["state_reason"]) == (0, "disk_full")
+        assert run["state_detail"] == "128 MiB are free, and a run begins with more than 128 MiB, so that it can save"
+        free[0] += 1
+        wait_for(client, run_id, "completed")
+
+
+@pytest.mark.usefixtures("_soon")
+@pytest.mark.parametrize(
+    ("number", "passes_on", "state", "reason"),
+    [
+        (errno.ENOSPC, False, "paused", "disk_full"),
+        (errno.EDQUOT, True, "paused", "disk_full"),
+        (errno.EMFILE, False, "interrupted", "launch_failed"),
+        (errno.EAGAIN, True, "interrupted", "launch_failed"),
+    ],
+)
+def test_a_launch_that_is_refused_for_a_passing_reason_is_tried_again(
+    number: int, passes_on: bool, state: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """passes_on: whether the executor says it in words of its own"""
+    launching, refusals = LocalExecutor.launch, iter([OSError(number, os.strerror(number))])
+
+    def refuse_once(executor: LocalExecutor, attempt: AttemptDir, device: str) -> None:
+        if error := next(refusals, None):
+            if passes_on:
+                raise LaunchError(f"cannot start a process: {error}") from error
+            raise error
+        launching(executor, attempt, device)
+
+    monkeypatch.setattr(LocalExecutor, "launch", refuse_once)
+    with serving(tmp_path, auto_resume=1) as client:
+        run_id = launch(client, steps=5)
+        run = wait_for(client, run_id, "completed", "failed")
+        assert (run["state"], run["attempt"]) == ("completed", 2)
+        told = [(event["state"], event["reason"]) for event in events(client, run_id, "state")]
+        assert told[2:4] == [(state, reason), ("queued", "auto_resume")]
 
 
 def test_silence_is_told_once_and_forgiven(tmp_path: Path) -> None:

@@ -1,11 +1,12 @@
 """endings.py and the delays of the supervisor: decisions as functions of what was seen."""
 
+import errno
 from typing import Any
 
 import pytest
 
-from app.executors.base import Exit
-from app.services.endings import explain, fact_of
+from app.executors.base import Exit, LaunchError
+from app.services.endings import explain, fact_of, refused
 from app.services.lifecycle import Fact, Reason, State
 from app.services.supervisor import AUTO_RESUME_AFTER_MOST_S, auto_resume_after
 from app.store.tables import Attempt, Run
@@ -70,6 +71,21 @@ def test_a_worker_that_vanished_is_explained_by_what_it_left(ended: Exit, reason
 def test_a_run_whose_gpu_failed_is_lost_with_it() -> None:
     said = attempt("failed", reason="gpu_error", detail="CUDA error: ...")
     assert explain(Run(id="run", state=State.RUNNING), said, Fact.VANISHED, Exit(1)) == (Reason.GPU_ERROR, "CUDA error: ...")
+
+
+@pytest.mark.parametrize(
+    ("error", "fact", "reason"),
+    [
+        (OSError(errno.ENOSPC, "no space"), Fact.OUT_OF_DISK, Reason.DISK_FULL),
+        (OSError(errno.ENOMEM, "no memory"), Fact.VANISHED, Reason.LAUNCH_FAILED),
+        (OSError(errno.EACCES, "not allowed"), Fact.FAILED, Reason.LAUNCH_FAILED),
+        (LaunchError("already being worked on"), Fact.FAILED, Reason.LAUNCH_FAILED),
+    ],
+)
+def test_a_launch_is_refused_for_good_only_where_it_would_be_again(error: Exception, fact: Fact, reason: Reason) -> None:
+    assert refused(Run(id="run", state=State.STARTING), error) == (fact, reason)
+    pausing = Run(id="run", state=State.PAUSING, state_reason=Reason.USER_PAUSE)
+    assert refused(pausing, error) == (fact, reason if fact is Fact.FAILED else Reason.USER_PAUSE)
 
 
 PAUSE_ASKED = Run(id="run", state=State.PAUSING, state_reason=Reason.USER_PAUSE)
