@@ -26,6 +26,7 @@ class Settings(BaseSettings):
     auto_resume: int = Field(3, ge=0, le=1000, description="How often a run whose worker was lost is launched again without new progress.")
     stall_after_s: float = Field(900.0, gt=0, description="Seconds without a word from a worker after which its run counts as stalled.")
     on_stall: Literal["warn", "restart"] = Field("warn", description="What happens to a stalled run: only a warning, or a new worker.")
+    job_stall_after_s: float = Field(3600.0, gt=0, description="Seconds without a word from a job after which it is ended.")
     wandb: Literal["auto", "offline", "off"] = Field(
         "auto", description="The most that is done for Weights & Biases: what each run asks for, only files, or nothing."
     )

@@ -33,6 +33,7 @@ KINDS: Final[dict[str, str]] = {
 
 EXIT_FAILED = 1
 SAY_EVERY_S = 0.5
+REPEAT_EVERY_S = 30.0  # the same words: they say that it is still at work
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -59,12 +60,13 @@ def perform_of(kind: str) -> Perform:
 
 
 def _context(job: JobDir) -> JobContext:
+    said: tuple[str, float | None] | None = None
     said_at = -SAY_EVERY_S
 
     def say(message: str, fraction: float | None = None) -> None:
-        nonlocal said_at
-        if time.monotonic() - said_at >= SAY_EVERY_S:
-            said_at = time.monotonic()
+        nonlocal said, said_at
+        if time.monotonic() - said_at >= (REPEAT_EVERY_S if said == (message, fraction) else SAY_EVERY_S):
+            said, said_at = (message, fraction), time.monotonic()
             job.say(message, fraction)
 
     runs_dir = os.environ["COGNATE_RUNS_DIR"]

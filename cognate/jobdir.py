@@ -71,6 +71,10 @@ class JobDir(ProcessDir):
     def progress(self) -> dict[str, Any] | None:
         return _read(self.path / "progress.json")
 
+    def signs_of_life(self) -> tuple[int, ...]:
+        """Other ones whenever the job has said or printed something."""
+        return tuple(file.stat().st_mtime_ns for file in (self.path / "progress.json", self.log) if file.exists())
+
     def result(self) -> dict[str, Any] | None:
         return _read(self.path / "result.json")
 

@@ -4,6 +4,7 @@
 {"fail": [reason, sentence]}        fails with a reason
 {"crash": code}                     leaves without a word
 {"sleep_s": seconds}                first says "sleeping" and sleeps
+{"mutter_s": seconds}               first prints for so long
 """
 
 import json
@@ -74,6 +75,10 @@ def main() -> int:
     if "sleep_s" in spec:
         job.say("sleeping", 0.5)
         time.sleep(spec["sleep_s"])
+    until = time.monotonic() + spec.get("mutter_s", 0.0)
+    while time.monotonic() < until:
+        print("still at it", flush=True)
+        time.sleep(0.05)
     if "crash" in spec:
         return int(spec["crash"])
     if "fail" in spec:

@@ -33,6 +33,7 @@ LIGHT = frozenset({"data_status", "fetch", "training_report"})  # the kinds that
 ONLINE = frozenset({"fetch"})  # the kinds that may use the network
 ENDED_WITHIN_S = 10.0
 FOLDERS_KEPT = 20  # of ended jobs: their results are in the database, their files only here
+STALLED = "job_stalled"
 LASTING = frozenset({"handoff"})  # the kinds whose files a person asked for: kept until the next one about the same
 Completed = Callable[[Write, Job], None]
 Completion = Callable[[Session, Job], dict[str, Any]]
@@ -56,6 +57,7 @@ class JobService:
         self._settings = settings
         self._on_completed = on_completed
         self._at_launch = at_launch
+        self._heard: dict[str, tuple[tuple[int, ...], float]] = {}  # by job: its last signs of life, and when they were new
 
     def start(self, kind: str, subject: str, spec: dict[str, Any], once: Once | None = None) -> tuple[Job, bool]:
         """Queue a job, or join the unfinished one that does the same; the job, and whether it is new. Raises KeyReused."""
@@ -125,7 +127,7 @@ class JobService:
             time.sleep(0.05)
         with self._store.write() as write:
             for job in jobs.in_states(write.session, ["running"]):
-                job.state, job.device = "queued", None
+                job.state, job.device, job.reason, job.detail = "queued", None, None, None
 
     def _launch(self, job_id: str, device: str) -> None:
         with self._store.write() as write:
@@ -154,7 +156,8 @@ class JobService:
         directory = JobDir(self.folder(job.id))
         ended = self._executor.ended(directory)  # before the files are read: what is there then is all there will be
         if ended is None:
-            if job.cancel_requested:
+            self._notice_silence(job, directory)
+            if job.cancel_requested or job.reason == STALLED:
                 self._executor.kill(directory)
             if (said := directory.progress()) != job.progress:
                 with self._store.write(durable=False) as write:
@@ -162,7 +165,21 @@ class JobService:
             return
         with self._store.write() as write:
             self._conclude(write, jobs.get(write.session, job.id), directory, ended)
+        self._heard.pop(job.id, None)
         self._tidy()
+
+    def _notice_silence(self, job: Job, directory: JobDir) -> None:
+        """A job that has neither said nor printed anything for long is ended: its GPU is wanted."""
+        signs, now = directory.signs_of_life(), time.monotonic()
+        heard, since = self._heard.get(job.id, (None, now))
+        if signs != heard:
+            self._heard[job.id] = signs, now
+        elif now - since >= self._settings.job_stall_after_s and job.reason is None:
+            detail = f"no word for {now - since:.0f} s"
+            log.warning("%s: %s; it is ended", job.id, detail)
+            with self._store.write() as write:
+                said = jobs.get(write.session, job.id)
+                said.reason, said.detail = STALLED, detail
 
     def _conclude(self, write: Write, job: Job, directory: JobDir, ended: Exit) -> None:
         if (result := directory.result()) is not None:
@@ -174,6 +191,8 @@ class JobService:
             _end(write, job, "cancelled")
         elif (error := directory.error()) is not None:
             _end(write, job, "failed", **error)
+        elif job.reason == STALLED:
+            _end(write, job, "failed", reason=STALLED, detail=job.detail)
         else:
             _end(write, job, "failed", reason="job_lost", detail=_how(ended))
 

@@ -6,8 +6,8 @@ lengths; what comes out for one does not depend on the others. Every token gets 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Final
 
 import torch
@@ -23,10 +23,11 @@ _SCORED_AT_ONCE = 512  # positions whose logits are in memory together
 
 @dataclass(frozen=True)
 class Batching:
-    """How much goes through the model at once: speed and memory, not results."""
+    """How much goes through the model at once: speed and memory, not results. before_each: called before each batch"""
 
     rows: int = 32
     tokens: int = 8192
+    before_each: Callable[[], None] = lambda: None
 
 
 USUAL: Final = Batching()
@@ -85,7 +86,7 @@ def likelihoods(
     found: list[list[Likelihood]] = [[] for _ in prompts]
     widest = max((len(each) for each in tails), default=1)
     lengths = [len(head) + widest * max(map(len, each)) for head, each in zip(heads, tails, strict=True)]
-    for batch in _batches(lengths, Batching(max(1, batching.rows // widest), batching.tokens)):
+    for batch in _batches(lengths, replace(batching, rows=max(1, batching.rows // widest))):
         for index, scored in zip(batch, _score_batch(model, [heads[at] for at in batch], [tails[at] for at in batch]), strict=True):
             found[index] = scored
     return found
@@ -146,8 +147,10 @@ def _batches(lengths: Sequence[int], batching: Batching) -> Iterator[list[int]]:
     batch: list[int] = []
     for index in sorted(range(len(lengths)), key=lambda index: (-lengths[index], index)):
         if batch and (len(batch) >= batching.rows or (len(batch) + 1) * lengths[batch[0]] > batching.tokens):
+            batching.before_each()
             yield batch
             batch = []
         batch.append(index)
     if batch:
+        batching.before_each()
         yield batch

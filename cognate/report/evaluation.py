@@ -16,7 +16,7 @@ from cognate.evaluation.baseline import untrained
 from cognate.evaluation.items import Items
 from cognate.evaluation.overlap import check
 from cognate.evaluation.referee import RefereeMissing, referee
-from cognate.evaluation.scoring import USUAL
+from cognate.evaluation.scoring import Batching
 from cognate.evaluation.tasks import Model
 from cognate.jobdir import JobContext, JobFailed
 from cognate.rundir import CorruptCheckpoint, Places, file_digest, read_json
@@ -39,6 +39,7 @@ def evaluate_checkpoint(
     with_overlap: bool = True,
     with_referee: bool = False,
     say: Callable[[str], None] = lambda _: None,
+    before_batch: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """Measure a checkpoint on the final items of `datasets`, or a fixed sample of `limit` of each. Raises CorruptCheckpoint.
 
@@ -50,9 +51,10 @@ def evaluate_checkpoint(
     net, tokenizer = load_model(folder)
     config, state = parse(read_json(folder / "config.json")), read_json(folder / "state.json")
     named = {"name": folder.name, "model_sha256": file_digest(weights_file(folder)), "tokenizer_sha256": tokenizer.digest}
-    model = Model(net.to(device), tokenizer, calculator=calculator, votes=votes)
+    batching = Batching(before_each=before_batch)
+    model = Model(net.to(device), tokenizer, batching, calculator=calculator, votes=votes)
     warnings: list[str] = []
-    fresh = untrained(config, tokenizer, device, Cache(places.cache_dir, warnings.append), USUAL) if with_untrained else None
+    fresh = untrained(config, tokenizer, device, Cache(places.cache_dir, warnings.append), batching) if with_untrained else None
     report = suite.evaluate(model, places.data_dir, datasets, limit, fresh, say, places.cache_dir, state.get("data_files"))
     made: dict[str, Any] = {"checkpoint": named, "limit": limit, **suite.to_json(report)}
     if with_overlap:
@@ -92,12 +94,14 @@ def perform(spec: dict[str, Any], context: JobContext) -> dict[str, Any]:
     if not folder.is_dir():
         raise JobFailed("checkpoint_missing", f"{folder.name} was removed before its turn came; evaluate another, or pin one first")
     datasets = tuple(spec["datasets"] or DATASETS)
-    said = 0
+    said: list[str] = []
 
     def say(line: str) -> None:
-        nonlocal said
-        context.say(line, said / (len(datasets) + spec["overlap"]))
-        said += 1
+        said.append(line)
+        say_again()
+
+    def say_again() -> None:
+        context.say(said[-1], (len(said) - 1) / (len(datasets) + spec["overlap"]))
 
     try:
         return evaluate_checkpoint(
@@ -110,6 +114,7 @@ def perform(spec: dict[str, Any], context: JobContext) -> dict[str, Any]:
             votes=spec["vote"] or 0,
             with_overlap=spec["overlap"],
             say=say,
+            before_batch=say_again,
         )
     except CorruptCheckpoint as error:
         raise JobFailed("checkpoint_corrupt", str(error)) from error

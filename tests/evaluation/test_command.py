@@ -144,7 +144,8 @@ def job(here: Path, **wanted: Any) -> dict[str, Any]:
 def test_a_job_measures_what_its_specification_asks_for(here: Path) -> None:
     made = job(here, calculator=True, vote=2)
     assert set(made["datasets"]["gsm8k"]["figures"]) == {"exact_match", "last_number", "has_answer", "exact_match_calculator", "maj@2"}
-    assert made["said"] == [0, pytest.approx(1 / 3), pytest.approx(2 / 3)]
+    assert sorted(set(made["said"])) == [0, pytest.approx(1 / 3), pytest.approx(2 / 3)]
+    assert len(made["said"]) > 3 + 4  # before each batch too, so that one who hangs is told from one who takes hours
     plain = job(here, datasets=["boolq"], overlap=False)
     assert "overlap" not in plain
 

@@ -111,6 +111,16 @@ def test_the_batch_size_changes_nothing(model: Model, folder: Path, batching: Ba
             assert two.figures[key].value == pytest.approx(figure.value, rel=1e-4), (name, key)
 
 
+def test_a_word_comes_before_each_batch(model: Model) -> None:
+    """A whole dataset is hours of a CPU; who is silent for that long counts as hanging."""
+    words: list[None] = []
+    batching = Batching(rows=1, before_each=lambda: words.append(None))
+    likelihoods(model.net, model.tokenizer, PROMPTS, CANDIDATES, batching)
+    read_on(model.net, model.tokenizer, PROMPTS, batching)
+    continue_texts(model.net, model.tokenizer, PROMPTS, 1, batching)
+    assert len(words) == 3 * len(PROMPTS)
+
+
 def test_the_order_and_the_company_of_prompts_change_nothing(model: Model) -> None:
     written = continue_texts(model.net, model.tokenizer, PROMPTS, 12)
     assert len(set(written)) == len(PROMPTS)  # else any order would do

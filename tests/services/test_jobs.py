@@ -62,6 +62,18 @@ def test_a_killed_job_is_lost_and_the_next_one_is_done(tmp_path: Path) -> None:
         assert ended(client, second)["state"] == "completed"
 
 
+def test_a_job_that_says_nothing_for_long_is_ended(tmp_path: Path) -> None:
+    """It had the only GPU for ever."""
+    with serving(tmp_path, job_stall_after_s=1.0) as client:
+        hanging, muttering = start(client, sleep_s=3600), start(client, mutter_s=2.0, result={})
+        job = ended(client, hanging)
+        assert (job["state"], job["reason"]) == ("failed", "job_stalled")
+        assert job["detail"].startswith("no word for 1 s")
+        pid = read_json(tmp_path / "jobs" / hanging / "started.json")["pid"]
+        assert not Path(f"/proc/{pid}").exists()
+        assert ended(client, muttering)["state"] == "completed"
+
+
 def test_what_is_soon_done_does_not_wait_for_what_is_not(tmp_path: Path) -> None:
     """Counting the rows of the datasets had waited thirteen minutes for an evaluation."""
     with serving(tmp_path) as client:
