@@ -62,7 +62,8 @@ By itself a run goes on after it lost its worker or its GPU failed (`interrupted
 after a full disk (`paused`, `disk_full`) once there is space (a run is not launched with less than two checkpoints would
 take), after a launch for which there were too many processes or open files or too little memory just then (`interrupted`,
 `launch_failed`), and after the service was stopped. Not after a pause that a person asked for: that one waits for a resume,
-also where the worker was killed or the disk was full before anything was saved (`interrupted` or `paused`, `user_pause`)."""
+also where the worker was killed or the disk was full before anything was saved (`interrupted` or `paused`, `user_pause`), or
+hung and was ended (`interrupted`, `pause_timeout`; `COGNATE_ON_STALL=restart`)."""
 
 BESIDE = """\
 A row is what one step was like, the logged one; steps between two rows are told of by their place and pace only. Beside the 37

@@ -119,7 +119,7 @@ ABOUT: Mapping[Ailment, About] = {
     Ailment.STALLED: About(
         "critical",
         "the worker says nothing",
-        "no word for `COGNATE_STALL_AFTER_S` seconds; with `COGNATE_ON_STALL=restart` it is replaced",
+        "no word for `COGNATE_STALL_AFTER_S` seconds; with `COGNATE_ON_STALL=restart` it is replaced, or ended where its run is to pause",
         "it speaks again, or ended",
         "seconds of silence, and the last step",
         "Look at the end of the worker's log. Kill ends the run for good; a fork goes on from its newest checkpoint. To have silent "

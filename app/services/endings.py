@@ -37,8 +37,9 @@ def explain(run: Run, attempt: Attempt, fact: Fact, ended: Exit) -> tuple[str | 
     if fact is Fact.FAILED:
         data = attempt.ending_data or {}
         return data.get("reason", Reason.WORKER_ERROR), data.get("detail", "the worker did not say why; see its log")
-    if run.state_reason == Reason.STALLED and fact is Fact.VANISHED:
-        return Reason.STALLED, run.state_detail
+    silenced = run.state_reason == Reason.STALLED or (run.state_reason == Reason.PAUSE_TIMEOUT and run.state == State.PAUSING)
+    if silenced and fact is Fact.VANISHED:
+        return run.state_reason, run.state_detail
     if fact is not Fact.VANISHED or run.kill_requested or run.state == State.STOPPING:
         return (run.state_reason, None) if fact is not Fact.FINISHED else (None, None)
     if run.state_reason == Reason.SHUTDOWN or _was_commanded(run):  # a pause is a pause, though nothing was saved for it

@@ -52,6 +52,7 @@ _LOST = (
 )  # fmt: skip
 _ENDS = (State.COMPLETED, State.STOPPED, State.FAILED)
 _NO_MEMORY = (Reason.OOM_CUDA, Reason.OOM_HOST)
+_AFTER_SILENCE = {None: "", Reason.STALLED: "; it is ended and launched again", Reason.PAUSE_TIMEOUT: "; it is ended"}
 # What a worker is asked to do in each live state.
 _INTENT: dict[State, rundir.Command] = {State.STARTING: "run", State.RUNNING: "run", State.PAUSING: "pause", State.STOPPING: "stop"}
 Completed = Callable[[Write, Run, Sequence[str]], None]
@@ -313,21 +314,27 @@ class Supervisor:
             runs.set_state(write, run, state, reason=Reason.PAUSE_TIMEOUT, detail=why, **changes)
 
     def _notice_silence(self, run: Run) -> None:
-        """A worker that has not said a word for long: warn once, and if so set, end it to be launched again."""
+        """A worker that has not said a word for long: warn once, and if so set, end it; its run goes on, but for one that was to pause."""
         silent = self._timers.passed(run.id, "silence")
         if silent < self._settings.stall_after_s or self._timers.is_done(run.id, "stall"):
             return
         self._timers.do(run.id, "stall")
-        restart = self._settings.on_stall == "restart" and run.state in (State.STARTING, State.RUNNING)
-        message = f"no word for {silent:.0f} s" + ("; it is ended and launched again" if restart else "")
-        log.warning("run %s: %s", run.id, message)
         with self._store.write() as write:
             run = runs.get(write.session, run.id)
+            reason = self._ends_for_silence(run)
+            message = f"no word for {silent:.0f} s{_AFTER_SILENCE[reason]}"
+            log.warning("run %s: %s", run.id, message)
             step = (run.progress or {}).get("step")
             if Ailment.STALLED not in {alert["kind"] for alert in run.alerts}:  # else it is told already: the server was started anew
                 self._alerts.set(write, run, Finding(Ailment.STALLED, True, message, {"silent_s": silent, "step": step}, step))
-            if restart:  # the state stays what it is until the worker is gone
-                runs.change(write, run, state_reason=Reason.STALLED, state_detail=message, kill_requested=True)
+            if reason is not None:  # the state stays what it is until the worker is gone
+                runs.change(write, run, state_reason=reason, state_detail=message, kill_requested=True)
+
+    def _ends_for_silence(self, run: Run) -> Reason | None:
+        """Why a silent worker is ended, if it is; a stop and a shutdown have an end of their own."""
+        if self._settings.on_stall != "restart" or run.state == State.STOPPING or run.state_reason == Reason.SHUTDOWN:
+            return None
+        return Reason.PAUSE_TIMEOUT if run.state == State.PAUSING else Reason.STALLED
 
     # --- the queue ------------------------------------------------------------------------------------------
 

@@ -280,6 +280,24 @@ def test_a_worker_that_hangs_is_replaced_when_asked_so(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("_soon")
+def test_a_worker_that_hangs_while_it_is_to_pause_is_ended_when_asked_so(tmp_path: Path) -> None:
+    """Nothing but stop and kill could be asked of its run, and both are for good."""
+    with serving(tmp_path, "--fault", "hang@7", stall_after_s=0.5, on_stall="restart", auto_resume=1) as client:
+        run_id = launch(client, steps=20)
+        training(client, run_id, 7)
+        assert client.post(f"/v1/runs/{run_id}/pause").json()["state"] == "pausing"
+        run = wait_for(client, run_id, "interrupted")
+        assert (run["state_reason"], run["allowed_commands"]) == ("pause_timeout", ["resume", "stop"])
+        assert run["state_detail"].startswith("no word for ")
+        look = client.app.state.parts.supervisor.look  # type: ignore[attr-defined]
+        for _ in range(3):
+            look()
+        assert client.get(f"/v1/runs/{run_id}").json()["attempt"] == 1
+        client.post(f"/v1/runs/{run_id}/resume")
+        wait_for(client, run_id, "completed")
+
+
+@pytest.mark.usefixtures("_soon")
 def test_a_kill_ends_a_run_whose_stalled_worker_is_being_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Asked for while the worker is ended to be launched again, it must not pass for what is done already."""
     with serving(tmp_path, "--fault", "hang@7", stall_after_s=0.5, on_stall="restart", auto_resume=1) as client:

@@ -73,6 +73,11 @@ def test_a_run_whose_gpu_failed_is_lost_with_it() -> None:
     assert explain(Run(id="run", state=State.RUNNING), said, Fact.VANISHED, Exit(1)) == (Reason.GPU_ERROR, "CUDA error: ...")
 
 
+def test_a_pause_that_was_ended_for_silence_says_so() -> None:
+    run = Run(id="run", state=State.PAUSING, state_reason=Reason.PAUSE_TIMEOUT, state_detail="no word for 900 s", kill_requested=True)
+    assert explain(run, attempt(), Fact.VANISHED, Exit(signal=9)) == (Reason.PAUSE_TIMEOUT, "no word for 900 s")
+
+
 @pytest.mark.parametrize(
     ("error", "fact", "reason"),
     [
