@@ -20,6 +20,7 @@ from sqlmodel import Session
 from uuid_utils import uuid7
 
 from app.executors.base import Executor, Exit, LaunchError
+from app.services.troubles import Troubles
 from app.settings import Settings
 from app.store import jobs
 from app.store.engine import Store, Write
@@ -57,6 +58,7 @@ class JobService:
         self._settings = settings
         self._on_completed = on_completed
         self._at_launch = at_launch
+        self._troubles = Troubles()
         self._heard: dict[str, tuple[tuple[int, ...], float]] = {}  # by job: its last signs of life, and when they were new
 
     def start(self, kind: str, subject: str, spec: dict[str, Any], once: Once | None = None) -> tuple[Job, bool]:
@@ -105,8 +107,8 @@ class JobService:
         for job in running:
             try:
                 self._tend(job)
-            except Exception:  # one job's trouble must not keep the runs from being looked after
-                log.exception("%s: could not be looked after; trying again", job.id)
+            except Exception as error:  # one job's trouble must not keep the runs from being looked after
+                self._troubles.tell(f"{job.id}: could not be looked after; trying again", error)
         gpu = next((slot for slot in free if slot.startswith("cuda")), None)
         may_come = self._executor.trouble() is not None or any(slot.startswith("cuda") for slot in slots)
         must_wait = gpu is None and may_come
@@ -209,7 +211,7 @@ class JobService:
 
 def _end(write: Write, job: Job, state: str, *, reason: str | None = None, detail: str | None = None) -> None:
     job.state, job.reason, job.detail, job.ended_at = state, reason, detail, time.time()
-    log.info("%s (%s of %s): %s%s", job.id, job.kind, job.subject, state, f", {reason}" if reason else "")
+    write.log_lines.append(f"{job.id} ({job.kind} of {job.subject}): {state}{f', {reason}' if reason else ''}")
 
 
 def _how(ended: Exit) -> str:

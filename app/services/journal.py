@@ -43,12 +43,12 @@ def ingest(write: Write, run: Run, attempt: Attempt, directory: AttemptDir, watc
 
 def _apply_or_warn(write: Write, run: Run, attempt: Attempt, entries: Sequence[_Entry], watch: Watch) -> None:
     """A line that cannot be applied must not keep the rest of the journal waiting for ever: it is found by halves."""
-    told = len(write.messages)
+    told, logged = len(write.messages), len(write.log_lines)
     try:
         with write.session.begin_nested():
             _apply(write, run, attempt, entries)
     except (LookupError, TypeError, ValueError, OverflowError, SQLAlchemyError) as error:
-        del write.messages[told:]
+        del write.messages[told:], write.log_lines[logged:]
         half = len(entries) // 2
         if half:
             _apply_or_warn(write, run, attempt, entries[:half], watch)

@@ -21,6 +21,7 @@ from typing import Any
 
 from app.executors.local import PASSED_ON
 from app.services.lifecycle import AT_REST, LIVE
+from app.services.troubles import Troubles
 from app.settings import Settings
 from app.store import runs
 from app.store.engine import Store
@@ -47,6 +48,7 @@ class Mirrors:
         self._at_work: dict[str, subprocess.Popen[bytes]] = {}
         self._failures: dict[str, tuple[int, float]] = {}  # in a row, and when the next try is due
         self._said: dict[str, str] = {}
+        self._troubles = Troubles()
         self._looking = threading.Lock()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._work, name="mirrors", daemon=True)
@@ -97,8 +99,8 @@ class Mirrors:
         while not self._stop.wait(LOOK_EVERY_S):
             try:
                 self.look()
-            except Exception:  # the loop must outlive any one look; what failed is tried again at the next
-                log.exception("mirrors: a look failed")
+            except Exception as error:  # the loop must outlive any one look; what failed is tried again at the next
+                self._troubles.tell("mirrors: a look failed", error)
 
     # --- one run --------------------------------------------------------------------------------------------
 

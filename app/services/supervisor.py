@@ -31,6 +31,7 @@ from app.services.lifecycle import LIVE, TRANSITIONS, Command, Fact, Reason, Sta
 from app.services.places import asked_for, fitting, is_news, missing, rested
 from app.services.rests import Rest, Rests, tells_of_a_step
 from app.services.timers import Timers
+from app.services.troubles import Troubles
 from app.settings import Settings
 from app.store import runs
 from app.store.engine import Store, Write
@@ -83,6 +84,7 @@ class Supervisor:
         self._timers = Timers()
         self._alerts = Alerts()
         self._rests = Rests(auto_resume_after)
+        self._troubles = Troubles()
         self._tries: Counter[str] = Counter()  # how often in a row a run was launched again because there was space; a restart begins anew
         self._wake = threading.Event()
         self._stop = threading.Event()
@@ -155,8 +157,8 @@ class Supervisor:
         while not self._stop.is_set():
             try:
                 self.look()
-            except Exception:  # the loop must outlive any one look; what failed is tried again at the next
-                log.exception("supervisor: a look failed")
+            except Exception as error:  # the loop must outlive any one look; what failed is tried again at the next
+                self._troubles.tell("supervisor: a look failed", error)
                 self._stop.wait(1.0)
             self._wake.wait(LOOK_EVERY_S)
             self._wake.clear()
@@ -167,9 +169,9 @@ class Supervisor:
             for run in self._live():
                 try:
                     self._tend(run)
-                except Exception:  # one run's trouble must not keep the others from being looked after
+                except Exception as error:  # one run's trouble must not keep the others from being looked after
                     self._alerts.forget(run.id)
-                    log.exception("run %s: could not be looked after; trying again", run.id)
+                    self._troubles.tell(f"run {run.id}: could not be looked after; trying again", error)
             if not self._draining:
                 self._resume_after_shutdown()
                 self._resume_lost()

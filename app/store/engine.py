@@ -6,6 +6,7 @@ after the commit, in the order of the numbers. Readers see committed rows only a
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 import sqlite3
@@ -26,6 +27,8 @@ from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.exc import DatabaseError
 from sqlalchemy.pool import StaticPool
 from sqlmodel import Session
+
+log = logging.getLogger(__name__)
 
 MIGRATIONS = Path(__file__).resolve().parents[2] / "migrations"
 BUSY_MS = 2000
@@ -62,6 +65,7 @@ class Write:
     session: Session
     _next: int
     messages: list[Message] = field(default_factory=list)
+    log_lines: list[str] = field(default_factory=list)  # of what is so only once it is committed
 
     @property
     def newest_seq(self) -> int:
@@ -116,6 +120,8 @@ class Store:
                     self._raw.rollback()
                 raise
             self._head = write._next
+            for line in write.log_lines:
+                log.info("%s", line)
             if write.messages:
                 self._on_commit(write.messages)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Collection, Sequence
 from typing import Any, Protocol
@@ -14,8 +13,6 @@ from sqlmodel import Session, col
 from app.store.engine import Message, Write
 from app.store.tables import Attempt, Checkpoint, Event, IdempotencyKey, Meta, Run, RunGroup, Series, metric_row
 from cognate.events import Kind
-
-log = logging.getLogger(__name__)
 
 # A list shows no configuration, and of a plan only what stands in for progress. Columns, not objects: a tenth of the time.
 _LISTED = (
@@ -189,7 +186,7 @@ def set_state(write: Write, run: Run, state: str, *, reason: str | None = None, 
     now = time.time()
     changes |= {"state": state, "state_reason": reason, "state_detail": detail, "updated_at": now, "version": run.version + 1}
     _compare_and_set(write, run, changes)
-    log.info("%s (%s): %s%s", run.id, run.name, state, f", {reason}" if reason else "")
+    write.log_lines.append(f"{run.id} ({run.name}): {state}{f', {reason}' if reason else ''}")
     add_event(write, run.id, run.attempt, "state", now, None, {"state": state, "reason": reason, "detail": detail})
 
 
