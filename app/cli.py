@@ -17,7 +17,7 @@ import typer
 import uvicorn
 from fastapi import FastAPI
 
-from app.api.protocol import BoundedProtocol
+from app.api.protocol import BoundedProtocol, raise_descriptor_limit
 from app.main import AlreadyServing, create_app, only_server_of
 from app.services.hub import Hub
 from app.settings import Settings
@@ -26,6 +26,8 @@ from app.store.engine import DamagedDatabase, NewerSchema, migrate
 app = typer.Typer(help="Train Cognate models, from the command line or through the service.", no_args_is_help=True, add_completion=False)
 UNACKNOWLEDGED_MS = 30_000  # after which the kernel drops a connection whose other side takes nothing
 UNSENT_BYTES = 128 * 1024  # what the kernel keeps for a connection beyond what is on its way; without a bound, 2.4 MiB
+ACCEPTED_AT_ONCE = 32  # each has a descriptor for some turns of the loop before the bound on connections is asked
+BACKLOG = 2048  # in the kernel
 GOODBYE_S = 0.2
 HANDED_ON = {
     "train": "Train a preset here, in this process, without the service.",
@@ -46,6 +48,7 @@ def serve(
     settings = Settings()
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S", level=logging.WARNING)
     logging.getLogger("app").setLevel(logging.INFO)
+    raise_descriptor_limit()
     try:
         with only_server_of(settings.home):
             migrate(settings.database)
@@ -63,6 +66,7 @@ def serve(
         server_header=False,
         log_config=None,
         timeout_graceful_shutdown=3,
+        backlog=ACCEPTED_AT_ONCE,
     )
     listening = config.bind_socket()  # before any run is touched: a taken port ends it here
     # What is accepted inherits these. asyncio leaves Nagle's algorithm on for a socket it did not make: 40 ms an answer.
@@ -81,6 +85,11 @@ class _Server(uvicorn.Server):
     def _hub(self) -> Hub | None:
         served = cast(FastAPI, self.config.app)
         return served.state.parts.hub if hasattr(served.state, "parts") else None  # not yet, if the start was cut short
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        for each in sockets or ():
+            each.listen(BACKLOG)  # asyncio knows one number for both
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if not self.should_exit:
