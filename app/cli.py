@@ -6,8 +6,10 @@ The hand-over is an exec, not an import: the server's process never loads torch.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
+import signal
 import socket
 import sys
 from types import FrameType
@@ -75,7 +77,10 @@ def serve(
     listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)
     address = f"http://{settings.host}:{listening.getsockname()[1]}"
     print(f"Cognate: {address}  (state in {settings.home.resolve()}; Ctrl-C saves and stops)", flush=True)
-    _Server(config).run(sockets=[listening])
+    server = _Server(config)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup leaves it
+        signal.signal(signal.SIGHUP, lambda _, frame: server.handle_exit(signal.SIGTERM, frame))
+    server.run(sockets=[listening])
 
 
 class _Server(uvicorn.Server):
@@ -93,7 +98,8 @@ class _Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if not self.should_exit:
-            print("Cognate: saving what is running, then stopping; Ctrl-C again leaves the workers to the next start", flush=True)
+            with contextlib.suppress(OSError):  # of a terminal that was closed
+                print("Cognate: saving what is running, then stopping; Ctrl-C again leaves the workers to the next start", flush=True)
         super().handle_exit(sig, frame)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:

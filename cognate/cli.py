@@ -1,11 +1,13 @@
 """`cognate train | data | generate | evaluate | average | report | mirror`: the service's runs, here, with progress on the terminal.
 
-A run made here is a run directory like any other; Ctrl-C saves it, and --resume goes on with it. generate lets a checkpoint write;
-evaluate measures it on held-out data; average makes one of several; mirror brings Weights & Biases up to what a run's journals say.
+A run made here is a run directory like any other; Ctrl-C, SIGTERM or a closed terminal saves it, and --resume goes on with it. generate
+lets a checkpoint write; evaluate measures it on held-out data; average makes one of several; mirror brings Weights & Biases up to what a
+run's journals say.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -54,6 +56,7 @@ app.add_typer(datasets, name="data")
 app.add_typer(reports, name="report")
 console = Console(highlight=False)
 
+_ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # As shells know them: 130 is what Ctrl-C leaves.
 _EXIT_CODES = {Kind.FINISHED: 0, Kind.FAILED: 1, Kind.PAUSED: 130, Kind.STOPPED: 130}
 
@@ -305,20 +308,32 @@ def _attempt(run: RunDir, places: Places) -> Kind:
     lease = take_lease(attempt)
     assert lease is not None, "a new attempt's lease is free"
     console.print(f"[bold]{run.config().preset}[/bold] in {escape(str(run.path))}")
-    # Ctrl-C asks for a pause, the second one insists.
-    previous = signal.getsignal(signal.SIGINT)
+    # Ctrl-C, a closed terminal and a shutdown ask for a pause; a second Ctrl-C insists. What was ignored (nohup) stays so.
+    previous = {number: handler for number in _ENDS if (handler := signal.getsignal(number)) is not signal.SIG_IGN}
 
     def pause(*_: object) -> None:
-        console.print("pausing after this step; Ctrl-C again ends it at once")
-        signal.signal(signal.SIGINT, previous)
+        _say("pausing after this step; Ctrl-C again ends it at once")
+        if signal.SIGINT in previous:
+            signal.signal(signal.SIGINT, previous[signal.SIGINT])
         write_control(attempt, Control("pause", 1))
 
-    signal.signal(signal.SIGINT, pause)
+    for number in previous:
+        signal.signal(number, pause)
     try:
         return worker.run_attempt(attempt, places, None, _Printer(run))
     finally:
-        signal.signal(signal.SIGINT, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
         os.close(lease)
+
+
+def _say(line: str) -> None:
+    """A terminal that was closed takes no more; training ends by the signal that tells of it, not by this."""
+    try:
+        console.print(line)
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
 
 
 def _compare(runs: Sequence[RunDir], places: Places) -> None:
@@ -342,7 +357,7 @@ class _Printer:
     def __call__(self, event: Event) -> None:
         line = self._line(event.kind, event.data)
         if line:
-            console.print(line)
+            _say(line)
 
     def _line(self, kind: Kind, data: dict[str, Any]) -> str | None:
         match kind:

@@ -85,7 +85,7 @@ class Server:
     def __init__(self, home: Path, **environment: str) -> None:
         self.home = home
         self.port = free_port()
-        self._environment = {
+        self.environment = {
             **os.environ,
             "COGNATE_HOME": str(home),
             "COGNATE_PORT": str(self.port),
@@ -97,8 +97,8 @@ class Server:
 
     def start(self, *options: str, launcher: tuple[str, ...] = ("-m", "app")) -> None:
         with (self.home.parent / "server.log").open("ab") as log:
-            self.process = subprocess.Popen([sys.executable, *launcher, *options], env=self._environment, stdout=log, stderr=log)
-        until(self._answers)
+            self.process = subprocess.Popen([sys.executable, *launcher, *options], env=self.environment, stdout=log, stderr=log)
+        until(self.answers)
 
     def kill(self) -> None:
         assert self.process is not None
@@ -111,7 +111,7 @@ class Server:
         self.process.send_signal(signal.SIGINT)
         return self.process.wait(60)
 
-    def _answers(self) -> bool:
+    def answers(self) -> bool:
         assert self.process is not None
         assert self.process.poll() is None, (self.home.parent / "server.log").read_text()
         try:

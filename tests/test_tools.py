@@ -33,8 +33,9 @@ def _script(path: Path, text: str) -> None:
     path.chmod(0o755)
 
 
+@pytest.mark.parametrize("told", [signal.SIGTERM, signal.SIGHUP], ids=lambda told: told.name)
 @pytest.mark.parametrize("to_all", [True, False], ids=["the group, as tini -g does", "the script alone"])
-def test_a_stop_between_two_servers_starts_no_other(tmp_path: Path, to_all: bool) -> None:
+def test_a_stop_between_two_servers_starts_no_other(tmp_path: Path, to_all: bool, told: signal.Signals) -> None:
     _script(tmp_path / "python", SERVER)
     environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "STARTS": str(tmp_path / "starts")}
     with subprocess.Popen(
@@ -43,7 +44,7 @@ def test_a_stop_between_two_servers_starts_no_other(tmp_path: Path, to_all: bool
         try:
             assert process.stderr is not None
             assert "the server is gone" in process.stderr.readline()
-            (os.killpg if to_all else os.kill)(process.pid, signal.SIGTERM)
+            (os.killpg if to_all else os.kill)(process.pid, told)
             assert process.wait(20) == 0
         finally:
             if process.poll() is None:
