@@ -16,6 +16,7 @@ from pathlib import Path
 from fastapi import FastAPI
 from fastapi.responses import FileResponse
 from fastapi.staticfiles import StaticFiles
+from starlette.types import Receive, Scope, Send
 
 from app.api import (
     catalog,
@@ -35,7 +36,7 @@ from app.api import (
     system,
 )
 from app.api.deps import Parts
-from app.api.security import Gate, GateMiddleware, sha256
+from app.api.security import Gate, GateMiddleware, sha256, with_headers
 from app.executors.base import Executor
 from app.executors.local import LocalExecutor
 from app.services.datasets import DatasetService
@@ -57,6 +58,13 @@ from cognate.rundir import write_text
 log = logging.getLogger(__name__)
 
 STATIC = Path(__file__).resolve().parents[1] / "static"
+
+
+class Service(FastAPI):
+    """Every answer has its headers, also that to an error which nobody caught: it is made outside of all middleware."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await super().__call__(scope, receive, with_headers(send))
 
 
 class AlreadyServing(RuntimeError):
@@ -89,7 +97,7 @@ def create_app(settings: Settings | None = None, executor: Executor | None = Non
                 hub.attach(None)
                 parts.store.close()
 
-    app = FastAPI(
+    app = Service(
         title="Cognate",
         version=__version__,
         summary="Launch, pause, resume, stop and inspect training runs",

@@ -7,11 +7,11 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query
 from fastapi import Path as PathParameter
-from fastapi.responses import FileResponse
 from pydantic import BaseModel
 
 from app.api.deps import Parts, Service
 from app.api.errors import NoSuchThing, refusals
+from app.api.files import BAD_RANGES, Download
 from app.api.schemas.requests import PinIn
 from app.api.schemas.runs import CheckpointOut, checkpoint_out
 from app.store import runs
@@ -28,8 +28,7 @@ _BYTES = {"application/octet-stream": {"schema": {"type": "string", "format": "b
 _FILE: dict[int | str, dict[str, Any]] = {
     200: {"content": _BYTES, "description": "The file."},
     206: {"content": _BYTES, "description": "The part that Range asks for."},
-    416: {"description": "The file has no such part.", "content": {"text/plain": {"schema": {"type": "string"}}}},
-    400: {"description": "Range is not of the form it has to have.", "content": {"text/plain": {"schema": {"type": "string"}}}},
+    **BAD_RANGES,
 }
 
 
@@ -46,14 +45,14 @@ def get_checkpoint(checkpoint_id: CheckpointId, service: Service) -> CheckpointO
         return checkpoint_out(runs.checkpoint(session, checkpoint_id))
 
 
-@router.get("/{checkpoint_id}/download", summary="One of its files; takes Range", response_class=FileResponse, responses=_FILE)
+@router.get("/{checkpoint_id}/download", summary="One of its files; takes Range", response_class=Download, responses=_FILE)
 def download_checkpoint(
     checkpoint_id: CheckpointId, service: Service, file: Annotated[File, Query(description="Which one.")] = "model.safetensors"
-) -> FileResponse:
+) -> Download:
     path = _path(service, checkpoint_id)
     if not (path / file).is_file():
         raise NoSuchThing(f"checkpoint {checkpoint_id} has no {file}")
-    return FileResponse(path / file, media_type="application/octet-stream", filename=f"{path.name}-{file}")
+    return Download(path / file, media_type="application/octet-stream", filename=f"{path.name}-{file}")
 
 
 @router.post("/{checkpoint_id}/verify", summary="Compute its digests anew and compare them with the manifest")

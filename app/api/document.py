@@ -22,7 +22,7 @@ is an address that explains it. An `Idempotency-Key` makes a POST that launches,
 
 OF_EVERY_OPERATION = ("forbidden_origin", "body_too_large", "unsupported_media_type", "misdirected", "internal", "busy", "disk_full")
 _SCHEME = "bearer_token"
-_HEADERS = {401: "WWW-Authenticate", 503: "Retry-After"}
+_HEADERS = {401: "WWW-Authenticate", 416: "Content-Range", 503: "Retry-After"}
 
 
 def describe(app: FastAPI, *, requires_token: bool) -> None:

@@ -48,6 +48,8 @@ PROBLEMS: dict[str, tuple[int, str]] = {
     "not_ready": (409, "Something that this needs is not there yet; `detail` names it."),
     "offline": (409, "This needs the network, the service was started with HF_HUB_OFFLINE, and the Hugging Face cache is empty."),
     "not_found": (404, "Nothing is known under this address."),
+    "bad_range": (400, "Range is not of the form that it has to have: `bytes=FIRST-LAST`."),
+    "range_not_satisfiable": (416, "The file has no such part; Content-Range says how long it is."),
     "method_not_allowed": (405, "This address exists, but not for this method."),
     "unauthorized": (401, "A bearer token is required: `Authorization: Bearer <token>`."),
     "forbidden_origin": (403, "A page of another origin asked for this."),
@@ -76,6 +78,18 @@ class _ProblemResponse(JSONResponse):
 
 class ForeignPage(PermissionError):
     """A page of another site asks for what only our own may ask for."""
+
+
+class BadRange(ValueError):
+    """A Range header that names no part of any file."""
+
+
+class RangeBeyondEnd(ValueError):
+    """A Range that begins behind the end of its file."""
+
+    def __init__(self, content_range: str) -> None:
+        super().__init__(f"the file has no such part: it is {content_range.rpartition('/')[2]} bytes long")
+        self.content_range = content_range
 
 
 class NoSuchThing(LookupError):
@@ -127,6 +141,8 @@ def install(app: FastAPI) -> None:
         KeyReused: lambda _, error: problem("idempotency_key_reused", str(error)),
         StillActive: lambda _, error: problem("run_active", str(error)),
         Precondition: lambda _, error: problem("version_mismatch", str(error)),
+        BadRange: lambda _, error: problem("bad_range", str(error)),
+        RangeBeyondEnd: lambda _, error: problem("range_not_satisfiable", str(error), {"Content-Range": error.content_range}),
         ForeignPage: lambda _, error: problem("forbidden_origin", str(error)),
         NoSuchGroup: lambda _, error: problem("not_found", str(error)),
         NoCheckpoint: lambda _, error: problem("not_found", str(error)),

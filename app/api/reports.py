@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Request, Response
-from fastapi.responses import FileResponse, JSONResponse
+from fastapi.responses import JSONResponse
 
 from app.api.common import LOCATION, Answers, GroupId, RunId
 from app.api.deps import Idempotent, Service
 from app.api.errors import refusals
+from app.api.files import BAD_RANGES, Download
 from app.api.jobs import started
 from app.api.schemas.jobs import DiversityOut, JobOut, diversity_out, job_out
 from app.api.schemas.requests import HandoffIn
@@ -32,8 +33,7 @@ _ARCHIVE: dict[int | str, dict[str, Any]] = {
         "content": {"application/x-tar": {"schema": {"type": "string", "format": "binary"}}},
         "description": "The part that Range asks for.",
     },
-    416: {"description": "The archive has no such part.", "content": {"text/plain": {"schema": {"type": "string"}}}},
-    400: {"description": "Range is not of the form it has to have.", "content": {"text/plain": {"schema": {"type": "string"}}}},
+    **BAD_RANGES,
     **refusals("not_ready"),
 }
 _REPORT: dict[int | str, dict[str, Any]] = {
@@ -59,14 +59,14 @@ def measure_diversity(group_id: GroupId, service: Service, response: Response, o
 @router.get(
     "/groups/{group_id}/handoff",
     summary="The archive for Phase 2, when it holds the best checkpoints and the results that there are now; takes Range",
-    response_class=FileResponse,
+    response_class=Download,
     responses=_ARCHIVE,
 )
-def get_handoff(group_id: GroupId, service: Service) -> FileResponse:
+def get_handoff(group_id: GroupId, service: Service) -> Download:
     job, archive = service.reports.handoff(group_id)
     assert job.result is not None, "only a completed one is given out"
     headers = {"ETag": f'"{job.result["sha256"]}"'}
-    return FileResponse(archive, media_type="application/x-tar", filename=f"cognate-phase1-{group_id[-6:]}.tar", headers=headers)
+    return Download(archive, media_type="application/x-tar", filename=f"cognate-phase1-{group_id[-6:]}.tar", headers=headers)
 
 
 @router.post("/groups/{group_id}/handoff", status_code=202, summary="Build the archive for Phase 2, as a job", responses=_STARTED)

@@ -90,7 +90,6 @@ class GateMiddleware:
             else:
                 await self._app(scope, receive, send)
             return
-        send = _with_headers(send)
         try:
             body = b"" if refusal else await _read_body(receive)
         except ClientDisconnect:
@@ -188,7 +187,9 @@ def _replay(body: bytes, receive: Receive) -> Receive:
     return again
 
 
-def _with_headers(send: Send) -> Send:
+def with_headers(send: Send) -> Send:
+    """For every answer: what a browser may make of it."""
+
     async def wrapped(message: Message) -> None:
         if message["type"] == "http.response.start":
             headers = MutableHeaders(scope=message)

@@ -5,12 +5,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from httpx import Response
 from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 
 from app.api import security
 from tests.api.test_stream import event_source
-from tests.service import Server, connect, serving
+from tests.service import URL, Server, connect, serving
 
 TOKEN = "a-token-for-the-tests"
 BEARER = {"Authorization": f"Bearer {TOKEN}"}
@@ -221,8 +222,26 @@ def test_a_token_is_made_when_the_service_is_reachable_without_one(tmp_path: Pat
         assert client.get("/v1/runs", headers={"Authorization": f"Bearer {token}"}).status_code == 200
 
 
-def test_answers_carry_the_headers_that_keep_a_page_in_its_place(client: TestClient) -> None:
-    headers = client.get("/").headers
-    assert "default-src 'self'" in headers["content-security-policy"]
-    assert "unsafe-inline" not in headers["content-security-policy"]
-    assert headers["x-content-type-options"] == "nosniff"
+@pytest.mark.parametrize("path", ["/", "/healthz", "/static/style.css", "/v1/nothing", "/v1/runs", "/openapi.json"])
+def test_answers_carry_the_headers_that_keep_a_page_in_its_place(client: TestClient, path: str) -> None:
+    assert_kept_in_its_place(client.get(path))
+    assert_kept_in_its_place(client.get(path, headers={"Host": "evil.example"}))
+
+
+def test_an_error_that_nobody_caught_carries_them_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is answered outside of every middleware."""
+    with serving(tmp_path) as client:
+        monkeypatch.setattr(security, "_take_ticket", fail)
+        answer = TestClient(client.app, base_url=URL, raise_server_exceptions=False).get("/healthz")
+    assert (answer.status_code, answer.json()["type"]) == (500, "/v1/problems/internal")
+    assert_kept_in_its_place(answer)
+
+
+def fail(*_: object) -> None:
+    raise RuntimeError("a fault of ours")
+
+
+def assert_kept_in_its_place(answer: Response) -> None:
+    assert "default-src 'self'" in answer.headers["content-security-policy"]
+    assert "unsafe-inline" not in answer.headers["content-security-policy"]
+    assert answer.headers["x-content-type-options"] == "nosniff"

@@ -621,6 +621,13 @@ def test_a_checkpoint_is_fetched_verified_pinned_and_deleted(tmp_path: Path) -> 
         assert whole.content == file.read_bytes()
         part = client.get(f"{path}/download", params={"file": "state.json"}, headers={"Range": "bytes=2-5"})
         assert (part.status_code, part.content) == (206, file.read_bytes()[2:6])
+        beyond = client.get(f"{path}/download", params={"file": "state.json"}, headers={"Range": "bytes=1000000-"})
+        assert (beyond.status_code, beyond.json()["type"]) == (416, "/v1/problems/range_not_satisfiable")
+        assert beyond.headers["content-range"] == f"bytes */{len(file.read_bytes())}"
+        for wrong in ("bytes=7-2", "lines=1-2", "2-5", "bytes=-"):
+            refused = client.get(f"{path}/download", params={"file": "state.json"}, headers={"Range": wrong})
+            assert (refused.status_code, refused.json()["type"]) == (400, "/v1/problems/bad_range")
+            assert refused.headers["content-type"] == "application/problem+json"
         assert client.get(f"{path}/download", params={"file": "../../config.json"}).status_code == 422
         assert client.get(f"{path}/download").status_code == 404  # the fake worker saves no weights
         assert client.post(f"{path}/verify").json() == {"ok": True, "detail": None}

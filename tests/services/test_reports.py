@@ -168,6 +168,7 @@ def test_a_handoff_is_built_and_given_out_while_it_holds(tmp_path: Path) -> None
         assert (archive.status_code, archive.content, archive.headers["content-type"]) == (200, b"an archive", "application/x-tar")
         assert archive.headers["etag"] == f'"{"ab" * 32}"'
         assert client.get(url, headers={"Range": "bytes=3-5"}).content == b"arc"
+        assert client.get(url, headers={"Range": "bytes=100-"}).json()["type"] == "/v1/problems/range_not_satisfiable"
         # Another checkpoint is the best one now: the archive is of other models.
         save(tmp_path, group["runs"][0]["id"], 5)
         write_json(RunDir(tmp_path / "runs" / group["runs"][0]["id"]).checkpoints / "best.json", {"step": 5, "val_loss": 1.0})
