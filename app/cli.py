@@ -19,7 +19,7 @@ import typer
 import uvicorn
 from fastapi import FastAPI
 
-from app.api.protocol import BoundedProtocol, raise_descriptor_limit
+from app.api.protocol import BoundedProtocol, RefusableWebsocket, raise_descriptor_limit
 from app.main import AlreadyServing, create_app, only_server_of
 from app.services.hub import Hub
 from app.settings import Settings
@@ -61,7 +61,7 @@ def serve(
         host=settings.host,
         port=settings.port,
         http=BoundedProtocol,
-        ws="websockets-sansio",
+        ws=RefusableWebsocket,
         ws_per_message_deflate=False,
         ws_max_size=64 * 1024,
         access_log=False,

@@ -9,7 +9,9 @@ import asyncio
 import resource
 from typing import ClassVar
 
+from uvicorn._types import ASGISendEvent
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from app.api.tally import Tally
 
@@ -99,3 +101,11 @@ class BoundedProtocol(HttpToolsProtocol):
     def _give_way(self) -> None:
         self._await_nothing()
         self.transport.abort()
+
+
+class RefusableWebsocket(WebSocketsSansIOProtocol):
+    """uvicorn takes a handshake that was refused with an answer for one that was forgotten, and logs an error."""
+
+    async def send(self, message: ASGISendEvent) -> None:
+        await super().send(message)
+        self.handshake_complete = self.handshake_complete or self.close_sent

@@ -84,11 +84,8 @@ class GateMiddleware:
         headers = Headers(scope=scope)
         scope, ticket = _take_ticket(scope, headers)
         refusal = self._refuse(scope, headers, ticket)
-        if scope["type"] == "websocket":
-            if refusal:
-                await send({"type": "websocket.close", "code": 4401 if refusal[0] == "unauthorized" else 4403, "reason": refusal[1][:120]})
-            else:
-                await self._app(scope, receive, send)
+        if refusal is None and scope["type"] == "websocket":
+            await self._app(scope, receive, send)
             return
         try:
             body = b"" if refusal else await _read_body(receive)
@@ -191,7 +188,7 @@ def with_headers(send: Send) -> Send:
     """For every answer: what a browser may make of it."""
 
     async def wrapped(message: Message) -> None:
-        if message["type"] == "http.response.start":
+        if message["type"] in ("http.response.start", "websocket.http.response.start"):  # the latter refuses a handshake
             headers = MutableHeaders(scope=message)
             for name, value in RESPONSE_HEADERS.items():
                 headers.setdefault(name, value)

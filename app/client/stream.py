@@ -12,9 +12,10 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 from websockets.exceptions import InvalidStatus, WebSocketException
+from websockets.http11 import Response
 from websockets.sync import client as websocket
 
-from app.client.api import Api, Json, NotFound, Unauthorized, Unreachable
+from app.client.api import Api, ClientError, Json, NotFound, Unreachable, problem
 
 Connect = Callable[[str], AbstractContextManager[Iterable[str | bytes]]]
 
@@ -63,8 +64,8 @@ def follow(
                     cursor = _behind(frame, cursor)
                     yield cursor, frame
         except InvalidStatus as error:
-            if error.response.status_code in (401, 403):
-                raise Unauthorized("the service refuses the websocket; give the token as COGNATE_TOKEN or --token") from error
+            if refusal := _refusal(error.response):
+                raise refusal from error
             detail = str(error)
         except (OSError, WebSocketException) as error:
             detail = str(error) or type(error).__name__
@@ -131,6 +132,15 @@ def rows(batch: Json) -> Iterator[Json]:
         axes = {axis: columns[axis][place] for axis in _AXES if axis != "seq"}
         values = {key: columns[key][place] for key in keys if columns[key][place] is not None}
         yield {"cursor": f"{epoch}.{seq}", "run_id": batch["run_id"], **axes, "values": values}
+
+
+def _refusal(answer: Response) -> ClientError | None:
+    """What the service says of a handshake that it refuses; None where it may want the next one."""
+    try:
+        body = json.loads(answer.body or b"")
+    except ValueError:  # something between us and the service
+        return None
+    return problem(answer.status_code, body) if answer.status_code < 500 and "detail" in body else None
 
 
 def _changes(kind: str, data: Json, progress: Json) -> Json:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from httpx import Response
-from starlette.testclient import TestClient
+from starlette.testclient import TestClient, WebSocketDenialResponse
 from starlette.websockets import WebSocketDisconnect
 
 from app.api import security
@@ -154,9 +154,32 @@ def test_a_wrong_token_opens_nothing(guarded: TestClient, header: dict[str, str]
     answer = guarded.get("/v1/runs", headers=header)
     assert answer.status_code == 401
     assert answer.headers["www-authenticate"] == "Bearer"
-    with pytest.raises(WebSocketDisconnect) as closed, connect(guarded, "/v1/stream", headers=header):
+    with pytest.raises(WebSocketDenialResponse) as refused, connect(guarded, "/v1/stream", headers=header):
         pass
-    assert closed.value.code == 4401
+    assert refused.value.status_code == 401
+
+
+def test_a_websocket_is_refused_with_the_reason(tmp_path: Path) -> None:
+    """As every other request, by the real server: a client of a bare 403 could not tell a wrong token from a wrong name."""
+    server = Server(tmp_path / "home", COGNATE_DATA_DIR="", COGNATE_TOKEN=TOKEN)
+    server.start("--no-quickstart")
+    asked = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Key": "A" * 22 + "==", "Sec-WebSocket-Version": "13"}
+    try:
+        for headers, status, problem in (
+            ({}, 401, "unauthorized"),
+            ({"Authorization": "Bearer wrong"}, 401, "unauthorized"),
+            ({**BEARER, "Origin": "http://evil.example"}, 403, "forbidden_origin"),
+            ({**BEARER, "Host": "evil.example"}, 421, "misdirected"),
+        ):
+            answer = server.client.get("/v1/stream", headers={**asked, **headers})
+            assert (answer.status_code, answer.json()["type"]) == (status, f"/v1/problems/{problem}")
+            assert answer.headers["content-type"] == "application/problem+json"
+            assert answer.headers.get("www-authenticate") == ("Bearer" if status == 401 else None)
+            assert_kept_in_its_place(answer)
+        assert "ERROR" not in (tmp_path / "server.log").read_text()
+    finally:
+        server.client.close()
+        server.interrupt()
 
 
 def test_the_token_opens_http_and_websocket(guarded: TestClient) -> None:

@@ -6,8 +6,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
+from websockets.datastructures import Headers
+from websockets.exceptions import InvalidStatus
+from websockets.http11 import Response
 
-from app.client.api import Json, NotFound, Unreachable
+from app.client.api import ClientError, Json, NotFound, Refused, Unauthorized, Unreachable
 from app.client.stream import PATIENCE_S, absorb, follow, is_over, rows, until_over
 from tests.client.conftest import a_run
 
@@ -113,6 +116,33 @@ def test_a_service_that_stays_away_is_given_up() -> None:
     with pytest.raises(Unreachable, match="the run goes on"):
         list(following(Wire([HELLO]), "now", clock))
     assert PATIENCE_S < clock.now < PATIENCE_S + 10
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "kind"),
+    [
+        (401, {"detail": "a bearer token is required"}, Unauthorized),
+        (403, {"detail": "this came by a proxy"}, Refused),
+        (421, {"detail": "this Host is not served here"}, Refused),
+    ],
+)
+def test_a_handshake_that_is_refused_says_why(status: int, body: Json, kind: type[ClientError]) -> None:
+    """Also to one that comes back: nothing is gained by trying again."""
+    wire = Wire([HELLO], [refusing(status, json.dumps(body).encode())])
+    with pytest.raises(kind, match=body["detail"]):
+        list(following(wire, "start"))
+
+
+@pytest.mark.parametrize(("status", "body"), [(503, b'{"detail": "later"}'), (502, b"<html>"), (403, b"")])
+def test_one_refused_by_what_stands_between_is_tried_again(status: int, body: bytes) -> None:
+    wire = Wire([HELLO], [refusing(status, body)], [HELLO])
+    with pytest.raises(Unreachable):
+        list(following(wire, "start"))
+    assert len(wire.cursors) > 3
+
+
+def refusing(status: int, body: bytes) -> InvalidStatus:
+    return InvalidStatus(Response(status, "", Headers(), body))
 
 
 def test_a_run_that_was_deleted_is_not_found() -> None:
