@@ -20,7 +20,9 @@ goes into `after`; attempts and checkpoints of a run come whole. What fails is a
 is an address that explains it. An `Idempotency-Key` makes a POST that launches, commands or starts a job safe to repeat; a run's
 `ETag` and `If-Match` keep changes from overwriting each other."""
 
-OF_EVERY_OPERATION = ("forbidden_origin", "body_too_large", "unsupported_media_type", "misdirected", "internal", "busy", "disk_full")
+OF_EVERY_OPERATION = (
+    "forbidden_origin", "proxied", "body_too_large", "unsupported_media_type", "misdirected", "internal", "busy", "disk_full",
+)  # fmt: skip
 _SCHEME = "bearer_token"
 _HEADERS = {401: "WWW-Authenticate", 416: "Content-Range", 503: "Retry-After"}
 

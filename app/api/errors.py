@@ -53,6 +53,7 @@ PROBLEMS: dict[str, tuple[int, str]] = {
     "method_not_allowed": (405, "This address exists, but not for this method."),
     "unauthorized": (401, "A bearer token is required: `Authorization: Bearer <token>`."),
     "forbidden_origin": (403, "A page of another origin asked for this."),
+    "proxied": (403, "The request came through a proxy, which brings anybody, and no token is set; see COGNATE_TOKEN."),
     "misdirected": (421, "The Host header names no host this service answers to; see COGNATE_ALLOWED_HOSTS."),
     "unsupported_media_type": (415, "A body must be application/json."),
     "body_too_large": (413, "The body is larger than 64 KiB."),

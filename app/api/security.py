@@ -1,8 +1,8 @@
 """The gate before everything else, for http and websockets alike: who may ask, from where, and how much.
 
 Deny by default: a Host header that is not ours, a page of another origin, a body that is large or not JSON, and, when
-a token is set, anyone without it. Only OPEN paths need no token; no route can opt out. Our reasons: DNS rebinding,
-cross-site requests and websockets, and unauthenticated job submission are what hit comparable services.
+a token is set, anyone without it; when none is, whatever came through a proxy. Only OPEN paths need no token; no route can opt
+out. Our reasons: DNS rebinding, cross-site requests and websockets, and unauthenticated job submission are what hit comparable services.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ TICKET_PREFIX = "ticket."
 OPEN = ("/", "/healthz", "/readyz", "/favicon.ico")
 OPEN_FOLDER = "/static/"
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
+FORWARDED = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip")  # what proxies and tunnels add
 _SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 
 RESPONSE_HEADERS = {
@@ -104,6 +105,8 @@ class GateMiddleware:
 
     def _refuse(self, scope: Scope, headers: Headers, ticket: str | None) -> tuple[str, str] | None:
         """The problem with a request before its body is looked at, or None."""
+        if not self._gate.requires_token and any(name in headers for name in FORWARDED):
+            return "proxied", "this came through a proxy, and anybody may come that way: set COGNATE_TOKEN"
         host = headers.get("host", "")
         if _hostname(host) not in self._hosts:
             return "misdirected", "this Host is not served here; COGNATE_ALLOWED_HOSTS adds names"

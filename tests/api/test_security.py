@@ -91,6 +91,20 @@ def test_a_foreign_page_can_set_nothing_to_work(client: TestClient, path: str) -
     assert client.get(path, headers={"Sec-Fetch-Site": "cross-site", "Sec-Fetch-User": "?1"}).status_code != 403
 
 
+@pytest.mark.parametrize("name", ["Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Real-IP"])
+def test_without_a_token_nothing_is_answered_through_a_proxy(client: TestClient, guarded: TestClient, name: str) -> None:
+    """One on the same machine comes from loopback, and brings whoever reaches it."""
+    came = {name: "203.0.113.7"}
+    for path in ("/", "/healthz", "/v1/runs"):
+        answer = client.get(path, headers=came)
+        assert (answer.status_code, answer.json()["type"]) == (403, "/v1/problems/proxied")
+        assert "set COGNATE_TOKEN" in answer.json()["detail"]
+    with pytest.raises(WebSocketDenialResponse) as refused, connect(client, "/v1/stream", headers=came):
+        pass
+    assert refused.value.json()["type"] == "/v1/problems/proxied"
+    assert guarded.get("/v1/runs", headers={**BEARER, **came}).status_code == 200
+
+
 def test_our_own_page_can(client: TestClient) -> None:
     ours = {"Origin": "http://127.0.0.1:8000", "Sec-Fetch-Site": "same-origin"}
     assert client.post(f"/v1/runs/run_{'0' * 36}/stop", headers=ours).status_code == 404
