@@ -20,7 +20,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from app.api.protocol import BoundedProtocol, RefusableWebsocket, raise_descriptor_limit
-from app.main import AlreadyServing, create_app, only_server_of
+from app.main import AlreadyServing, BadToken, create_app, only_server_of
 from app.services.hub import Hub
 from app.settings import Settings
 from app.store.engine import DamagedDatabase, NewerSchema, migrate
@@ -54,10 +54,11 @@ def serve(
     try:
         with only_server_of(settings.home):
             migrate(settings.database)
-    except (AlreadyServing, DamagedDatabase, NewerSchema) as error:
+        service = create_app(settings, quickstart=quickstart)
+    except (AlreadyServing, BadToken, DamagedDatabase, NewerSchema) as error:
         sys.exit(f"cognate: {error}")
     config = uvicorn.Config(
-        create_app(settings, quickstart=quickstart),
+        service,
         host=settings.host,
         port=settings.port,
         http=BoundedProtocol,

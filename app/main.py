@@ -57,6 +57,7 @@ from cognate.rundir import write_text
 
 log = logging.getLogger(__name__)
 
+SHORTEST_TOKEN = 16  # characters
 STATIC = Path(__file__).resolve().parents[1] / "static"
 
 
@@ -71,8 +72,12 @@ class AlreadyServing(RuntimeError):
     """Another server has this state folder: the database has one writer."""
 
 
+class BadToken(ValueError):
+    """The token that was given cannot be read, or guards nothing."""
+
+
 def create_app(settings: Settings | None = None, executor: Executor | None = None, *, quickstart: bool = False) -> FastAPI:
-    """The application. `executor` replaces the local one; `quickstart` launches that preset if it never ran."""
+    """The application; raises BadToken. `executor` replaces the local one; `quickstart` launches that preset if it never ran."""
     settings = settings or Settings()
     gate = Gate(_token_sha256(settings))
 
@@ -180,8 +185,9 @@ def only_server_of(home: Path) -> Iterator[None]:
 
 def _token_sha256(settings: Settings) -> str | None:
     """The digest of the token in force; made, kept hashed and shown once when the service is reachable without one."""
-    if settings.token is not None:
-        return sha256(settings.token.get_secret_value())
+    token = _given_token(settings)
+    if token is not None:
+        return sha256(token)
     if settings.is_loopback:
         return None
     kept = settings.home / "token.sha256"
@@ -192,6 +198,30 @@ def _token_sha256(settings: Settings) -> str | None:
     write_text(kept, sha256(token), mode=0o600)
     print(f"The token of this service, shown this once (delete {kept} for a new one):\n\n    {token}\n", flush=True)
     return sha256(token)
+
+
+def _given_token(settings: Settings) -> str | None:
+    """The one of COGNATE_TOKEN or COGNATE_TOKEN_FILE; raises BadToken."""
+    file = settings.token_file
+    if file is None:
+        token = settings.token.get_secret_value() if settings.token is not None else None
+    elif settings.token is not None:
+        raise BadToken("COGNATE_TOKEN and COGNATE_TOKEN_FILE are both set; leave one of them out")
+    else:
+        try:
+            token = file.read_text("utf-8").strip()
+        except OSError as error:
+            raise BadToken(f"COGNATE_TOKEN_FILE {file}: {error.strerror}") from error
+        except UnicodeDecodeError as error:
+            raise BadToken(f"COGNATE_TOKEN_FILE {file}: it is no text") from error
+        if not token:
+            raise BadToken(f"COGNATE_TOKEN_FILE {file} is empty")
+    if token is not None and len(token) < SHORTEST_TOKEN and not settings.is_loopback:
+        raise BadToken(
+            f"COGNATE_TOKEN has {len(token)} characters; where others can reach the service it needs {SHORTEST_TOKEN} or more, "
+            "such as `openssl rand -hex 24` makes"
+        )
+    return token
 
 
 def _launch_quickstart(parts: Parts) -> None:

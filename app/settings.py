@@ -20,6 +20,7 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="Address to bind; any but loopback requires a token.")
     port: int = Field(8000, ge=0, le=65535)
     token: SecretStr | None = Field(None, description="Bearer token; on loopback the service is open when there is none.")
+    token_file: Path | None = Field(None, description="File with the token, in place of `token`.")
     allowed_hosts: tuple[str, ...] = Field((), description="Further Host names to answer to, besides loopback and the bound address.")
     cpu_slots: int = Field(1, ge=0, le=64, description="Runs at a time on the CPU.")
     spare_worker: bool = Field(True, description="Keep one worker loaded, so that a run begins in a second; takes 0.4 GB of memory.")

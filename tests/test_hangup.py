@@ -104,7 +104,6 @@ def test_under_nohup_the_service_outlives_its_terminal(tmp_path: Path) -> None:
 
 SETTINGS = [setting for setting in SMALL if "max_steps" not in setting]
 TRAIN = [sys.executable, "-m", "cognate", "train", "quickstart", *SETTINGS, "--set=training.max_steps=1000000", "--output=out"]
-ROOT = Path(__file__).resolve().parents[1]
 
 
 def began(folder: Path) -> AttemptDir | None:
@@ -118,7 +117,7 @@ def began(folder: Path) -> AttemptDir | None:
 
 @pytest.mark.parametrize("told", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda told: told.name)
 def test_training_is_saved_whatever_ends_it(tmp_path: Path, told: signal.Signals) -> None:
-    process = subprocess.Popen(TRAIN, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    process = subprocess.Popen(TRAIN, cwd=tmp_path)
     attempt = until(lambda: began(tmp_path), 60)
     process.send_signal(told)
     assert process.wait(60) == 130
@@ -130,7 +129,6 @@ def test_training_is_saved_when_its_terminal_is_closed(tmp_path: Path) -> None:
         process = subprocess.Popen(
             TRAIN,
             cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
             stdin=theirs,
             stdout=theirs,
             stderr=theirs,

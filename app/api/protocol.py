@@ -40,7 +40,7 @@ class BoundedProtocol(HttpToolsProtocol):
     """The parser keeps headers and trailers however many come, and waits for them however long it takes."""
 
     _awaited: ClassVar[dict[BoundedProtocol, asyncio.TimerHandle]] = {}  # connections that owe us a request, the oldest first
-    _dropped: ClassVar[Tally] = Tally("%d connections that asked for nothing were closed: there are as many as %s descriptors allow")
+    _dropped: ClassVar[Tally] = Tally("connections that asked for nothing were closed: %d, for there are as many as %s descriptors allow")
     _pending = 0  # bytes received since a head was complete, or a part of a body
     _in_body = False
 

@@ -19,6 +19,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.errors import ForeignPage, problem
+from app.api.tally import Tally
 
 BODY_LIMIT = 64 * 1024
 TICKET_S = 30.0
@@ -76,6 +77,7 @@ class GateMiddleware:
     def __init__(self, app: ASGIApp, gate: Gate, hosts: Iterable[str]) -> None:
         self._app = app
         self._gate = gate
+        self._wrong = Tally("wrong tokens: %d, the last from %s")
         self._hosts = {name.lower() for name in (*LOOPBACK_NAMES, *hosts)}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -115,8 +117,16 @@ class GateMiddleware:
         path: str = scope["path"]
         is_open = scope["type"] == "http" and (path in OPEN or path.startswith(OPEN_FOLDER))
         if not is_open and not self._gate.admits(headers, ticket):
+            if "authorization" in headers:
+                self._wrong.count(_asker(scope))
             return "unauthorized", "a bearer token is required"
         return None
+
+
+def _asker(scope: Scope) -> str:
+    """Its address. It may be what a proxy says of it, and that is anybody's text."""
+    host, _ = scope.get("client") or ("?", 0)
+    return ascii(host[:60])
 
 
 def _hostname(host: str) -> str | None:

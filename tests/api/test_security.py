@@ -1,6 +1,11 @@
 """The gate: each row is an attack that worked on a comparable service, and must not work here."""
 
+import logging
+import os
+import re
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,9 +14,9 @@ from httpx import Response
 from starlette.testclient import TestClient, WebSocketDenialResponse
 from starlette.websockets import WebSocketDisconnect
 
-from app.api import security
+from app.api import security, tally
 from tests.api.test_stream import event_source
-from tests.service import URL, Server, connect, serving
+from tests.service import URL, Server, connect, serving, until
 
 TOKEN = "a-token-for-the-tests"
 BEARER = {"Authorization": f"Bearer {TOKEN}"}
@@ -257,6 +262,61 @@ def test_a_token_is_made_when_the_service_is_reachable_without_one(tmp_path: Pat
     with serving(tmp_path, host="0.0.0.0") as client:
         token = next(word for word in capsys.readouterr().out.split() if len(word) == 43)
         assert client.get("/v1/runs", headers={"Authorization": f"Bearer {token}"}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("environment", "words"),
+    [
+        ({"COGNATE_TOKEN": "choose-one"}, "has 10 characters; where others can reach the service it needs 16 or more"),
+        ({"COGNATE_TOKEN_FILE": "short"}, "has 5 characters"),
+        ({"COGNATE_TOKEN_FILE": "empty"}, "empty is empty"),
+        ({"COGNATE_TOKEN_FILE": "missing"}, "missing: No such file"),
+        ({"COGNATE_TOKEN_FILE": "binary"}, "binary: it is no text"),
+        ({"COGNATE_TOKEN_FILE": "short", "COGNATE_TOKEN": TOKEN}, "are both set"),
+    ],
+)
+def test_a_token_that_guards_nothing_is_refused_at_the_start(tmp_path: Path, environment: dict[str, str], words: str) -> None:
+    for name, text in (("short", b"12345\n"), ("empty", b"\n"), ("binary", b"\xff\xfe" * 20)):
+        (tmp_path / name).write_bytes(text)
+    everything = {**os.environ, "COGNATE_HOME": "home", "COGNATE_HOST": "0.0.0.0", "COGNATE_PORT": "0", **environment}
+    done = subprocess.run([sys.executable, "-m", "app"], cwd=tmp_path, env=everything, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("cognate: COGNATE_TOKEN")
+    assert done.stderr.count("\n") == 1
+    assert words in done.stderr
+
+
+def test_on_loopback_a_token_may_be_short(tmp_path: Path) -> None:
+    with serving(tmp_path, token="short") as client:
+        assert client.get("/v1/runs", headers={"Authorization": "Bearer short"}).status_code == 200
+
+
+def test_a_token_comes_from_a_file_too(tmp_path: Path) -> None:
+    """As Docker hands out secrets: in the environment, `docker inspect` shows it."""
+    (tmp_path / "token").write_text(f"{TOKEN}\n")
+    with serving(tmp_path / "home", host="0.0.0.0", token_file=tmp_path / "token") as client:
+        assert client.get("/v1/runs").status_code == 401
+        assert client.get("/v1/runs", headers=BEARER).status_code == 200
+
+
+def test_wrong_tokens_are_counted_in_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """Who guesses is seen, by address, and cannot fill the disk."""
+    monkeypatch.setattr(tally, "QUIET_S", 0.5)
+    with serving(tmp_path, token=TOKEN) as client:
+        client.get("/v1/runs")  # none is no wrong one: a page asks once before it has one
+        for _ in range(20):
+            client.get("/v1/runs", headers={"Authorization": "Bearer a-wrong-guess"})
+        until(lambda: sum(times(record) for record in caplog.records) == 20)
+    told = [record for record in caplog.records if times(record)]
+    assert len(told) < 20
+    assert "the last from 'testclient'" in told[-1].getMessage()
+    assert "guess" not in caplog.text
+
+
+def times(told: logging.LogRecord) -> int:
+    """How many wrong tokens it tells of."""
+    found = re.match(r"wrong tokens: (\d+)", told.getMessage())
+    return int(found[1]) if found else 0
 
 
 @pytest.mark.parametrize("path", ["/", "/healthz", "/static/style.css", "/v1/nothing", "/v1/runs", "/openapi.json"])
