@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -50,11 +49,12 @@ from cognate.rundir import (
 )
 from cognate.training.average import NotAlike, soup
 from cognate.training.checkpoint import load_model
+from cognate.visible import Screen, echo, visible
 
 app = typer.Typer(no_args_is_help=True, add_completion=False)
 app.add_typer(datasets, name="data")
 app.add_typer(reports, name="report")
-console = Console(highlight=False)
+console = Screen(highlight=False)
 
 _ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # As shells know them: 130 is what Ctrl-C leaves.
@@ -115,7 +115,7 @@ def generate(
     try:
         model, tokenizer = load_model(_checkpoint_in(checkpoint))
     except CorruptCheckpoint as error:
-        raise typer.BadParameter(str(error)) from error
+        raise typer.BadParameter(visible(str(error), sys.stderr)) from error
     for number, text in enumerate(prompt or _lines_of_input()):
         if any("\udc80" <= letter <= "\udcff" for letter in text):  # os.fsdecode, of bytes that are none
             raise typer.BadParameter("the prompt is not UTF-8")
@@ -165,12 +165,12 @@ def evaluate(
             with_untrained=with_untrained,
             with_overlap=overlap,
             with_referee=with_referee,
-            say=lambda line: typer.echo(line, err=True),
+            say=lambda line: echo(line, err=True),
         )
     except CorruptCheckpoint as error:
-        raise typer.BadParameter(str(error)) from error
+        raise typer.BadParameter(visible(str(error), sys.stderr)) from error
     if as_json:
-        typer.echo(json.dumps(spelled(made), ensure_ascii=False))
+        echo(json.dumps(spelled(made), ensure_ascii=False))
     else:
         _show_evaluation(made)
 
@@ -186,7 +186,7 @@ def average_runs(
     try:
         remarks = soup([_checkpoint_in(folder) for folder in checkpoints], output)
     except (NotAlike, CorruptCheckpoint) as error:
-        raise typer.BadParameter(str(error)) from error
+        raise typer.BadParameter(visible(str(error), sys.stderr)) from error
     except FileExistsError as error:
         raise typer.BadParameter(f"{output} exists already") from error
     for sentence in remarks:
@@ -209,15 +209,15 @@ def _tell(prompt: str, written: Iterable[NewToken], tokenizer: Tokenizer, as_jso
         depths.append(new.depth)
         text = tokenizer.decode(tokens)
         if not as_json and not text.endswith("\ufffd"):  # else a character is still incomplete
-            typer.echo(text[shown:], nl=False)
+            echo(text[shown:], nl=False)
             shown = len(text)
     seconds = time.monotonic() - began
     if as_json:
-        typer.echo(json.dumps({"prompt": prompt, "text": text, "tokens": tokens, "depths": depths, "seconds": seconds}, ensure_ascii=False))
+        echo(json.dumps({"prompt": prompt, "text": text, "tokens": tokens, "depths": depths, "seconds": seconds}, ensure_ascii=False))
     else:
-        typer.echo(text[shown:])
+        echo(text[shown:])
         mean = sum(depths) / len(depths)
-        typer.echo(f"{len(tokens)} tokens, {len(tokens) / seconds:.0f} a second, {mean:.2f} recursions a token", err=True)
+        echo(f"{len(tokens)} tokens, {len(tokens) / seconds:.0f} a second, {mean:.2f} recursions a token", err=True)
 
 
 def _show_evaluation(made: dict[str, Any]) -> None:
@@ -260,7 +260,7 @@ def mirror_run(
                 raise typer.Exit(made.returncode)
         found = offline.compare(run)
     except (offline.NoFiles, wandbfile.DamagedFile) as error:
-        raise typer.BadParameter(str(error)) from error
+        raise typer.BadParameter(visible(str(error), sys.stderr)) from error
     table = Table("metric", "steps with a value")
     for key, count in found.keys.items():
         table.add_row(key, f"{count:,}" if count else "-")

@@ -41,6 +41,7 @@ from app.client.terminal import (
     tree,
 )
 from app.services.lifecycle import State
+from cognate.visible import echo, visible
 
 HELP = f"""Launch, watch and command the runs of a service.
 
@@ -237,7 +238,7 @@ def delete(
         if not yes:
             if as_json or not sys.stdin.isatty():
                 raise typer.BadParameter("deleting asks first; where nobody can answer, say --yes")
-            typer.confirm(f"delete {', '.join(run['name'] for run in found)} and all that was saved?", abort=True)
+            typer.confirm(visible(f"delete {', '.join(run['name'] for run in found)} and all that was saved?"), abort=True)
 
         def remove(run: Json) -> Json:
             api.delete(f"/v1/runs/{run['id']}")
@@ -267,7 +268,7 @@ def logs(
             if as_json:
                 print_json_line(block)
             else:
-                sys.stdout.write(block["text"])
+                sys.stdout.write(visible(block["text"]))
                 sys.stdout.flush()
 
 
@@ -329,7 +330,7 @@ def _watch(api: Api, run: Json, after: str, as_json: bool) -> ExitCode:
                 run = now or run  # hello comes before the first snapshot
                 tell(now, frame)
     except KeyboardInterrupt:
-        typer.echo(f"{run['name']} goes on; come back with: cognate runs watch {view.short(run)}", err=True)
+        echo(f"{run['name']} goes on; come back with: cognate runs watch {view.short(run)}", err=True)
         return ExitCode.CTRL_C
     return ExitCode.OK if run["state"] == State.COMPLETED else ExitCode.ENDED_OTHERWISE
 
@@ -356,7 +357,7 @@ def _each(runs: Iterable[Json], act: Callable[[Json], Json]) -> tuple[list[Json]
         try:
             done.append(act(run))
         except ClientError as error:
-            typer.echo(f"cognate: {run['name']}: {error}", err=True)
+            echo(f"cognate: {run['name']}: {error}", err=True)
             code = error.code
     return done, code
 

@@ -14,6 +14,7 @@ from app.client import view
 from app.client.api import LOCAL, Api, ExitCode, Json
 from app.client.commands import Reference, app
 from app.client.terminal import AsJson, Token, Url, at, given, print_json, show_all
+from cognate.visible import echo
 
 EVERY_S = 1.0
 runs = app
@@ -77,9 +78,9 @@ def _ended(api: Api, job: Json, run: Json) -> Json:
             job = api.get(f"/v1/jobs/{job['id']}")
             if job["progress"] is not None and job["progress"]["message"] != said:
                 said = job["progress"]["message"]
-                typer.echo(said, err=True)
+                echo(said, err=True)
     except KeyboardInterrupt:
-        typer.echo(f"the evaluation goes on; come back with: cognate runs evaluations {view.short(run)}", err=True)
+        echo(f"the evaluation goes on; come back with: cognate runs evaluations {view.short(run)}", err=True)
         raise typer.Exit(ExitCode.CTRL_C) from None
     return job
 

@@ -16,6 +16,7 @@ from typer.core import TyperGroup
 from app.client import view
 from app.client.api import LOCAL, Api, ClientError, Json
 from cognate.config import ConfigError, overrides
+from cognate.visible import echo
 
 EXIT_CODES = """Exit codes: 0 done; 1 the run came to another end (watch, --wait); 2 wrong usage; 3 not found, or several fit; \
 4 refused; 5 no answer from the service; 6 the token is missing or wrong; 130 Ctrl-C.
@@ -45,7 +46,7 @@ class Sentences(TyperGroup):
         try:
             return super().invoke(ctx)
         except ClientError as error:
-            typer.echo(f"cognate: {error}", err=True)
+            echo(f"cognate: {error}", err=True)
             raise typer.Exit(error.code) from error
 
 
@@ -76,8 +77,8 @@ def show_all(*shown: RenderableType) -> None:
 
 
 def print_json(document: Json) -> None:
-    typer.echo(json.dumps(document, ensure_ascii=False, indent=2))
+    echo(json.dumps(document, ensure_ascii=False, indent=2))
 
 
 def print_json_line(line: Json) -> None:
-    print(json.dumps(line, ensure_ascii=False), flush=True)
+    echo(json.dumps(line, ensure_ascii=False))

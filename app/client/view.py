@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from app.client.api import Json
+from cognate.visible import Screen
 
 _NO_LIMIT = 10_000  # columns
 _STYLES = {
@@ -26,7 +27,7 @@ _SEVERITIES = {"warning": "yellow", "critical": "bold red"}
 
 
 def stdout() -> Console:
-    return Console(highlight=False, width=None if sys.stdout.isatty() else _NO_LIMIT)
+    return Screen(highlight=False, width=None if sys.stdout.isatty() else _NO_LIMIT)
 
 
 def runs_table(runs: Iterable[Json], now: datetime) -> Table:
@@ -152,13 +153,8 @@ def samples_page(samples: Iterable[Json]) -> Iterator[RenderableType]:
         yield Text(f"step {sample['step']}, epoch {sample['epoch']:.2f}, {sample['dataset']}", "bold")
         for title, part in (("prompt", "prompt"), ("wrote", "text"), ("expected", "expected")):
             yield Text(f"{title}:", "dim")
-            yield Text(indent(_shown(sample[part]) or "(nothing)", "  "))
+            yield Text(indent(sample[part].strip().expandtabs() or "(nothing)", "  "))
         yield Text()
-
-
-def _shown(text: str) -> str:
-    """A model may write any bytes; none that a terminal would obey."""
-    return "".join(each if each.isprintable() or each == "\n" else "\ufffd" for each in text.strip().expandtabs())
 
 
 def state(run: Json, *, detail: bool = False) -> Text:

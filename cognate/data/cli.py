@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -19,9 +19,10 @@ from cognate.data.report import own_samples_of, samples_of, status
 from cognate.data.sources import SOURCES
 from cognate.jobdir import JobFailed
 from cognate.rundir import Places
+from cognate.visible import Screen, echo, visible
 
 app = typer.Typer(help="The datasets: what is here, what the model sees of them, and how to get them.", no_args_is_help=False)
-console = Console(highlight=False)
+console = Screen(highlight=False)
 
 DataOption = Annotated[
     Path | None, typer.Option("--data", envvar="COGNATE_DATA_DIR", help="Folder of Parquet datasets, beside what was fetched.")
@@ -48,7 +49,7 @@ def show_status(
         raise typer.BadParameter(f"the data folder {str(folder)!r} does not exist")
     made = status(folder, cache_dir())
     if as_json:
-        typer.echo(json.dumps(made, ensure_ascii=False))
+        echo(json.dumps(made, ensure_ascii=False))
     else:
         _show_status(made)
 
@@ -73,7 +74,7 @@ def show_samples(
                 console.out(example.prompt, end="", style="dim", highlight=False)
                 console.out(f"{example.answer}<|end|>", highlight=False)
     except (DataMissing, DataUnreadable) as error:
-        raise typer.BadParameter(str(error)) from error
+        raise typer.BadParameter(visible(str(error), sys.stderr)) from error
 
 
 @app.command("fetch")

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from cognate import worker
@@ -22,10 +22,11 @@ from cognate.report.diversity import measure_runs
 from cognate.report.document import to_html, to_markdown
 from cognate.report.history import NothingSaved
 from cognate.rundir import CorruptCheckpoint, Places, RunDir, file_digest, read_json
+from cognate.visible import Screen, echo, visible
 
 app = typer.Typer(no_args_is_help=True, help="Report on run directories: training, diversity, readiness, and the hand-off to Phase 2.")
 app.command("readiness")(readiness_cli.show)
-console = Console(highlight=False)
+console = Screen(highlight=False)
 
 Runs = Annotated[list[Path], typer.Argument(help="Run directories.")]
 Evaluations = Annotated[list[Path], typer.Option("--evaluation", help="What `cognate evaluate --json` printed; may be repeated.")]
@@ -48,7 +49,7 @@ def training(
     if markdown is not None:
         _write(markdown, to_markdown(blocks))
     if html is None and markdown is None:
-        typer.echo(to_markdown(blocks), nl=False)
+        echo(to_markdown(blocks), nl=False)
 
 
 @app.command()
@@ -65,13 +66,11 @@ def diversity(
     """How different the models of a group are, measured on the same held-out texts."""
     found = _run_directories(runs)
     try:
-        made = measure_runs(
-            found, Places(data, cache_dir()), worker.choose_device("auto"), lambda sentence, _: typer.echo(sentence, err=True)
-        )
+        made = measure_runs(found, Places(data, cache_dir()), worker.choose_device("auto"), lambda sentence, _: echo(sentence, err=True))
     except (NothingSaved, CorruptCheckpoint, DataUnreadable, FileNotFoundError) as error:
         _refuse(str(error))
     if as_json:
-        typer.echo(json.dumps(spelled(made), ensure_ascii=False))
+        echo(json.dumps(spelled(made), ensure_ascii=False))
     else:
         show_diversity(made)
 
@@ -96,7 +95,7 @@ def handoff(
             evaluations=[_result(path, "checkpoint", "datasets") for path in evaluation],
             diversity=None if diversity is None else _result(diversity, "members", "metrics"),
             allow_any_size=allow_any_size,
-            say=lambda sentence, _: typer.echo(sentence, err=True),
+            say=lambda sentence, _: echo(sentence, err=True),
         )
     except (handing_off.NotFit, NothingSaved, CorruptCheckpoint, verifying.BadArchive, OSError) as error:
         _refuse(str(error))
@@ -115,9 +114,9 @@ def handoff(
 def verify(archive: Annotated[Path, typer.Argument(help="A hand-off archive, or the folder it was unpacked to.")]) -> None:
     """Check a hand-off archive: digests, shapes, parameters, and what the loaded models answer."""
     try:
-        typer.echo(json.dumps(verifying.verify(archive), indent=1))
+        echo(json.dumps(verifying.verify(archive), indent=1))
     except verifying.BadArchive as error:
-        typer.echo(str(error), err=True)
+        echo(str(error), err=True)
         raise typer.Exit(1) from error
 
 
@@ -147,7 +146,7 @@ def _result(path: Path, *keys: str) -> dict[str, Any]:
 
 
 def _refuse(sentence: str) -> NoReturn:
-    raise typer.BadParameter(sentence)
+    raise typer.BadParameter(visible(sentence, sys.stderr))
 
 
 def show_diversity(made: dict[str, Any]) -> None:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.markdown import Markdown
 
 from cognate.config import ConfigError, overrides, resolve
@@ -16,6 +15,7 @@ from cognate.data.cli import cache_dir
 from cognate.report.markdown import markdown
 from cognate.report.readiness import PROBE_S, readiness
 from cognate.rundir import Places
+from cognate.visible import Screen, echo
 from cognate.wandb_mode import seen_here
 from cognate.worker import choose_device
 
@@ -42,13 +42,13 @@ def show(
         probe_s=PROBE_S,
         not_now=None if with_probe else "--no-probe was given",
         wandb=seen_here(os.environ.get("COGNATE_WANDB") or "auto", config.tracking.wandb),
-        say=lambda sentence, _: typer.echo(sentence, err=True),
+        say=lambda sentence, _: echo(sentence, err=True),
     )
     text = markdown(report)
     if file is not None:
         file.write_text(text, encoding="utf-8")
     if as_json:
-        typer.echo(json.dumps(report, ensure_ascii=False))
+        echo(json.dumps(report, ensure_ascii=False))
     else:
-        Console(highlight=False).print(Markdown(text))
+        Screen(highlight=False).print(Markdown(text))
     raise typer.Exit(1 if report["verdict"] == "not_ready" else 0)

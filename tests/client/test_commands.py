@@ -1,6 +1,7 @@
 """What each command asks of the service, what it shows of the answer, and the code it leaves with."""
 
 import json
+import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -8,9 +9,10 @@ from typing import Any
 import httpx
 import pytest
 
-from app.client import stream, terminal
+from app.client import evaluations, stream, terminal
 from app.client.api import Api, ExitCode
 from tests.client.conftest import FakeService, a_run, cognate, run_id
+from tests.terminals import HOSTILE, Terminal, is_harmless
 
 RUN = f"/v1/runs/{run_id(1)}"
 REFUSAL = {"title": "Conflict", "status": 409, "detail": "a run that is completed cannot pause; allowed commands: none"}
@@ -291,7 +293,7 @@ def test_samples_are_those_of_the_newest_step_or_all(service: FakeService) -> No
     written = [a_sample(40, " 4"), a_sample(50, " \n5 \x1b[2J\ttab"), a_sample(50, "")]
     service.answers["GET", f"{RUN}/samples"] = (200, {**NOTHING, "data": written})
     told = cognate("samples", "tiny-1").stdout
-    assert told.startswith("step 50, epoch 1.25, gsm8k\nprompt:\n  Q: 2+3?\n  A:\nwrote:\n  5 \ufffd[2J  tab\nexpected:\n  5\n\nstep 50, ")
+    assert told.startswith("step 50, epoch 1.25, gsm8k\nprompt:\n  Q: 2+3?\n  A:\nwrote:\n  5 \x1b[2J  tab\nexpected:\n  5\n\nstep 50, ")
     assert told.count("step 50") == 2
     assert told.endswith("wrote:\n  (nothing)\nexpected:\n  5\n\n")
     assert cognate("samples", "tiny-1", "--all").stdout.startswith("step 40, epoch 1.00, gsm8k\n")
@@ -304,6 +306,34 @@ def test_without_samples_that_is_said(service: FakeService) -> None:
     service.answers["GET", f"{RUN}/samples"] = (200, NOTHING)
     assert cognate("samples", "tiny-1").stdout == "no samples\n"
     assert json.loads(cognate("samples", "tiny-1", "--json").stdout) == {"data": []}
+
+
+@pytest.mark.parametrize("command", ["list", "show", "logs", "samples", "pause", "launch", "nothing"])
+def test_what_a_service_says_commands_no_terminal(service: FakeService, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
+    """Its log has what the worker and its libraries printed, and a service elsewhere may be anybody's."""
+    service.have(a_run(1, name=HOSTILE, state_reason=HOSTILE, tags=[HOSTILE]))
+    path = f"/v1/runs/{run_id(1)}"
+    service.answers |= {
+        ("GET", f"{path}/logs"): (200, {"attempt": 1, "text": HOSTILE, "next_offset": 9, "size": 9}),
+        ("GET", "/v1/presets"): (200, {"data": []}),
+        ("GET", f"{path}/samples"): (200, {**NOTHING, "data": [a_sample(1, HOSTILE)]}),
+        ("GET", f"{path}/checkpoints"): (200, NOTHING),
+        ("GET", f"{path}/attempts"): (200, NOTHING),
+        ("GET", f"{path}/events"): (200, {**NOTHING, "data": [WARNING | {"data": {"message": HOSTILE}}]}),
+        ("POST", f"{path}/pause"): (409, {"title": "Conflict", "detail": HOSTILE}),
+        ("POST", "/v1/runs"): (422, {"title": HOSTILE, "detail": "no", "errors": [{"field": HOSTILE, "message": HOSTILE}]}),
+    }
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(sys, "stdout", shown := Terminal())
+    monkeypatch.setattr(sys, "stderr", shown)
+    named = {"list": [], "launch": ["quickstart"], "nothing": [HOSTILE]}.get(command, [run_id(1)])
+    with pytest.raises(SystemExit):
+        evaluations.runs(["show" if command == "nothing" else command, *named], prog_name="cognate")
+    assert "owned" in shown.getvalue()
+    assert is_harmless(shown.getvalue())
+
+
+WARNING = {"kind": "warning", "at": "2026-01-02T03:04:05+00:00", "step": 3, "seq": 1}
 
 
 def test_logs_are_whole_however_long(service: FakeService) -> None:

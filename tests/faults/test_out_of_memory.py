@@ -86,7 +86,13 @@ def test_the_candidates_of_a_problem_go_through_in_parts_too(tmp_path: Path) -> 
     """Problems of two candidates, of which one fits: without parts, no number of rows would do."""
     folder = write_folder(tmp_path / "data", ["gsm8k", "piqa"], n_train=40)
     with serving(tmp_path / "home", most=1, data_dir=folder) as client:
-        run = trained(client, batch_size=2, data={"source": "real", "validation_batches": 1}, choice_weight=0.5, evaluation={"epoch_items": 0, "at_end": "off"})
+        run = trained(
+            client,
+            batch_size=2,
+            data={"source": "real", "validation_batches": 1},
+            choice_weight=0.5,
+            evaluation={"epoch_items": 0, "at_end": "off"},
+        )
         assert (run["state"], run["attempt"], run["rows_at_most"], run["alerts"]) == ("completed", 2, 1, [])
         assert len(losses(client, run)) == 7
 
