@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+from pathlib import Path
 from typing import Any
 
 import pynvml
+
+BUS = Path("/sys/bus/pci/devices")
+WSL = Path("/dev/dxg")  # there GPUs are on no bus
+NVIDIA, DISPLAY = "0x10de", "0x03"  # of the PCI IDs: the vendor, and the beginning of the class
 
 
 class DriverError(RuntimeError):
@@ -14,7 +19,10 @@ class DriverError(RuntimeError):
 
 
 def usable_gpus() -> list[str]:
-    """What CUDA_VISIBLE_DEVICES must say for each, in order. Without a driver there are none, which is no error. Raises DriverError."""
+    """What CUDA_VISIBLE_DEVICES must say for each, in order. Without a driver, or a card, there are none, which is no error.
+
+    Raises DriverError.
+    """
     granted = os.environ.get("CUDA_VISIBLE_DEVICES")
     named = None if granted is None else [name.strip() for name in granted.split(",") if name.strip()]
     if named == []:
@@ -25,7 +33,9 @@ def usable_gpus() -> list[str]:
     except pynvml.NVMLError_LibraryNotFound:
         return []
     except pynvml.NVMLError as error:
-        raise DriverError(str(error)) from error
+        if not _may_have_gpus():  # only the driver's files are here
+            return []
+        raise DriverError(f"{error} (where no GPU is to be used: start the service with CUDA_VISIBLE_DEVICES empty)") from error
     return present if named is None else named
 
 
@@ -52,6 +62,17 @@ def holds_memory(gpu: str, pid: int) -> bool:
         return any(process.pid == pid for process in pynvml.nvmlDeviceGetComputeRunningProcesses(_handle(gpu)))
     except pynvml.NVMLError:
         return False
+
+
+def _may_have_gpus() -> bool:
+    def says(device: Path, name: str) -> str:
+        try:
+            return (device / name).read_text()
+        except OSError:
+            return ""
+
+    cards = (device for device in BUS.glob("*") if says(device, "vendor").startswith(NVIDIA))
+    return WSL.exists() or any(says(card, "class").startswith(DISPLAY) for card in cards)
 
 
 def _handle(gpu: str) -> Any:

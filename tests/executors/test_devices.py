@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
 import pynvml
 import pytest
 
-from app.executors import local
+from app.executors import devices, local
 from app.executors.devices import DriverError, describe, holds_memory, usable_gpus
 from app.executors.local import LocalExecutor
 from tests.fake_nvml import FakeGpu, fake_gpu
@@ -68,12 +69,36 @@ def refuse_to_begin(monkeypatch: pytest.MonkeyPatch, error: int) -> None:
     monkeypatch.setattr(pynvml, "nvmlInit", refuse)
 
 
+@pytest.fixture
+def bus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A PCI bus with a network card of NVIDIA's, a display of another maker's, and a GPU."""
+    monkeypatch.setattr(devices, "BUS", tmp_path / "bus")
+    monkeypatch.setattr(devices, "WSL", tmp_path / "dxg")
+    for name, vendor, kind in (("net", "0x10de", "0x020000"), ("vga", "0x1af4", "0x030000"), ("gpu", "0x10de", "0x030200")):
+        (device := tmp_path / "bus" / name).mkdir(parents=True)
+        (device / "vendor").write_text(f"{vendor}\n")
+        (device / "class").write_text(f"{kind}\n")
+    return tmp_path / "bus"
+
+
 def test_without_a_driver_there_are_no_gpus(gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch) -> None:
     refuse_to_begin(monkeypatch, pynvml.NVML_ERROR_LIBRARY_NOT_FOUND)
     assert usable_gpus() == []
 
 
-def test_a_driver_that_does_not_tell_is_no_missing_driver(gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_driver_whose_card_is_not_there_is_as_none(gpu: FakeGpu, bus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An image made for GPUs, on a machine without."""
+    refuse_to_begin(monkeypatch, pynvml.NVML_ERROR_DRIVER_NOT_LOADED)
+    with pytest.raises(DriverError, match="Driver Not Loaded"):
+        usable_gpus()
+    shutil.rmtree(bus / "gpu")
+    assert usable_gpus() == []
+    (bus.parent / "dxg").touch()
+    with pytest.raises(DriverError, match="CUDA_VISIBLE_DEVICES empty"):
+        usable_gpus()
+
+
+def test_a_driver_that_does_not_tell_is_no_missing_driver(gpu: FakeGpu, bus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """After an upgrade of the driver runs went on on the CPU, and nothing said so."""
     refuse_to_begin(monkeypatch, pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH)
     with pytest.raises(DriverError, match="RM has detected an NVML/RM version mismatch"):
@@ -83,18 +108,20 @@ def test_a_driver_that_does_not_tell_is_no_missing_driver(gpu: FakeGpu, monkeypa
 
 
 def test_gpus_are_looked_for_again_and_their_absence_is_told_once(
-    gpu: FakeGpu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    gpu: FakeGpu, bus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     begin = pynvml.nvmlInit
     refuse_to_begin(monkeypatch, pynvml.NVML_ERROR_DRIVER_NOT_LOADED)
     executor = LocalExecutor(None, tmp_path, 1)
-    assert (executor.slots(), executor.trouble()) == (["cpu"], "Driver Not Loaded")
+    assert executor.slots() == ["cpu"]
+    assert (trouble := executor.trouble()) is not None
+    assert trouble.startswith("Driver Not Loaded")
     executor.tend()
     monkeypatch.setattr(local, "GPUS_LOOKED_FOR_EVERY_S", 0.0)
     executor._look_for_gpus()
     executor.tend()
     assert [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR] == [
-        "the driver does not tell of its GPUs: Driver Not Loaded; looking again every 30 s"
+        f"the driver does not tell of its GPUs: {trouble}; looking again every 30 s"
     ]
     monkeypatch.setattr(pynvml, "nvmlInit", begin)
     executor.tend()
