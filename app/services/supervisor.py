@@ -12,7 +12,6 @@ import logging
 import shutil
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -30,6 +29,7 @@ from app.services.jobs import JobService
 from app.services.lifecycle import LIVE, TRANSITIONS, Command, Fact, Reason, State, advance
 from app.services.places import asked_for, fitting, is_news, missing, rested
 from app.services.rests import Rest, Rests, tells_of_a_step
+from app.services.resumption import DISK_FLOOR_BYTES, Resumption, pause_after, space_for
 from app.services.timers import Timers
 from app.services.troubles import Troubles
 from app.settings import Settings
@@ -44,13 +44,6 @@ from cognate.rundir import AttemptDir, Control, Limits, RunDir, read_control, wr
 log = logging.getLogger(__name__)
 
 LOOK_EVERY_S = 0.1
-DISK_FLOOR_BYTES = 64 << 20  # with less than this left, a worker that says nothing more has been silenced by the full disk
-AUTO_RESUME_AFTER_S = 2.0  # and four times as long each further time in a row
-AUTO_RESUME_AFTER_MOST_S = 300.0
-# Why a run may have been interrupted without anybody wanting it.
-_LOST = (
-    Reason.SIGNAL, Reason.EXIT_NONZERO, Reason.WORKER_LOST, Reason.HOST_RESTART, Reason.STALLED, Reason.GPU_ERROR, Reason.LAUNCH_FAILED,
-)  # fmt: skip
 _ENDS = (State.COMPLETED, State.STOPPED, State.FAILED)
 _NO_MEMORY = (Reason.OOM_CUDA, Reason.OOM_HOST)
 _AFTER_SILENCE = {None: "", Reason.STALLED: "; it is ended and launched again", Reason.PAUSE_TIMEOUT: "; it is ended"}
@@ -83,9 +76,9 @@ class Supervisor:
         self._runs_dir = settings.runs
         self._timers = Timers()
         self._alerts = Alerts()
-        self._rests = Rests(auto_resume_after)
+        self._rests = Rests(pause_after)
+        self._resumption = Resumption(store, self._timers, lambda: self._free_bytes())
         self._troubles = Troubles()
-        self._tries: Counter[str] = Counter()  # how often in a row a run was launched again because there was space; a restart begins anew
         self._wake = threading.Event()
         self._stop = threading.Event()
         self._looking = threading.Lock()
@@ -173,9 +166,7 @@ class Supervisor:
                     self._alerts.forget(run.id)
                     self._troubles.tell(f"run {run.id}: could not be looked after; trying again", error)
             if not self._draining:
-                self._resume_after_shutdown()
-                self._resume_lost()
-                self._resume_when_there_is_space()
+                self._resumption.look()
                 self._jobs.look(self._launch_queued(), self.slots())
                 self._executor.tend()
         self.looked_at = time.monotonic()
@@ -246,7 +237,7 @@ class Supervisor:
         ends = state in _ENDS
         has_progressed = self._made_progress(write, run)
         if ends or has_progressed:
-            self._tries.pop(run.id, None)
+            self._resumption.succeeded(run.id)
         runs.set_state(
             write,
             run,
@@ -371,7 +362,7 @@ class Supervisor:
             run = write.session.get(Run, run_id)
             if run is None or run.state != State.QUEUED:
                 return  # deleted, paused or stopped since we looked
-            if (free := self._free_bytes()) <= (wanted := _space_for(write.session, run)):
+            if (free := self._free_bytes()) <= (wanted := space_for(write.session, run)):
                 detail = f"{_mib(free)} are free, and a run begins with more than {_mib(wanted)}, so that it can save"
                 runs.set_state(write, run, advance(State.QUEUED, Fact.OUT_OF_DISK), reason=Reason.DISK_FULL, detail=detail)
                 return
@@ -405,7 +396,7 @@ class Supervisor:
                 state = advance(State(run.state), fact)
                 runs.set_state(write, run, state, reason=reason, detail=str(error), ended_at=now if state in _ENDS else None)
 
-    # --- shutdown and start ---------------------------------------------------------------------------------
+    # --- shutdown -------------------------------------------------------------------------------------------
 
     def _pause_for_shutdown(self) -> None:
         for run in self._live():
@@ -413,45 +404,6 @@ class Supervisor:
                 run = runs.get(write.session, run.id)
                 if run.state in (State.STARTING, State.RUNNING):
                     runs.set_state(write, run, State.PAUSING, reason=Reason.SHUTDOWN, control_serial=run.control_serial + 1)
-
-    def _resume_after_shutdown(self) -> None:
-        """What a shutdown paused, its own or one that was itself cut short, goes on where it was."""
-        with self._store.read() as session:
-            ended = [run.id for run in runs.in_states(session, [State.PAUSED, State.INTERRUPTED]) if run.state_reason == Reason.SHUTDOWN]
-        for run_id in ended:
-            with self._store.write() as write:
-                run = runs.get(write.session, run_id)
-                if run.state_reason == Reason.SHUTDOWN:
-                    runs.set_state(write, run, advance(State(run.state), Command.RESUME))
-
-    # --- what goes on by itself -----------------------------------------------------------------------------
-
-    def _resume_lost(self) -> None:
-        """Runs whose worker was lost are launched again, later each time, until they have had their number without progress."""
-        with self._store.read() as session:
-            lost = [run for run in runs.in_states(session, [State.INTERRUPTED]) if run.state_reason in _LOST]
-        for run in lost:
-            delay_s = auto_resume_after(run.auto_resumes)
-            if run.auto_resumes < run.auto_resume and self._timers.passed(run.id, f"lost {run.version}") > delay_s:
-                self._resume(run.id, State.INTERRUPTED, f"attempt {run.auto_resumes + 1} of {run.auto_resume}", run.auto_resumes + 1)
-
-    def _resume_when_there_is_space(self) -> None:
-        with self._store.read() as session:
-            stuck = [run for run in runs.in_states(session, [State.PAUSED]) if run.state_reason == Reason.DISK_FULL]
-            wanted = {run.id: _space_for(session, run) for run in stuck}
-        for run in stuck:
-            delay_s = auto_resume_after(tries - 1) if (tries := self._tries[run.id]) else 0.0  # what was too little may be so again
-            has_waited = self._timers.passed(run.id, f"full {run.version}") >= delay_s
-            if has_waited and self._free_bytes() > wanted[run.id]:
-                self._tries[run.id] += 1
-                self._resume(run.id, State.PAUSED, "there is space again", run.auto_resumes)
-
-    def _resume(self, run_id: str, state: State, detail: str, auto_resumes: int) -> None:
-        with self._store.write() as write:
-            run = runs.get(write.session, run_id)
-            if run.state == state:
-                after = advance(state, Command.RESUME)
-                runs.set_state(write, run, after, reason=Reason.AUTO_RESUME, detail=detail, auto_resumes=auto_resumes, ended_at=None)
 
     def _free_bytes(self) -> int:
         return shutil.disk_usage(self._settings.home).free
@@ -468,19 +420,5 @@ def _last_slot(session: Session, run: Run) -> str | None:
     return runs.attempt(session, run.id, run.attempt).device if run.attempt else None
 
 
-def _space_for(session: Session, run: Run) -> int:
-    """Bytes of which more must be free for a run to be set to work: two checkpoints, and what silences no worker.
-
-    A first checkpoint has weights, and three tensors as large of the optimizer's; nothing is known of it before the plan is.
-    """
-    first = 16 * int((run.plan or {}).get("total_params", 0))
-    return 2 * max((row.bytes for row in runs.checkpoints(session, run.id)), default=first) + 2 * DISK_FLOOR_BYTES
-
-
 def _mib(size: int) -> str:
     return f"{size / 2**20:,.0f} MiB"
-
-
-def auto_resume_after(times: int) -> float:
-    """Seconds until a run is launched again that was `times` times in a row."""
-    return min(AUTO_RESUME_AFTER_S * 4.0 ** min(times, 10), AUTO_RESUME_AFTER_MOST_S)

@@ -24,7 +24,7 @@ import uvicorn
 
 from app.executors.local import LocalExecutor
 from app.main import create_app
-from app.services import supervisor
+from app.services import resumption
 from app.settings import Settings
 from cognate.rundir import AttemptDir, Journal, Places, RunDir
 from cognate.training.control import ControlFile
@@ -94,7 +94,7 @@ def forked_alone() -> None:
 
 
 def serve(home: Path, port: int, worker: list[str], slots: int, settings: dict[str, Any]) -> None:
-    supervisor.AUTO_RESUME_AFTER_S, supervisor.AUTO_RESUME_AFTER_MOST_S = 0.01, 0.1
+    resumption.AFTER_S, resumption.AFTER_MOST_S = 0.01, 0.1
     app = create_app(Settings(home=home, **settings), LocalExecutor(None, home / "cache", slots, worker))
     uvicorn.run(
         app,

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from app.services import supervisor
+from app.services import resumption
 from cognate.events import Failure, Kind
 from cognate.model import Cognate
 from cognate.rundir import Places, RunDir, read_json
@@ -29,8 +29,8 @@ pytestmark = pytest.mark.timeout(3600)
 
 def test_a_worker_that_hangs_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """SIGSTOP stands for whatever never returns: a deadlock, a call that is stuck in a driver."""
-    monkeypatch.setattr(supervisor, "AUTO_RESUME_AFTER_S", 0.01)
-    monkeypatch.setattr(supervisor, "AUTO_RESUME_AFTER_MOST_S", 0.1)
+    monkeypatch.setattr(resumption, "AFTER_S", 0.01)
+    monkeypatch.setattr(resumption, "AFTER_MOST_S", 0.1)
     with serving(tmp_path, "--step-seconds", "0.01", auto_resume=1000, stall_after_s=1.5, on_stall="restart") as client:
         run_id = launch(client, steps=1_000_000)
         for number in range(1, times(20) + 1):

@@ -15,7 +15,7 @@ from starlette.testclient import TestClient
 
 from app.executors.base import LaunchError
 from app.executors.local import LocalExecutor
-from app.services import supervisor
+from app.services import resumption, supervisor
 from app.services.lifecycle import TRANSITIONS
 from app.store import engine
 from cognate.rundir import AttemptDir, RunDir, read_json
@@ -115,7 +115,7 @@ def test_a_checkpoint_is_saved_on_request_and_training_goes_on(tmp_path: Path) -
 
 @pytest.fixture(name="_soon")
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(supervisor, "AUTO_RESUME_AFTER_S", 0.01)
+    monkeypatch.setattr(resumption, "AFTER_S", 0.01)
 
 
 @pytest.mark.usefixtures("_soon")
@@ -185,8 +185,8 @@ def test_a_run_that_waits_for_space_can_be_told_to_stay(tmp_path: Path, free: li
 
 def test_space_for_a_first_checkpoint_is_estimated_and_tried_later_each_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What had no checkpoint yet was launched again at once, from the start, for ever."""
-    monkeypatch.setattr(supervisor, "DISK_FLOOR_BYTES", 0)
-    monkeypatch.setattr(supervisor, "AUTO_RESUME_AFTER_S", 3600.0)
+    monkeypatch.setattr(resumption, "DISK_FLOOR_BYTES", 0)
+    monkeypatch.setattr(resumption, "AFTER_S", 3600.0)
     free = [1]
     monkeypatch.setattr(supervisor.Supervisor, "_free_bytes", lambda _: free[0])
     with serving(tmp_path, "--fault", "always_full@7") as client:
@@ -213,7 +213,7 @@ def test_a_worker_that_a_full_disk_silenced_is_not_called_crashed(tmp_path: Path
 
 def test_a_run_that_could_not_save_is_not_set_to_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It trained to its next checkpoint, 500 steps, and lost them."""
-    free = [2 * supervisor.DISK_FLOOR_BYTES]
+    free = [2 * resumption.DISK_FLOOR_BYTES]
     monkeypatch.setattr(supervisor.Supervisor, "_free_bytes", lambda _: free[0])
     with serving(tmp_path) as client:
         run_id = launch(client, steps=20)

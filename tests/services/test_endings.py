@@ -8,7 +8,7 @@ import pytest
 from app.executors.base import Exit, LaunchError
 from app.services.endings import explain, fact_of, refused
 from app.services.lifecycle import Fact, Reason, State
-from app.services.supervisor import AUTO_RESUME_AFTER_MOST_S, auto_resume_after
+from app.services.resumption import AFTER_MOST_S, pause_after
 from app.store.tables import Attempt, Run
 from cognate.events import EXIT_DISK_FULL
 
@@ -115,5 +115,5 @@ def test_a_pause_that_a_person_asked_for_is_one_however_it_ended(said: Attempt, 
 
 def test_a_run_that_is_lost_again_and_again_waits_longer_each_time_but_not_for_ever() -> None:
     """At the 512th time, of 1000 that can be asked for, an overflow ended every look of the supervisor."""
-    delays = [auto_resume_after(times) for times in (0, 1, 2, 3, 4, 512, 1000)]
-    assert delays == [2.0, 8.0, 32.0, 128.0, *[AUTO_RESUME_AFTER_MOST_S] * 3]
+    delays = [pause_after(times) for times in (0, 1, 2, 3, 4, 512, 1000)]
+    assert delays == [2.0, 8.0, 32.0, 128.0, *[AFTER_MOST_S] * 3]

@@ -32,8 +32,8 @@ from app.api.errors import PROBLEMS
 from app.api.schemas import runs as schemas
 from app.executors.base import Exit
 from app.executors.local import LocalExecutor
+from app.services import resumption
 from app.services import runs as use_cases
-from app.services import supervisor
 from app.services.lifecycle import AT_REST, LIVE, TRANSITIONS, Command, State, allowed_commands, in_effect
 from app.services.supervisor import Supervisor
 from app.store import runs
@@ -457,7 +457,7 @@ def _attempt(words: str, run_id: str) -> str:
 
 @pytest.fixture(autouse=True)
 def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(supervisor, "AUTO_RESUME_AFTER_S", 0.2)
+    monkeypatch.setattr(resumption, "AFTER_S", 0.2)
 
 
 def explore(examples: int, steps: int, *, derandomize: bool = False) -> None:

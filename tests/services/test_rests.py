@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from app.services import supervisor
+from app.services import resumption
 from app.services.lifecycle import Reason, State
 from app.services.rests import Rests, tells_of_a_step
-from app.services.supervisor import auto_resume_after
+from app.services.resumption import pause_after
 from cognate.events import Event, Kind
 from tests.service import launch, serving, until, wait_for
 
@@ -34,7 +34,7 @@ def failed(rests: Rests, slot: str = "cuda:0", reason: Reason = Reason.GPU_ERROR
 
 def test_a_gpu_is_rested_longer_each_time_and_not_after_the_first() -> None:
     clock = Clock()
-    rests = Rests(auto_resume_after, clock)
+    rests = Rests(pause_after, clock)
     assert [failed(rests) for _ in range(4)] == [0.0, 2.0, 8.0, 32.0]
     rest = rests.of("cuda:0")
     assert rest is not None
@@ -45,7 +45,7 @@ def test_a_gpu_is_rested_longer_each_time_and_not_after_the_first() -> None:
 
 
 def test_what_went_before_a_step_is_forgotten() -> None:
-    rests = Rests(auto_resume_after, Clock())
+    rests = Rests(pause_after, Clock())
     failed(rests)
     failed(rests)
     rests.stepped("cuda:0")
@@ -65,7 +65,7 @@ def test_what_went_before_a_step_is_forgotten() -> None:
     ],
 )
 def test_what_says_nothing_of_a_gpu_rests_none(slot: str, state: State, reason: Reason) -> None:
-    rests = Rests(auto_resume_after, Clock())
+    rests = Rests(pause_after, Clock())
     assert [failed(rests, slot, reason, state) for _ in range(3)] == [0.0] * 3
 
 
@@ -94,7 +94,7 @@ def gpus(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
 def test_a_bad_gpu_does_not_fail_the_queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each of its runs failed within a second of the one before."""
     gpus(monkeypatch, "GPU-bad")
-    monkeypatch.setattr(supervisor, "AUTO_RESUME_AFTER_S", 100.0)
+    monkeypatch.setattr(resumption, "AFTER_S", 100.0)
     with serving(tmp_path, *BAD_GPU) as client:
         first, second, third, fourth = (launch(client, steps=5) for _ in range(4))
         for run_id in (first, second):
@@ -117,7 +117,7 @@ def test_a_bad_gpu_does_not_fail_the_queue(tmp_path: Path, monkeypatch: pytest.M
 
 def test_a_run_whose_gpu_failed_goes_on_by_itself_on_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gpus(monkeypatch, "GPU-bad", "GPU-good")
-    monkeypatch.setattr(supervisor, "AUTO_RESUME_AFTER_S", 0.01)
+    monkeypatch.setattr(resumption, "AFTER_S", 0.01)
     with serving(tmp_path, *BAD_GPU, auto_resume=1) as client:
         run_id = launch(client, steps=5)
         wait_for(client, run_id, "completed")
@@ -129,7 +129,7 @@ def test_a_run_whose_gpu_failed_goes_on_by_itself_on_another(tmp_path: Path, mon
 
 def test_a_rested_gpu_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gpus(monkeypatch, "GPU-bad")
-    monkeypatch.setattr(supervisor, "AUTO_RESUME_AFTER_S", 0.2)
+    monkeypatch.setattr(resumption, "AFTER_S", 0.2)
     with serving(tmp_path, *BAD_GPU) as client:
         for run_id in [launch(client, steps=5) for _ in range(4)]:
             wait_for(client, run_id, "interrupted")
