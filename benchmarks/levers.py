@@ -165,7 +165,7 @@ def config_of(trial: Trial) -> RunConfig:
         "seed": trial.seed,
         "optimizer": {**OPTIMIZER, **settings.get("optimizer", {})},
         "model": {**SMALL["model"], **dict(ONE_LOOK)},
-        "evaluation": {"epoch_items": 0, "at_end": "off"},
+        "evaluation": {"epoch_items": 0, "samples": 0, "at_end": "off"},
         "data": {**SMALL["data"], "datasets": list(trial.datasets), **settings.get("data", {})},
         "training": {**training, **settings.get("training", {})},
     }

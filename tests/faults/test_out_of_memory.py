@@ -91,7 +91,7 @@ def test_the_candidates_of_a_problem_go_through_in_parts_too(tmp_path: Path) -> 
             batch_size=2,
             data={"source": "real", "validation_batches": 1},
             choice_weight=0.5,
-            evaluation={"epoch_items": 0, "at_end": "off"},
+            evaluation={"epoch_items": 0, "samples": 0, "at_end": "off"},
         )
         assert (run["state"], run["attempt"], run["rows_at_most"], run["alerts"]) == ("completed", 2, 1, [])
         assert len(losses(client, run)) == 7

@@ -20,6 +20,7 @@ TINY: dict[str, Any] = {
     "model": {"vocab_size": 400, "d_model": 32, "n_layers": 2, "n_heads": 2, "d_ff": 64, "trm_d_ff": 64, "window": 16},
     "data": {"source": "synthetic", "synthetic_problems": 200, "validation_batches": 1},
     "training": {"batch_size": 4, "sequence_length": 64, "max_steps": 12, "log_every_steps": 1, "checkpoint_every_steps": 4},
+    "evaluation": {"samples": 0},
 }
 
 CPU = torch.device("cpu")
