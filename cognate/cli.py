@@ -7,6 +7,7 @@ run's journals say.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -312,10 +313,11 @@ def _attempt(run: RunDir, places: Places) -> Kind:
     previous = {number: handler for number in _ENDS if (handler := signal.getsignal(number)) is not signal.SIG_IGN}
 
     def pause(*_: object) -> None:
-        _say("pausing after this step; Ctrl-C again ends it at once")
         if signal.SIGINT in previous:
             signal.signal(signal.SIGINT, previous[signal.SIGINT])
         write_control(attempt, Control("pause", 1))
+        with contextlib.suppress(RuntimeError):  # it came while a line was being written: then this one is left out
+            _say("pausing after this step; Ctrl-C again ends it at once")
 
     for number in previous:
         signal.signal(number, pause)

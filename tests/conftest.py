@@ -17,6 +17,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test needs the network
 for name in ("COLUMNS", "LINES"):  # readline sets them, and a console believes them
     os.environ.pop(name, None)
 signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored under a shell that starts us in the background, and inherited
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # so under nohup
 
 
 @pytest.fixture(autouse=True)

@@ -6,6 +6,7 @@ The kernel tells the processes of a closed terminal by SIGHUP, and whatever they
 from __future__ import annotations
 
 import fcntl
+import io
 import os
 import pty
 import signal
@@ -15,13 +16,17 @@ import termios
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from cognate import cli
 from cognate.events import Kind
-from cognate.rundir import AttemptDir, RunDir, read_journal
+from cognate.rundir import AttemptDir, Places, RunDir, read_journal
+from cognate.visible import Screen
 from tests.service import FAKE_WORKER, Server, launch, until, wait_for
 from tests.test_cli import SMALL
+from tests.training.runs import new_run, tiny
 
 # `python -m app` with fake workers.
 SERVE = f"""
@@ -122,6 +127,29 @@ def test_training_is_saved_whatever_ends_it(tmp_path: Path, told: signal.Signals
     process.send_signal(told)
     assert process.wait(60) == 130
     assert attempt.run.complete_checkpoints()
+
+
+class Interrupting(io.RawIOBase):
+    """A terminal at which Ctrl-C is pressed while its second line is being written."""
+
+    def __init__(self) -> None:
+        self.lines = 0
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        self.lines += 1
+        if self.lines == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        return len(data)
+
+
+def test_training_is_saved_when_it_was_just_saying_something(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The handler, too, has something to say, and a buffer takes nothing while it is being written."""
+    run = new_run(tmp_path / "run", tiny(training={"max_steps": 100}))
+    monkeypatch.setattr(cli, "console", Screen(file=io.TextIOWrapper(io.BufferedWriter(Interrupting()))))
+    assert cli._attempt(run, Places(None, None)) is Kind.PAUSED
 
 
 def test_training_is_saved_when_its_terminal_is_closed(tmp_path: Path) -> None:

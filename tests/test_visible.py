@@ -63,7 +63,8 @@ def test_a_screen_that_is_a_pipe_passes_on_what_it_is_given() -> None:
     assert out.file.getvalue().startswith("\x1b]0;owned")
 
 
-def test_samples_of_a_dataset_are_shown_harmless(tmp_path: Path) -> None:
+def test_samples_of_a_dataset_are_shown_harmless(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COGNATE_DATA_DIR", str(tmp_path / "of-others"))  # what is said counts for more, wherever it is said
     rows = [{"question": f"How many? {HOSTILE} {number}", "answer": f"{HOSTILE}\n#### 1"} for number in range(30)]
     write_split(tmp_path, "gsm8k", "train", rows)
     write_split(tmp_path, "gsm8k", "test", rows[:4])

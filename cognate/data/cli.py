@@ -24,13 +24,13 @@ from cognate.visible import Screen, echo, visible
 app = typer.Typer(help="The datasets: what is here, what the model sees of them, and how to get them.", no_args_is_help=False)
 console = Screen(highlight=False)
 
-DataOption = Annotated[
-    Path | None, typer.Option("--data", envvar="COGNATE_DATA_DIR", help="Folder of Parquet datasets, beside what was fetched.")
-]
+_HELP = "Folder of Parquet datasets, beside what was fetched."
+DataOption = Annotated[Path | None, typer.Option("--data", help=_HELP)]  # of a command; the variable is asked once, before it
+DataOrVariable = Annotated[Path | None, typer.Option("--data", envvar="COGNATE_DATA_DIR", help=_HELP)]
 
 
 @app.callback(invoke_without_command=True)
-def main(context: typer.Context, data: DataOption = None) -> None:
+def main(context: typer.Context, data: DataOrVariable = None) -> None:
     """Without a command: status."""
     context.obj = data
     if context.invoked_subcommand is None:
