@@ -26,7 +26,7 @@ run: setup ## set up, migrate, serve on 127.0.0.1:8000, start a quickstart run i
 
 test: setup ## everything that must hold: linters, types, boundaries, tests
 	$(MAKE) --no-print-directory lint
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile
 
 test-faults: setup ## every row of docs/reliability.md at its full count (about half an hour)
 	COGNATE_FAULTS_SCALE=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile tests/faults tests/services/test_machine.py tests/api/test_openapi.py -m "faults or not faults"

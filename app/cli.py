@@ -99,7 +99,7 @@ class _Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if not self.should_exit:
-            with contextlib.suppress(OSError):  # of a terminal that was closed
+            with contextlib.suppress(OSError, RuntimeError):  # of a terminal that was closed; of one that was just being written to
                 print("Cognate: saving what is running, then stopping; Ctrl-C again leaves the workers to the next start", flush=True)
         super().handle_exit(sig, frame)
 
