@@ -93,7 +93,7 @@ def main() -> int:
             if fault == "hang":
                 time.sleep(3600)
             if fault == "doze":
-                time.sleep(1.5)
+                time.sleep(6)
             if fault == "full":
                 journal.append(Kind.FAILED, reason="disk_full", detail="OSError: [Errno 28] No space left on device")
                 return 1

@@ -257,12 +257,12 @@ def test_a_launch_that_is_refused_for_a_passing_reason_is_tried_again(
 
 
 def test_silence_is_told_once_and_forgiven(tmp_path: Path) -> None:
-    with serving(tmp_path, "--fault", "doze@7", "--step-seconds", "0.05", stall_after_s=0.5) as client:
+    with serving(tmp_path, "--fault", "doze@7", "--step-seconds", "0.05", stall_after_s=3.0) as client:
         run_id = launch(client, steps=20)
         wait_for(client, run_id, "completed")
         (stalled,) = events(client, run_id, "alert")
         assert (stalled["kind"], stalled["severity"]) == ("stalled", "critical")
-        assert stalled["evidence"]["silent_s"] >= 0.5
+        assert stalled["evidence"]["silent_s"] >= 3.0
         (cleared,) = events(client, run_id, "alert_cleared")
         assert (cleared["kind"], cleared["message"]) == ("stalled", "the worker speaks again")
         assert client.get(f"/v1/runs/{run_id}").json()["alerts"] == []
@@ -270,7 +270,7 @@ def test_silence_is_told_once_and_forgiven(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("_soon")
 def test_a_worker_that_hangs_is_replaced_when_asked_so(tmp_path: Path) -> None:
-    with serving(tmp_path, "--fault", "hang@7", stall_after_s=0.5, on_stall="restart", auto_resume=1) as client:
+    with serving(tmp_path, "--fault", "hang@7", stall_after_s=3.0, on_stall="restart", auto_resume=1) as client:
         run_id = launch(client, steps=20)
         assert wait_for(client, run_id, "completed")["attempt"] == 2
         told = events(client, run_id, "state")
@@ -282,7 +282,7 @@ def test_a_worker_that_hangs_is_replaced_when_asked_so(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("_soon")
 def test_a_worker_that_hangs_while_it_is_to_pause_is_ended_when_asked_so(tmp_path: Path) -> None:
     """Nothing but stop and kill could be asked of its run, and both are for good."""
-    with serving(tmp_path, "--fault", "hang@7", stall_after_s=0.5, on_stall="restart", auto_resume=1) as client:
+    with serving(tmp_path, "--fault", "hang@7", stall_after_s=3.0, on_stall="restart", auto_resume=1) as client:
         run_id = launch(client, steps=20)
         training(client, run_id, 7)
         assert client.post(f"/v1/runs/{run_id}/pause").json()["state"] == "pausing"
@@ -300,7 +300,7 @@ def test_a_worker_that_hangs_while_it_is_to_pause_is_ended_when_asked_so(tmp_pat
 @pytest.mark.usefixtures("_soon")
 def test_a_kill_ends_a_run_whose_stalled_worker_is_being_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Asked for while the worker is ended to be launched again, it must not pass for what is done already."""
-    with serving(tmp_path, "--fault", "hang@7", stall_after_s=0.5, on_stall="restart", auto_resume=1) as client:
+    with serving(tmp_path, "--fault", "hang@7", stall_after_s=3.0, on_stall="restart", auto_resume=1) as client:
         executor = client.app.state.parts.supervisor._executor  # type: ignore[attr-defined]
         kill = executor.kill
         monkeypatch.setattr(executor, "kill", lambda _: None)  # a process that is stuck in a driver
