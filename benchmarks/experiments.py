@@ -45,7 +45,7 @@ def tune(book: Book, start: Trial) -> Trial:
 
 STARTS = {
     "adamw": (2e-3, 2e-2), "muon": (5e-3, 1e-2), "mugrokfast-0": (5e-3, 1e-2), "mugrokfast-0.3": (5e-3, 1e-2),
-    "mugrokfast-2": (5e-3, 2e-2), "heavyball": (5e-3, 1e-2),
+    "mugrokfast-2": (5e-3, 2e-2), "heavyball": (2e-2, 1e-2),
 }  # fmt: skip
 WIDE_STARTS = {"adamw": (4e-3, 1e-2), "muon": (2.5e-3, 1e-2), "mugrokfast-0": (2.5e-3, 1e-2)}
 
