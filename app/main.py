@@ -61,7 +61,7 @@ SHORTEST_TOKEN = 16  # characters
 STATIC = Path(__file__).resolve().parents[1] / "static"
 
 
-class Service(FastAPI):
+class Application(FastAPI):
     """Every answer has its headers, also that to an error which nobody caught: it is made outside of all middleware."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -102,7 +102,7 @@ def create_app(settings: Settings | None = None, executor: Executor | None = Non
                 hub.attach(None)
                 parts.store.close()
 
-    app = Service(
+    app = Application(
         title="Cognate",
         version=__version__,
         summary="Launch, pause, resume, stop and inspect training runs",
