@@ -6,7 +6,7 @@ STAMP := $(VENV)/.set-up
 BENCH_STAMP := $(VENV)/.set-up-bench
 RIVALS := $(VENV)/rivals
 
-.PHONY: help setup run test test-faults test-defects lint docs bench-gpu bench-train bench-optimizer bench-decode bench-stream bench-service bench-experiments bench-specialists bench-levers clean
+.PHONY: help setup run test test-faults test-defects lint docs bench-gpu bench-train bench-optimizer bench-decode bench-stream bench-service bench-experiments bench-tasks bench-specialists bench-levers clean
 
 help: ## show this list
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -72,6 +72,9 @@ bench-gpu: $(BENCH_STAMP) ## everything that only a GPU can show, one after anot
 
 bench-experiments: $(BENCH_STAMP) ## what parts and optimizers are worth on real data (hours); ARGS="RESULTS.jsonl [STUDY ...]"
 	$(BIN)/python -m benchmarks.experiments $(ARGS)
+
+bench-tasks: setup ## what memory and recursion are worth on two tasks that need them (an hour); ARGS="RESULTS.jsonl [recall hops]"
+	$(BIN)/python -m benchmarks.tasks $(ARGS)
 
 bench-specialists: setup ## the three specialists from launch to hand-off (minutes on a GPU); ARGS="--data FOLDER"
 	$(BIN)/python -m benchmarks.specialists $(ARGS)

@@ -17,7 +17,7 @@ from rich.console import Console
 from torch import Tensor, nn
 from torch.autograd import DeviceType
 
-from benchmarks import experiments, gpu, levers, rivals, specialists, train, trials
+from benchmarks import experiments, gpu, levers, rivals, specialists, tasks, train, trials
 from benchmarks.session import Setting
 from benchmarks.sidebyside import Batch, Contestant, Precision, count_flops, describe_machine, race, random_batch
 from benchmarks.trials import Book, Outcome, Trial
@@ -299,3 +299,52 @@ def test_halting_is_judged_by_what_reading_with_it_says() -> None:
         loss = nn.functional.cross_entropy(model.logits(read.answers).flatten(0, 1), targets.flatten())
         assert told[str(threshold)] == pytest.approx((loss.item(), read.depths[:, :-1].float().mean().item()), rel=1e-4)
     assert len({depth for _, depth in told.values()}) > 1
+
+
+# --- tasks ----------------------------------------------------------------------------------------------------
+
+
+def test_a_question_of_recall_is_answered_by_a_pair_that_attention_does_not_reach() -> None:
+    task = tasks.STUDIES["recall"][0]
+    assert isinstance(task, tasks.Recall)
+    options = tasks.STUDIES["recall"][1]["plain"].options
+    assert options["n_layers"] * (options["window"] - 1) < task.filler
+    rows = task.draw(20, 1, torch.Generator().manual_seed(1))
+    first_key, first_answer = task.keys * task.values, task.vocabulary - task.values
+    assert int(rows.tokens.max()) < first_answer
+    for tokens, targets in zip(rows.tokens.tolist(), rows.targets.tolist(), strict=True):
+        told = dict(divmod(pair, task.values) for pair in tokens[: task.pairs])
+        assert len(told) == task.pairs
+        assert [target - first_answer for target in targets[-task.pairs :]] == [told[key - first_key] for key in tokens[-task.pairs :]]
+        assert set(targets[: -task.pairs]) == {NOT_COUNTED}
+
+
+def test_a_question_of_hops_is_answered_by_going_round() -> None:
+    task = tasks.Hops()
+    rows = task.draw(20, 4, torch.Generator().manual_seed(1))
+    assert set(rows.level.flatten().tolist()) == {1, 2, 3, 4}
+    for tokens, targets, levels in zip(rows.tokens.tolist(), rows.targets.tolist(), rows.level.tolist(), strict=True):
+        after = dict(divmod(step, task.symbols) for step in tokens[: task.symbols])
+        for token, target, level in zip(tokens[task.symbols :], targets[task.symbols :], levels, strict=True):
+            asked, symbol = divmod(token - task.symbols**2, task.symbols)
+            assert asked == level - 1
+            for _ in range(level):
+                symbol = after[symbol]
+            assert target - (task.symbols + task.levels) * task.symbols == symbol
+        assert set(targets[: task.symbols]) == {NOT_COUNTED}
+
+
+def test_a_task_is_learned_and_its_outcome_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One step of a cycle is learned in seconds; what was measured is not measured again."""
+    task, trial = tasks.Hops(levels=2, rows=32), tasks.Trial({"n_layers": 1, "ltm": False}, 120)
+    monkeypatch.setitem(tasks.STUDIES, "hops", (task, {"recursion": trial}))
+    monkeypatch.setattr(tasks, "SEEDS", (1,))
+    tasks.study(Book(tmp_path / "results"), "hops")
+    (entry,) = [json.loads(line) for line in (tmp_path / "results").read_text().splitlines()]
+    outcome = entry["value"]
+    assert outcome["right"][0] > 0.9
+    assert 50 <= outcome["mastered"][0] <= 120
+    assert outcome["mastered"][1] is None
+    assert all(1 <= depth <= 3 for depth in outcome["recursions_with_halting"])
+    monkeypatch.setattr(tasks, "run", lambda *_: pytest.fail("measured again"))
+    tasks.study(Book(tmp_path / "results"), "hops")

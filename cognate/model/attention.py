@@ -23,6 +23,7 @@ from torch.nn import functional
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from cognate.model.layers import Linear, rms_norm, split_heads
+from cognate.precision import product_dtype
 
 LONG = 256  # tokens in a row from which the CPU skips what no window shows; shorter ones are as fast in one call
 QUERIES = 64  # in a strip
@@ -58,7 +59,7 @@ class Strip(NamedTuple):
     """Up to QUERIES queries in a row, and the keys that hold all they may see.
 
     queries, keys: positions in the row
-    mask:          [batch or 1, 1, query, key], as in Sight
+    mask:          [batch or 1, 1, query, key], as in Sight, in the dtype that attention is computed in
     """
 
     queries: slice
@@ -115,7 +116,8 @@ def look(segments: Tensor, window: int, head_dim: int, rope_base: float, dtype: 
         return Sight(*turns(position, head_dim, rope_base, dtype), block_mask(segments, window))
     if segments.device.type == "cpu" and len(position) >= LONG:
         mask = partial(_mask, position, position, segments, segments, window, dtype)
-        return Sight(*turns(position, head_dim, rope_base, dtype), mask, _strips(segments, window, dtype))
+        strips = _strips(segments, window, product_dtype(dtype, segments.device))
+        return Sight(*turns(position, head_dim, rope_base, dtype), mask, strips)
     return Sight(*turns(position, head_dim, rope_base, dtype), _mask(position, position, segments, segments, window, dtype))
 
 
@@ -290,15 +292,16 @@ class _InStrips(torch.autograd.Function):
     """Attention strip by strip, by the kernel that SDPA calls on the CPU; autograd would fill up each strip's gradients with zeros.
 
     Measured on two cores without AMX, forward and backward, ms of masked SDPA / of this, window 256: fp32 4 x 320 9.5 / 8.3,
-    4 x 512 24 / 16, 1 x 4096 412 / 54; bf16 4 x 512 43 / 36.
+    4 x 512 24 / 16, 1 x 4096 412 / 54; bf16 4 x 512 43 / 36 (where its products were bf16 too).
     """
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, strips: tuple[Strip, ...]) -> Tensor:
         """query, key, value: [batch, head, time, head_dim]; returns the same shape"""
         out, sums = torch.empty_like(query), []
+        asks, knows, holds = (tensor.to(strips[0].mask.dtype) for tensor in (query, key, value))
         for queries, keys, mask in strips:
-            asked, known, held = query[:, :, queries], key[:, :, keys], value[:, :, keys]
+            asked, known, held = asks[:, :, queries], knows[:, :, keys], holds[:, :, keys]
             out[:, :, queries], logarithm = _KERNEL(asked, known, held, attn_mask=mask)
             sums.append(logarithm)
         ctx.save_for_backward(query, key, value, out, *sums)
@@ -308,6 +311,8 @@ class _InStrips(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         query, key, value, out, *sums = ctx.saved_tensors
+        narrow, wide = query.dtype, ctx.strips[0].mask.dtype
+        query, key, value, out, gradient = (tensor.to(wide) for tensor in (query, key, value, out, gradient))
         to_query, to_key, to_value = torch.empty_like(query), torch.zeros_like(key), torch.zeros_like(value)
         for (queries, keys, mask), logarithm in zip(ctx.strips, sums, strict=True):
             asked, known, held = query[:, :, queries], key[:, :, keys], value[:, :, keys]
@@ -316,7 +321,7 @@ class _InStrips(torch.autograd.Function):
             to_query[:, :, queries] = of_query
             to_key[:, :, keys] += of_key
             to_value[:, :, keys] += of_value
-        return to_query, to_key, to_value, None
+        return to_query.to(narrow), to_key.to(narrow), to_value.to(narrow), None
 
 
 # Without dropout, and not causal: the mask says so.

@@ -29,6 +29,7 @@ from cognate.model.mag import Backbone, Reading, Watch, watch
 from cognate.model.memory import Chunks, cut
 from cognate.model.state import State, look_back
 from cognate.model.trm import Recursion, Thought
+from cognate.precision import product_dtype
 from cognate.transfer import to_device
 
 PIECE = 512  # tokens that extend() reads at once
@@ -88,7 +89,8 @@ class Cognate(nn.Module):
 
     def logits(self, answers: Tensor) -> Tensor:
         """[..., width] to [..., vocabulary], float32"""
-        return functional.linear(answers, self.embedding.weight.to(answers.dtype)).float()
+        dtype = product_dtype(answers.dtype, answers.device)
+        return functional.linear(answers.to(dtype), self.embedding.weight.to(dtype)).float()
 
     @torch.no_grad()
     def extend(

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cognate.precision import product_dtype
+
 CHUNK_BYTES = 2**26  # logits held at once; fewer, larger chunks mean fewer passes over the head's gradient
 CUDA_CHUNK_BYTES = 2**28  # there no cache holds them, whatever their size
 BLOCK_ELEMENTS = 2**18  # of these, what the CPU turns into probabilities at once: small enough for its caches
@@ -27,6 +29,7 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, row_we
     row_weights: [row]
     returns the sum, with a gradient to hidden and weight, and each row's cross-entropy [row] in nats, without one
     """
+    hidden = hidden.to(product_dtype(hidden.dtype, hidden.device))
     if not torch.is_grad_enabled() or not (hidden.requires_grad or weight.requires_grad):
         each = cross_entropy_of(hidden, weight, targets)
         return (each * row_weights).sum(), each
@@ -37,6 +40,7 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, row_we
 @torch.no_grad()
 def cross_entropy_of(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     """Cross-entropy of each row in nats, [row], float32; arguments as above."""
+    hidden = hidden.to(product_dtype(hidden.dtype, hidden.device))
     head = weight.to(hidden.dtype)
     each = torch.empty(len(hidden), device=hidden.device)
     for rows in _chunks(hidden, weight):

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from cognate.precision import product_dtype
+
 EPSILON = 1e-6
 
 Method = TypeVar("Method", bound=Callable[..., Any])
@@ -60,12 +62,12 @@ class Linear(nn.Linear):
         nn.init.uniform_(self.weight, -bound, bound)
 
     def forward(self, x: Tensor) -> Tensor:
-        return functional.linear(x, self.matrix(x.dtype))
+        return linear(x, self.matrix(x))
 
-    def matrix(self, dtype: torch.dtype) -> Tensor:
-        """W"""
+    def matrix(self, x: Tensor) -> Tensor:
+        """W, in the dtype that a product with x is computed in"""
         weight = ternary(self.weight) if self.is_ternary else self.weight
-        return weight if weight.dtype == dtype else weight.to(dtype)
+        return weight.to(product_dtype(x.dtype, x.device))
 
 
 class RMSNorm(nn.Module):
@@ -90,9 +92,17 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if not torch.is_grad_enabled():
-            return functional.linear(self.up(x).relu_().square_(), self.down.matrix(x.dtype))
-        out: Tensor = _SquaredReLULinear.apply(self.up(x), self.down.matrix(x.dtype))  # type: ignore[no-untyped-call]
+            return linear(self.up(x).relu_().square_(), self.down.matrix(x))
+        out: Tensor = _SquaredReLULinear.apply(self.up(x), self.down.matrix(x))  # type: ignore[no-untyped-call]
         return out
+
+
+def linear(x: Tensor, weight: Tensor) -> Tensor:
+    """x W^T, computed in the dtype of W, in the dtype of x; x: [..., inputs], weight: [outputs, inputs]"""
+    if x.dtype == weight.dtype:
+        return functional.linear(x, weight)
+    out: Tensor = _WideLinear.apply(x, weight)  # type: ignore[no-untyped-call]
+    return out
 
 
 def drop(x: Tensor, rates: Tensor) -> Tensor:
@@ -151,18 +161,34 @@ class _RMSNorm(torch.autograd.Function):
         return torch.addcmul(gradient, wide, along, value=-1).mul_(scale).to(x.dtype), to_weight
 
 
+class _WideLinear(torch.autograd.Function):
+    """linear() in a wider dtype than that of x, which is kept for the gradient as narrow as it is."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return functional.linear(x.to(weight.dtype), weight).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        x, weight = ctx.saved_tensors
+        gradient = gradient.to(weight.dtype)
+        return (gradient @ weight).to(x.dtype), gradient.flatten(0, -2).mT @ x.flatten(0, -2).to(weight.dtype)
+
+
 class _SquaredReLULinear(torch.autograd.Function):
-    """relu(x)^2 W^T. The square, the widest tensor of a block, is computed again for the gradient instead of kept."""
+    """relu(x)^2 W^T, as linear(). The square, the widest tensor of a block, is computed again for the gradient instead of kept."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
         rectified = functional.relu(x)
         ctx.save_for_backward(rectified, weight)
-        return functional.linear(rectified * rectified, weight)
+        return functional.linear(rectified.to(weight.dtype).square(), weight).to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
         rectified, weight = ctx.saved_tensors
-        to_x = ((2 * gradient) @ weight).mul_(rectified)  # doubled on the narrow side
-        square = rectified.square_()  # in its place: nobody reads it any more, and a second backward pass is refused
+        gradient = gradient.to(weight.dtype)
+        to_x = ((2 * gradient) @ weight).mul_(rectified).to(rectified.dtype)  # doubled on the narrow side
+        square = rectified.to(weight.dtype).square_()  # in its place: nobody reads it any more, and a second backward pass is refused
         return to_x, gradient.flatten(0, -2).mT @ square.flatten(0, -2)

@@ -3,6 +3,6 @@
 from cognate.optimizer.equations import grokfast_ema, muon_clip, qk_clip
 from cognate.optimizer.kinds import kind_of
 from cognate.optimizer.mugrokfast import MuGrokfast
-from cognate.optimizer.polar import native_dtype, orthogonalize
+from cognate.optimizer.polar import orthogonalize
 
-__all__ = ["MuGrokfast", "grokfast_ema", "kind_of", "muon_clip", "native_dtype", "orthogonalize", "qk_clip"]
+__all__ = ["MuGrokfast", "grokfast_ema", "kind_of", "muon_clip", "orthogonalize", "qk_clip"]

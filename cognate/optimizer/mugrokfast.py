@@ -46,7 +46,8 @@ from cognate.optimizer.equations import (
     token_scale,
 )
 from cognate.optimizer.kinds import STATE, Group, Kind, checked_kind, head_gains, kind_of, shape_of, state_keys
-from cognate.optimizer.polar import native_dtype, orthogonalize
+from cognate.optimizer.polar import orthogonalize
+from cognate.precision import native_dtype
 
 
 @dataclass(frozen=True)

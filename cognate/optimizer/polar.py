@@ -5,7 +5,6 @@ Sources: Muon, https://kellerjordan.github.io/posts/muon. Polar Express, arXiv:2
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 
 import torch
@@ -49,20 +48,6 @@ def _bound(norm: Tensor, margin: float) -> Tensor:
     """What singular values are divided by to lie below 1 / margin; norm: Frobenius's"""
     # A norm below 1e-12 is not divided by: such an update fades to nothing, and its rounding is not amplified.
     return norm.clamp(min=1e-12) * margin
-
-
-@functools.cache
-def native_dtype(device: torch.device) -> torch.dtype:
-    """bfloat16 where products of it are faster, else float32.
-
-    Measured on two cores, all matrices of the default model, ms: with AMX bf16 76, fp32 224, fp32 without the Gram form 364;
-    with AVX512-BF16 alone bf16 865, fp32 371. So that instruction decides nothing; whether it pays on another maker's CPU was not measured.
-    """
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float32
-    if device.type == "cpu":
-        return torch.bfloat16 if torch.cpu.get_capabilities().get("amx_bf16") else torch.float32
-    return torch.float32
 
 
 def _apply_polynomials(wide: Tensor, coefficients: Coefficients) -> Tensor:

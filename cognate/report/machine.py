@@ -13,7 +13,7 @@ from typing import Any, Final, final
 import torch
 
 from cognate.config import RunConfig
-from cognate.optimizer import native_dtype
+from cognate.precision import native_dtype
 from cognate.report.facts import Machine
 from cognate.training.execution import activation_dtype, available, has_compiler
 

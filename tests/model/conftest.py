@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 
+from cognate import precision
 from cognate.config import ModelConfig
 from cognate.model import Cognate
 
@@ -20,6 +21,14 @@ def _same_bits_every_time() -> Iterator[None]:
     torch.use_deterministic_algorithms(True)
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(params=["bfloat16", "float32"])
+def bf16_products(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> torch.dtype:
+    """What bfloat16 tensors are multiplied in, whatever this machine does better."""
+    dtype: torch.dtype = getattr(torch, request.param)
+    monkeypatch.setattr(precision, "native_dtype", lambda device: dtype)
+    return dtype
 
 
 @pytest.fixture

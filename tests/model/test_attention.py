@@ -134,7 +134,7 @@ def test_one_row_of_segments_may_speak_for_all_rows() -> None:
 
 
 @pytest.mark.usefixtures("_in_strips")
-def test_narrow_gradients_are_as_close_to_the_truth_in_strips() -> None:
+def test_narrow_gradients_are_as_close_to_the_truth_in_strips(bf16_products: torch.dtype) -> None:
     sights = [look(torch.zeros(1, 300, dtype=torch.long), 256, 64, 10_000.0, dtype) for dtype in (torch.bfloat16, torch.float32)]
     parts = [torch.randn(1, 300, 2, 64).bfloat16() for _ in range(3)]
     weights = torch.randn(1, 300, 128)
@@ -144,7 +144,7 @@ def test_narrow_gradients_are_as_close_to_the_truth_in_strips() -> None:
         return list(torch.autograd.grad((attend(*inputs, sight).float() * weights).sum(), inputs))
 
     for ours, usual, true in zip(gradients(sights[0]), gradients(whole(sights[0])), gradients(whole(sights[1])), strict=True):
-        assert (ours - true).norm() < 1.5 * (usual - true).norm() < 0.01 * true.norm()
+        assert (ours - true).norm() < (1.5 if bf16_products == torch.bfloat16 else 1.0) * (usual - true).norm() < 0.01 * true.norm()
 
 
 @settings(max_examples=20, deadline=None, derandomize=True)

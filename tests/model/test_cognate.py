@@ -421,6 +421,7 @@ def test_the_same_seed_gives_the_same_bits() -> None:
     assert all(torch.equal(a, b) for a, b in zip(train(), train(), strict=True))
 
 
+@pytest.mark.usefixtures("bf16_products")
 def test_bf16_activations_come_close_to_float32(small: Build) -> None:
     """Weights and gradients stay float32; only activations are narrower."""
     model = small(act=False)  # its targets jump where two recursions are equally good

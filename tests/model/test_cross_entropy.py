@@ -75,6 +75,7 @@ def test_logits_of_more_than_one_chunk_are_never_held(monkeypatch: pytest.Monkey
     assert max(set(rows) - {5}) == 3  # the head, transposed, has 5 rows
 
 
+@pytest.mark.usefixtures("bf16_products")
 def test_narrow_hidden_states_give_float32_losses_and_weight_gradients() -> None:
     hidden, weight, targets, row_weights = problem()
     narrow = hidden.detach().bfloat16().requires_grad_()
@@ -87,14 +88,14 @@ def test_narrow_hidden_states_give_float32_losses_and_weight_gradients() -> None
 
 
 @pytest.mark.parametrize("scale", [1.0, 100.0])
-def test_narrow_gradients_are_those_of_the_rounded_logits(scale: float) -> None:
+def test_narrow_gradients_are_those_of_the_rounded_logits(scale: float, bf16_products: torch.dtype) -> None:
     """Of a vocabulary as large as ours; the rounding of what is left of the logits is all that differs, also where they underflow."""
     torch.manual_seed(0)
     hidden, weight = (scale * torch.randn(6, 16)).bfloat16().requires_grad_(), torch.randn(32768, 16, requires_grad=True)
     targets, row_weights = torch.randint(32768, (6,)), torch.rand(6)
     total, each = linear_cross_entropy(hidden, weight, targets, row_weights)
     gradients = torch.autograd.grad(total, (hidden, weight))
-    logits = (hidden @ weight.bfloat16().T).detach().float().requires_grad_()
+    logits = (hidden.to(bf16_products) @ weight.to(bf16_products).T).detach().float().requires_grad_()
     expected_each = functional.cross_entropy(logits, targets, reduction="none")
     (to_logits,) = torch.autograd.grad((expected_each * row_weights).sum(), logits)
     torch.testing.assert_close(each, expected_each.detach(), rtol=1e-5, atol=1e-5)
@@ -102,6 +103,7 @@ def test_narrow_gradients_are_those_of_the_rounded_logits(scale: float) -> None:
         assert (found.float() - expected).norm() < 0.01 * expected.norm()
 
 
+@pytest.mark.usefixtures("bf16_products")
 @pytest.mark.parametrize("probability", [0.3, 0.99, 0.999, 0.9999])
 def test_of_narrow_logits_a_sure_guess_still_learns(probability: float) -> None:
     """In bf16 the probabilities nearest to 1 are 0.996 and 1: what is missing must not be taken from a rounded one.

@@ -1,8 +1,12 @@
 """The layers against their formulas."""
 
+from typing import Any
+
 import pytest
 import torch
+from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from cognate.model.layers import MLP, Linear, rms_norm, ternary
 
@@ -39,11 +43,40 @@ def test_the_mlp_squares_what_is_positive() -> None:
     torch.testing.assert_close(torch.autograd.grad(mlp(x).sum(), x), torch.autograd.grad(expected.sum(), x))
 
 
-def test_a_linear_layer_computes_in_the_dtype_of_its_input() -> None:
+def test_a_linear_layer_answers_in_the_dtype_of_its_input() -> None:
     linear = Linear(4, 3)
     assert linear(torch.randn(2, 4).bfloat16()).dtype == torch.bfloat16
     assert linear.weight.dtype == torch.float32
     assert linear.bias is None
+
+
+@pytest.mark.parametrize("layer", [Linear(16, 8), MLP(16, 32)], ids=["linear", "mlp"])
+def test_narrow_numbers_are_multiplied_in_the_faster_dtype(layer: nn.Module, bf16_products: torch.dtype) -> None:
+    """In float32 weights are not rounded, and only what goes in and comes out is; what is kept for the gradient is narrow."""
+    for parameter in layer.parameters():
+        nn.init.normal_(parameter)
+    x = torch.randn(2, 3, 16).bfloat16().requires_grad_()
+    products: list[torch.dtype] = []
+
+    class Record(TorchDispatchMode):
+        def __torch_dispatch__(self, function: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if function in (torch.ops.aten.mm.default, torch.ops.aten.addmm.default, torch.ops.aten.bmm.default):
+                products.append(args[-1].dtype)
+            return function(*args, **(kwargs or {}))
+
+    kept: list[Tensor] = []
+    with Record(), torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
+        out = layer(x)
+        found = torch.autograd.grad(out.float().square().sum(), [x, *layer.parameters()])
+    assert set(products) == {bf16_products}
+    assert out.dtype == found[0].dtype == torch.bfloat16
+    assert not [tensor.shape for tensor in kept if tensor.dtype == torch.float32 and tensor.size(0) == len(x)][1:]  # the loss's own
+    wide = x.detach().float().requires_grad_()
+    expected_out = layer(wide)
+    expected = torch.autograd.grad(expected_out.square().sum(), [wide, *layer.parameters()])
+    assert (out.float() - expected_out).norm() < 0.01 * expected_out.norm()
+    for ours, true in zip(found, expected, strict=True):
+        assert (ours.float() - true).norm() < 0.015 * true.norm()
 
 
 # --- ternary weights ------------------------------------------------------------------------------------------

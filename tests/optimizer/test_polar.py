@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cognate.optimizer import native_dtype, orthogonalize
+from cognate.optimizer import orthogonalize
 
 SHAPES = [(64, 64), (320, 320), (192, 320), (1024, 320), (320, 1024), (64, 320)]
 
@@ -86,20 +86,3 @@ def test_next_to_nothing_becomes_next_to_nothing(size: float, dtype: torch.dtype
     assert torch.linalg.matrix_norm(out.float(), 2) < 1.2
     if size == 0:
         assert not out.any()
-
-
-@pytest.mark.parametrize(
-    ("features", "dtype"),
-    [
-        ({"avx512_bf16": True, "amx_bf16": True}, torch.bfloat16),
-        ({"avx512_bf16": True, "amx_bf16": False}, torch.float32),
-        ({"avx2": True}, torch.float32),
-        ({}, torch.float32),
-    ],
-)
-def test_a_cpu_computes_in_bf16_only_where_that_is_faster(
-    features: dict[str, bool], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """AVX512-BF16 without AMX made a step of the default model slower: 865 ms of orthogonalisation to 371, products 160 GFLOP/s to 280."""
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: features)
-    assert native_dtype.__wrapped__(torch.device("cpu")) is dtype  # past its cache
