@@ -127,7 +127,7 @@ def _device(config: RunConfig, facts: Facts) -> Iterator[Finding]:
             message = f"No GPU can be used: on this CPU the {facts.plan.total_steps:,} steps take about {took / 3600:,.1f} hours."
             yield Finding("no_gpu", "warning", message, "Use a machine with an NVIDIA GPU, or set training.max_steps.")
     if config.training.precision == "bf16" and machine.has_native_bf16 is False:
-        message = "training.precision is bf16, which this device does not multiply natively: it saves memory, no time, and is less exact than fp32."
+        message = "training.precision is bf16, which this device does not multiply natively: less memory, no less time, less exact."
         yield Finding("slow_precision", "warning", message, "Set training.precision to auto.")
     if config.training.compile == "on" and machine.has_compiler is False:
         yield Finding("no_compiler", "warning", "training.compile is on, but there is no compiler.", "Install g++, or set it to auto.")
