@@ -20,10 +20,11 @@ import uvicorn
 from fastapi import FastAPI
 
 from app.api.protocol import BoundedProtocol, RefusableWebsocket, raise_descriptor_limit
-from app.main import AlreadyServing, BadToken, create_app, only_server_of
+from app.main import AlreadyServing, create_app, only_server_of
 from app.services.hub import Hub
 from app.settings import Settings
 from app.store.engine import DamagedDatabase, NewerSchema, migrate
+from app.tokens import BadToken
 
 app = typer.Typer(help="Train Cognate models, from the command line or through the service.", no_args_is_help=True, add_completion=False)
 UNACKNOWLEDGED_MS = 30_000  # after which the kernel drops a connection whose other side takes nothing

@@ -51,6 +51,7 @@ from app.services.supervisor import Supervisor
 from app.settings import Settings
 from app.store import runs as run_rows
 from app.store.engine import Store, migrate
+from app.tokens import BadToken, token_in
 from cognate import __version__
 from cognate.config import ConfigError
 from cognate.rundir import write_text
@@ -70,10 +71,6 @@ class Application(FastAPI):
 
 class AlreadyServing(RuntimeError):
     """Another server has this state folder: the database has one writer."""
-
-
-class BadToken(ValueError):
-    """The token that was given cannot be read, or guards nothing."""
 
 
 def create_app(settings: Settings | None = None, executor: Executor | None = None, *, quickstart: bool = False) -> FastAPI:
@@ -208,14 +205,7 @@ def _given_token(settings: Settings) -> str | None:
     elif settings.token is not None:
         raise BadToken("COGNATE_TOKEN and COGNATE_TOKEN_FILE are both set; leave one of them out")
     else:
-        try:
-            token = file.read_text("utf-8").strip()
-        except OSError as error:
-            raise BadToken(f"COGNATE_TOKEN_FILE {file}: {error.strerror}") from error
-        except UnicodeDecodeError as error:
-            raise BadToken(f"COGNATE_TOKEN_FILE {file}: it is no text") from error
-        if not token:
-            raise BadToken(f"COGNATE_TOKEN_FILE {file} is empty")
+        token = token_in(file)
     if token is not None and len(token) < SHORTEST_TOKEN and not settings.is_loopback:
         raise BadToken(
             f"COGNATE_TOKEN has {len(token)} characters; where others can reach the service it needs {SHORTEST_TOKEN} or more, "

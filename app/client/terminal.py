@@ -6,6 +6,8 @@ Failures are sentences on standard error and an ExitCode, in one place: Sentence
 from __future__ import annotations
 
 import json
+import os
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import httpx
@@ -15,6 +17,7 @@ from typer.core import TyperGroup
 
 from app.client import view
 from app.client.api import LOCAL, Api, ClientError, Json
+from app.tokens import BadToken, token_in
 from cognate.config import ConfigError, overrides
 from cognate.visible import echo
 
@@ -51,6 +54,12 @@ class Sentences(TyperGroup):
 
 
 def at(url: str, token: str | None) -> Api:
+    """The service at this address; without a token with that of COGNATE_TOKEN_FILE, if there is one."""
+    if token is None and (file := os.environ.get("COGNATE_TOKEN_FILE")):
+        try:
+            token = token_in(Path(file))
+        except BadToken as error:
+            raise typer.BadParameter(f"{error}; --token goes before it", param_hint="--token") from error
     if not url.startswith(("http://", "https://")):
         raise typer.BadParameter(f"{url!r} is no address of a service, such as {LOCAL}", param_hint="--url")
     try:

@@ -76,7 +76,7 @@ def service(monkeypatch: pytest.MonkeyPatch) -> FakeService:
     """What `cognate` below talks to."""
     fake = FakeService()
     monkeypatch.setattr(terminal, "Api", lambda url, token: Api(url, token, httpx.MockTransport(fake)))
-    for name in ("COGNATE_URL", "COGNATE_TOKEN"):
+    for name in ("COGNATE_URL", "COGNATE_TOKEN", "COGNATE_TOKEN_FILE"):
         monkeypatch.delenv(name, raising=False)
     return fake
 

@@ -4,6 +4,7 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -228,6 +229,19 @@ def test_the_token_is_sent_and_not_shown(monkeypatch: pytest.MonkeyPatch) -> Non
     told = [cognate("list", COGNATE_TOKEN="hidden"), cognate("list", "--token=hidden"), cognate("list", "--help", COGNATE_TOKEN="hidden")]
     assert seen == ["Bearer hidden"] * 2
     assert not any("hidden" in shown.output for shown in told)
+
+
+def test_the_token_comes_from_the_services_file_too(service: FakeService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the container, where a Docker secret has it, the client needs no more than the service does."""
+    given: list[str | None] = []
+    monkeypatch.setattr(terminal, "Api", lambda url, token: given.append(token) or Api(url, token, httpx.MockTransport(service)))
+    (tmp_path / "token").write_text("of the file\n")
+    for arguments in (["list"], ["list", "--token=another"]):
+        assert cognate(*arguments, COGNATE_TOKEN_FILE=str(tmp_path / "token")).exit_code == 0
+    assert given == ["of the file", "another"]
+    refused = cognate("list", COGNATE_TOKEN_FILE=str(tmp_path / "missing"))
+    assert refused.exit_code == ExitCode.USAGE
+    assert "missing: No such file or directory" in " ".join(refused.output.split())
 
 
 def test_show_tells_what_differs_from_the_preset(service: FakeService) -> None:
