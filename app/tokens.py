@@ -19,4 +19,6 @@ def token_in(file: Path) -> str:
         raise BadToken(f"COGNATE_TOKEN_FILE {file}: it is no text") from error
     if not token:
         raise BadToken(f"COGNATE_TOKEN_FILE {file} is empty")
+    if not token.isascii() or not token.isprintable():
+        raise BadToken(f"COGNATE_TOKEN_FILE {file}: a header cannot carry all of it; take one line of letters, digits and signs of ASCII")
     return token

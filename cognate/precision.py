@@ -22,10 +22,11 @@ def native_dtype(device: torch.device) -> torch.dtype:
     return torch.float32
 
 
+# To torch.compile a constant: it cannot look at what a CPU can do.
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def product_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
     """What products of such tensors are computed in: their own dtype, but float32 for bfloat16 where the device is faster with it.
 
-    Such activations still take half the memory; a step of the default model takes 0.6 of the time (a CPU without AMX, compiled).
+    Activations are still kept in bfloat16; a training step's passes take 0.6 of what they take with such products (docs/performance.md).
     """
     return native_dtype(device) if dtype == torch.bfloat16 else dtype

@@ -54,12 +54,12 @@ class Sentences(TyperGroup):
 
 
 def at(url: str, token: str | None) -> Api:
-    """The service at this address; without a token with that of COGNATE_TOKEN_FILE, if there is one."""
+    """The service at this address; without a token from --token or COGNATE_TOKEN, with that of COGNATE_TOKEN_FILE."""
     if token is None and (file := os.environ.get("COGNATE_TOKEN_FILE")):
         try:
             token = token_in(Path(file))
         except BadToken as error:
-            raise typer.BadParameter(f"{error}; --token goes before it", param_hint="--token") from error
+            raise typer.BadParameter(f"{error}; --token takes precedence", param_hint="COGNATE_TOKEN_FILE") from error
     if not url.startswith(("http://", "https://")):
         raise typer.BadParameter(f"{url!r} is no address of a service, such as {LOCAL}", param_hint="--url")
     try:

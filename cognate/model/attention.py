@@ -235,7 +235,9 @@ def attend(query: Tensor, key: Tensor, value: Tensor, sight: Sight) -> Tensor:
     elif sight.strips is not None:
         out = _InStrips.apply(query, key, value, sight.strips)  # type: ignore[no-untyped-call]
     else:
-        out = functional.scaled_dot_product_attention(query, key, value, attn_mask=sight.dense)
+        wide = product_dtype(query.dtype, query.device)
+        mask = sight.dense.to(wide)
+        out = functional.scaled_dot_product_attention(query.to(wide), key.to(wide), value.to(wide), attn_mask=mask).to(query.dtype)
     return out.transpose(1, 2).flatten(2)
 
 

@@ -29,7 +29,6 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, row_we
     row_weights: [row]
     returns the sum, with a gradient to hidden and weight, and each row's cross-entropy [row] in nats, without one
     """
-    hidden = hidden.to(product_dtype(hidden.dtype, hidden.device))
     if not torch.is_grad_enabled() or not (hidden.requires_grad or weight.requires_grad):
         each = cross_entropy_of(hidden, weight, targets)
         return (each * row_weights).sum(), each
@@ -51,10 +50,12 @@ def cross_entropy_of(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, row_weights: Tensor) -> tuple[Tensor, Tensor]:
+        hidden_gradient = torch.empty_like(hidden)
+        hidden = hidden.to(product_dtype(hidden.dtype, hidden.device))
         head = weight.to(hidden.dtype)
         each = torch.empty(len(hidden), device=hidden.device)
         chunks = _chunks(hidden, weight)
-        hidden_gradient, weight_gradient = torch.empty_like(hidden), torch.empty_like(weight) if chunks else torch.zeros_like(weight)
+        weight_gradient = torch.empty_like(weight) if chunks else torch.zeros_like(weight)
         # One buffer for all chunks: memory this large goes back to the system when freed, and costs page faults anew.
         buffer = torch.empty(min(len(hidden), chunks[0].stop) if chunks else 0, len(weight), dtype=hidden.dtype, device=hidden.device)
         for rows in chunks:

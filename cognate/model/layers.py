@@ -92,13 +92,14 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if not torch.is_grad_enabled():
-            return linear(self.up(x).relu_().square_(), self.down.matrix(x))
+            weight = self.down.matrix(x)
+            return functional.linear(self.up(x).relu_().to(weight.dtype).square_(), weight).to(x.dtype)
         out: Tensor = _SquaredReLULinear.apply(self.up(x), self.down.matrix(x))  # type: ignore[no-untyped-call]
         return out
 
 
 def linear(x: Tensor, weight: Tensor) -> Tensor:
-    """x W^T, computed in the dtype of W, in the dtype of x; x: [..., inputs], weight: [outputs, inputs]"""
+    """x W^T, computed in the dtype of W, in the dtype of x; x: [..., token, inputs], weight: [outputs, inputs]"""
     if x.dtype == weight.dtype:
         return functional.linear(x, weight)
     out: Tensor = _WideLinear.apply(x, weight)  # type: ignore[no-untyped-call]
@@ -190,5 +191,5 @@ class _SquaredReLULinear(torch.autograd.Function):
         rectified, weight = ctx.saved_tensors
         gradient = gradient.to(weight.dtype)
         to_x = ((2 * gradient) @ weight).mul_(rectified).to(rectified.dtype)  # doubled on the narrow side
-        square = rectified.to(weight.dtype).square_()  # in its place: nobody reads it any more, and a second backward pass is refused
+        square = rectified.to(weight.dtype).square_()  # in its place where it has that dtype; a second backward pass is then refused
         return to_x, gradient.flatten(0, -2).mT @ square.flatten(0, -2)

@@ -272,11 +272,19 @@ def test_a_token_is_made_when_the_service_is_reachable_without_one(tmp_path: Pat
         ({"COGNATE_TOKEN_FILE": "empty"}, "empty is empty"),
         ({"COGNATE_TOKEN_FILE": "missing"}, "missing: No such file"),
         ({"COGNATE_TOKEN_FILE": "binary"}, "binary: it is no text"),
+        ({"COGNATE_TOKEN_FILE": "accented"}, "a header cannot carry all of it"),
+        ({"COGNATE_TOKEN_FILE": "lines"}, "a header cannot carry all of it"),
         ({"COGNATE_TOKEN_FILE": "short", "COGNATE_TOKEN": TOKEN}, "are both set"),
     ],
 )
 def test_a_token_that_guards_nothing_is_refused_at_the_start(tmp_path: Path, environment: dict[str, str], words: str) -> None:
-    for name, text in (("short", b"12345\n"), ("empty", b"\n"), ("binary", b"\xff\xfe" * 20)):
+    for name, text in (
+        ("short", b"12345\n"),
+        ("empty", b"\n"),
+        ("binary", b"\xff\xfe" * 20),
+        ("accented", "clé".encode() * 9),
+        ("lines", b"12345678\n12345678"),
+    ):
         (tmp_path / name).write_bytes(text)
     everything = {**os.environ, "COGNATE_HOME": "home", "COGNATE_HOST": "0.0.0.0", "COGNATE_PORT": "0", **environment}
     done = subprocess.run([sys.executable, "-m", "app"], cwd=tmp_path, env=everything, capture_output=True, text=True, check=False)

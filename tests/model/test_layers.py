@@ -65,12 +65,17 @@ def test_narrow_numbers_are_multiplied_in_the_faster_dtype(layer: nn.Module, bf1
             return function(*args, **(kwargs or {}))
 
     kept: list[Tensor] = []
-    with Record(), torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
-        out = layer(x)
+    with Record():
+        with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
+            out = layer(x)
         found = torch.autograd.grad(out.float().square().sum(), [x, *layer.parameters()])
+        with torch.no_grad():
+            assert torch.equal(layer(x), out)
     assert set(products) == {bf16_products}
     assert out.dtype == found[0].dtype == torch.bfloat16
-    assert not [tensor.shape for tensor in kept if tensor.dtype == torch.float32 and tensor.size(0) == len(x)][1:]  # the loss's own
+    weights = {parameter.numel() for parameter in layer.parameters()}
+    assert kept
+    assert not [tensor.shape for tensor in kept if tensor.dtype == torch.float32 and tensor.numel() not in weights]
     wide = x.detach().float().requires_grad_()
     expected_out = layer(wide)
     expected = torch.autograd.grad(expected_out.square().sum(), [wide, *layer.parameters()])
