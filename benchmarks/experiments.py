@@ -11,6 +11,8 @@ one line of RESULTS.jsonl and is never computed twice, so an interrupted study g
     report      the numbers of the Phase 1 report
     time        the optimizers at equal time instead of equal steps
     seeds       six seeds of the optimizers whose difference is no larger than the noise
+    momentum    MuGrokfast's, 0.9 and 0.95: in the short run, in the late epochs and on the wider model
+    recursion   how it is trained: through all recursions or the last, and on how many tokens early ones are scored
     wide        the optimizers again on a model of four times the parameters for twice the steps
     adamw, muon, ..., wide-adamw, ...   one optimizer of the first or the last
 """
@@ -21,6 +23,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from benchmarks.trials import LITTLE_DATA, ONE_LOOK, SEEDS, Book, Trial, paces
 
@@ -139,6 +142,24 @@ def seeds(book: Book) -> None:
         print(name, book.mean(trial, MORE_SEEDS), flush=True)
 
 
+def momentum(book: Book) -> None:
+    short = Trial("mugrokfast-0", *STARTS["mugrokfast-0"], model=ONE_LOOK)
+    wide = Trial("mugrokfast-0", *WIDE_STARTS["mugrokfast-0"], steps=WIDE_STEPS, model=ONE_LOOK + WIDE)
+    for name, trial in {"short": short, "late": replace(short, steps=None, datasets=LITTLE_DATA), "wide": wide}.items():
+        for options in ((("momentum", 0.9),), ()):
+            print("momentum", name, options, book.mean(replace(trial, optimizer_options=options)), flush=True)
+
+
+def recursion(book: Book) -> None:
+    best = Trial("mugrokfast-0", *STARTS["mugrokfast-0"])
+    settings: tuple[tuple[tuple[str, Any], ...], ...] = (
+        (), (("supervised_fraction", 1.0),), (("supervised_fraction", 0.0625),), (("bptt", "last"),)
+    )  # fmt: skip
+    for seed in SEEDS:
+        for model in settings:
+            print("recursion", model, seed, book.of(replace(best, model=model, seed=seed)).val_loss, flush=True)
+
+
 def report(book: Book) -> None:
     """The numbers of the Phase 1 report, which were not tuned for this model or data."""
     trial = Trial("mugrokfast-0.3", 1e-3, 1e-3, model=ONE_LOOK, optimizer_options=(("adamw_lr", 1e-3),))
@@ -152,6 +173,8 @@ STUDIES: dict[str, Study] = {
     "report": report,
     "time": optimizers_in_time,
     "seeds": seeds,
+    "momentum": momentum,
+    "recursion": recursion,
     "wide": each(WIDE_OPTIMIZER),
     **ONE_OPTIMIZER,
     **WIDE_OPTIMIZER,
