@@ -112,10 +112,11 @@ TRAIN = [sys.executable, "-m", "cognate", "train", "quickstart", *SETTINGS, "--s
 
 
 def began(folder: Path) -> AttemptDir | None:
-    """The attempt, once steps are done."""
+    """The attempt, once steps are done; the first row is of step 0, before which there is nothing to save."""
     for path in folder.glob("out/*"):
         for attempt in RunDir(path).attempts():
-            if any(getattr(entry, "kind", None) is Kind.METRICS for entry, _ in read_journal(attempt.journal, 0, 1 << 20)):
+            entries = [entry for entry, _ in read_journal(attempt.journal, 0, 1 << 20)]
+            if any(getattr(entry, "kind", None) is Kind.METRICS and entry.data["step"] for entry in entries):
                 return attempt
     return None
 
