@@ -62,12 +62,11 @@ class Linear(nn.Linear):
         nn.init.uniform_(self.weight, -bound, bound)
 
     def forward(self, x: Tensor) -> Tensor:
-        return linear(x, self.matrix(x))
+        return linear(x, self.matrix())
 
-    def matrix(self, x: Tensor) -> Tensor:
-        """W, in the dtype that a product with x is computed in"""
-        weight = ternary(self.weight) if self.is_ternary else self.weight
-        return weight.to(product_dtype(x.dtype, x.device))
+    def matrix(self) -> Tensor:
+        """W, float32"""
+        return ternary(self.weight) if self.is_ternary else self.weight
 
 
 class RMSNorm(nn.Module):
@@ -91,15 +90,16 @@ class MLP(nn.Module):
         nn.init.zeros_(self.down.weight)
 
     def forward(self, x: Tensor) -> Tensor:
+        weight = self.down.matrix().to(product_dtype(x.dtype, x.device))
         if not torch.is_grad_enabled():
-            weight = self.down.matrix(x)
             return functional.linear(self.up(x).relu_().to(weight.dtype).square_(), weight).to(x.dtype)
-        out: Tensor = _SquaredReLULinear.apply(self.up(x), self.down.matrix(x))  # type: ignore[no-untyped-call]
+        out: Tensor = _SquaredReLULinear.apply(self.up(x), weight)  # type: ignore[no-untyped-call]
         return out
 
 
 def linear(x: Tensor, weight: Tensor) -> Tensor:
-    """x W^T, computed in the dtype of W, in the dtype of x; x: [..., token, inputs], weight: [outputs, inputs]"""
+    """x W^T in the dtype of x, computed in its product_dtype; x: [..., token, inputs], weight: [outputs, inputs], float32"""
+    weight = weight.to(product_dtype(x.dtype, x.device))
     if x.dtype == weight.dtype:
         return functional.linear(x, weight)
     out: Tensor = _WideLinear.apply(x, weight)  # type: ignore[no-untyped-call]

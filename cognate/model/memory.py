@@ -25,7 +25,6 @@ from torch.nn import functional
 
 from cognate.config import ModelConfig
 from cognate.model.layers import Linear, linear, split_heads
-from cognate.precision import product_dtype
 
 
 class Signals(NamedTuple):
@@ -147,7 +146,7 @@ class LongTermMemory(nn.Module):
 
     def signals(self, x: Tensor) -> Signals:
         """x: [batch, time, width]"""
-        gates = (linear(x, self.gates.weight.to(product_dtype(x.dtype, x.device))).float() + self.gates.bias).transpose(1, 2)
+        gates = (linear(x, self.gates.weight).float() + self.gates.bias).transpose(1, 2)
         decay, write = gates.chunk(2, dim=1)  # [batch, head, time]
         return Signals(
             query=self._unit(self.query(x)),

@@ -5,11 +5,13 @@ import math
 import pickle
 import statistics
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from cognate.config import ModelConfig
 from cognate.model import NOT_COUNTED, Cognate
@@ -438,6 +440,29 @@ def test_bf16_activations_come_close_to_float32(small: Build) -> None:
     assert narrow.loss_ce.item() == pytest.approx(wide.loss_ce.item(), rel=0.02)
     assert narrow.loss_ce != wide.loss_ce
     assert functional.cosine_similarity(wide_gradient, narrow_gradient, dim=0) > 0.98
+
+
+@pytest.mark.parametrize("time", [12, 300], ids=["one call", "strips"])
+def test_nothing_is_multiplied_in_bf16_where_that_is_slower(time: int, small: Build, bf16_products: torch.dtype) -> None:
+    """In training, validation and reading on, whatever multiplies."""
+    model = small()
+    model.compute_dtype = torch.bfloat16
+    products: set[tuple[str, torch.dtype]] = set()
+
+    class Record(TorchDispatchMode):
+        def __torch_dispatch__(self, function: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:
+            name = function.overloadpacket.__name__
+            if name in ("mm", "addmm", "bmm", "baddbmm") or "scaled_dot_product" in name:
+                products.update((name, given.dtype) for given in args if isinstance(given, Tensor) and given.ndim > 1)
+            return function(*args, **(kwargs or {}))
+
+    tokens = torch.randint(300, (2, time))
+    with Record():
+        model.train().loss(tokens, tokens).loss.backward()
+        model.eval().validation_loss(tokens, tokens)
+        model.logits(model.extend(tokens[:, :1], model.extend(tokens).state).answers)
+    assert any("scaled_dot_product" in name for name, _ in products)
+    assert (torch.bfloat16 in {dtype for _, dtype in products}) is (bf16_products == torch.bfloat16)
 
 
 def test_only_the_last_recursion_keeps_its_graph_when_asked(small: Build) -> None:
