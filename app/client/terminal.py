@@ -59,7 +59,7 @@ def at(url: str, token: str | None) -> Api:
         try:
             token = token_in(Path(file))
         except BadToken as error:
-            raise typer.BadParameter(f"{error}; --token takes precedence", param_hint="COGNATE_TOKEN_FILE") from error
+            raise typer.BadParameter(f"{error}; --token takes precedence") from error
     if not url.startswith(("http://", "https://")):
         raise typer.BadParameter(f"{url!r} is no address of a service, such as {LOCAL}", param_hint="--url")
     try:
