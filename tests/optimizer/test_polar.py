@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cognate.optimizer import orthogonalize
+from cognate.optimizer import orthogonalize, polar
 
 SHAPES = [(64, 64), (320, 320), (192, 320), (1024, 320), (320, 1024), (64, 320)]
 
@@ -61,9 +61,11 @@ def test_the_gram_form_is_the_same_polynomial(rows: int, columns: int) -> None:
     torch.testing.assert_close(orthogonalize(update).double(), direct, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("at_once", [6, 4])  # of the stack's six, in one part and in two, the second of which is smaller
 @pytest.mark.parametrize(("rows", "columns"), [(48, 48), (48, 32), (48, 160)])
-def test_a_stack_is_its_matrices(rows: int, columns: int) -> None:
+def test_a_stack_is_its_matrices(rows: int, columns: int, at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Matrices of one shape are stacked for speed; they must not see each other."""
+    monkeypatch.setattr(polar, "AT_ONCE", at_once * rows * columns)
     stack = torch.randn(2, 3, rows, columns, generator=torch.Generator().manual_seed(0))
     alone = torch.stack([torch.stack([orthogonalize(matrix) for matrix in pair]) for pair in stack])
     torch.testing.assert_close(orthogonalize(stack), alone, rtol=1e-4, atol=1e-5)
