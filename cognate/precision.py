@@ -1,24 +1,51 @@
 """Which dtype a device multiplies fast.
 
-Measured on two cores, torch 2.13; GFLOP/s of products of [2048, 320] and [320, 2048], and ms to orthogonalise all matrices of the default model:
+Measured on two cores, torch 2.13: products of [2048, 320] and [320, 2048], and orthogonalising all matrices of the default model:
 
 | CPU | bf16 | fp32 |
 |---|---|---|
 | Intel Xeon with AMX | 76 ms | 224 ms |
 | Intel Xeon with AVX512-BF16 alone | 168 GFLOP/s, 865 ms | 269 GFLOP/s, 371 ms |
-| AMD EPYC (Zen 5) with AVX512-BF16 | 800 GFLOP/s | 209 GFLOP/s |
+| AMD EPYC (Zen 5) with AVX512-BF16 | 800 GFLOP/s, 134 ms | 209 GFLOP/s, 367 ms |
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 
+Function = TypeVar("Function", bound=Callable[..., Any])
 
-@functools.cache
+
+def known_to_compiler(function: Function) -> Function:
+    """To torch.compile what it returns is a constant: it cannot look at what a CPU can do.
+
+    As torch.compiler.assume_constant_result, which imports the compiler: a second of each process' CPU time, compiled or not.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
+@known_to_compiler
 def native_dtype(device: torch.device) -> torch.dtype:
     """bfloat16 where products of it are faster, else float32."""
+    return _native_dtype(device)
+
+
+@known_to_compiler
+def product_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """What products of such tensors are computed in: their own dtype, but float32 for bfloat16 where the device is faster with it.
+
+    Activations are still kept in bfloat16; a training step's passes take 0.6 of what they take with such products (docs/performance.md).
+    """
+    return native_dtype(device) if dtype == torch.bfloat16 else dtype
+
+
+@functools.cache
+def _native_dtype(device: torch.device) -> torch.dtype:
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float32
     if device.type == "cpu":
@@ -26,13 +53,3 @@ def native_dtype(device: torch.device) -> torch.dtype:
         is_amd = bool(can.get("sse4a"))  # which Intel never had; a virtual machine may rename its CPU
         return torch.bfloat16 if can.get("amx_bf16") or (is_amd and can.get("avx512_bf16")) else torch.float32
     return torch.float32
-
-
-# To torch.compile a constant: it cannot look at what a CPU can do.
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def product_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
-    """What products of such tensors are computed in: their own dtype, but float32 for bfloat16 where the device is faster with it.
-
-    Activations are still kept in bfloat16; a training step's passes take 0.6 of what they take with such products (docs/performance.md).
-    """
-    return native_dtype(device) if dtype == torch.bfloat16 else dtype

@@ -127,7 +127,8 @@ def make_deterministic(device: torch.device) -> None:
     """Same inputs, same bits, on the same machine; resume depends on it."""
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     # On CUDA an operation without a deterministic form warns instead of failing a night's run; a step's passes are stricter (execution.py).
-    torch.use_deterministic_algorithms(True, warn_only=device.type == "cuda")
+    # (use_deterministic_algorithms() is the same, but imports the compiler: a second of CPU time.)
+    torch.set_deterministic_debug_mode("warn" if device.type == "cuda" else "error")
     # torch would then fill all memory it hands out with NaN, to show who reads what was never written: about 1 % of a step, and a kernel
     # each on a GPU. The tests, which run with the fill, are where that shows.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from cognate.precision import native_dtype
+from cognate import precision
 
 
 @pytest.mark.parametrize(
@@ -24,4 +24,15 @@ def test_a_cpu_computes_in_bf16_only_where_that_is_faster(
 ) -> None:
     """AVX512-BF16 without AMX makes products slower on an Intel, 168 GFLOP/s to 269, and faster on an AMD (sse4a), 800 to 209."""
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: features)
-    assert native_dtype.__wrapped__(torch.device("cpu")) is dtype  # past its cache
+    monkeypatch.setattr(precision, "_native_dtype", precision._native_dtype.__wrapped__)  # past its cache
+    assert precision.native_dtype(torch.device("cpu")) is dtype
+
+
+def test_the_compiler_takes_the_choice_as_a_constant() -> None:
+    """It cannot trace the question what a CPU can do."""
+
+    def chosen(x: torch.Tensor) -> torch.Tensor:
+        return x.to(precision.product_dtype(torch.bfloat16, x.device)) + x.to(precision.native_dtype(x.device))
+
+    expected = precision.native_dtype(torch.device("cpu"))
+    assert torch.compile(chosen, fullgraph=True, backend="eager")(torch.ones(2)).dtype is expected

@@ -28,6 +28,7 @@ from torch import Tensor
 from torch.nn.utils import get_total_norm
 from torch.optim.adamw import adamw
 
+from cognate.optimizer.base import Optimizer
 from cognate.optimizer.blocks import blocks, narrow, wide_dtype, wide_like, widen
 from cognate.optimizer.checks import check_gradient, check_group, check_new, check_ranges, check_state, named_betas
 from cognate.optimizer.equations import (
@@ -74,7 +75,7 @@ class _Now:
 
 
 @final
-class MuGrokfast(torch.optim.Optimizer):
+class MuGrokfast(Optimizer):
     """Filter, momentum, orthogonalised update; the whole of docs/model.md section 2.
 
     `parameters` are named: `model.named_parameters()`, or group dicts whose "params" are named. A group is split by

@@ -60,7 +60,7 @@ def _apply_polynomials(wide: Tensor, bounds: Tensor, coefficients: Coefficients)
     at_once = len(wide) if wide.is_cuda else max(1, AT_ONCE // (short * long))
     # Results go where earlier ones were: on the CPU fresh memory made this a third slower for 36 matrices of 320 x 320.
     square, spare = wide.new_empty(2, at_once, short, short), wide.new_empty(at_once, short, long)
-    for part, bound, result in zip(wide.split(at_once), bounds.split(at_once), out.split(at_once), strict=True):
+    for part, bound, result in zip(*(torch.split(tensor, at_once) for tensor in (wide, bounds, out)), strict=True):
         (gram, factor), results = square[:, : len(part)], (result, spare[: len(part)])
         left = len(coefficients)
         part = torch.div(part, bound, out=results[left % 2])

@@ -6,6 +6,7 @@ a bit-identical resume needs the same roundings.
 
 from __future__ import annotations
 
+import importlib
 import os
 import shutil
 from collections import deque
@@ -119,12 +120,12 @@ def strictly(is_strict: bool) -> Iterator[None]:
     For a step's passes alone: what an epoch's end calls need not be repeated to the bit, and may not fail.
     """
     if is_strict:
-        torch.use_deterministic_algorithms(True)
+        torch.set_deterministic_debug_mode("error")
     try:
         yield
     finally:
         if is_strict:
-            torch.use_deterministic_algorithms(True, warn_only=True)
+            torch.set_deterministic_debug_mode("warn")
 
 
 def can_be_strict(
@@ -163,6 +164,8 @@ def compile_as(model: Cognate, way: Compiled) -> None:
     # torch keeps no graph with an autograd function that is not its own unless told to, and a resumed run would wait for each again.
     # It knows such a graph by what both its passes do (a test).
     torch._functorch.config.autograd_cache_allow_custom_autograd_functions = True
+    inductor = importlib.import_module("torch._inductor.config")  # here, because it brings the compiler with it
+    inductor.deterministic = torch.are_deterministic_algorithms_enabled()  # type: ignore[attr-defined]
     if way == "regions":
         model.compile_regions()
     else:

@@ -192,7 +192,7 @@ class Training:
         for group, peak in zip(optimizer.param_groups, self.peak_rates, strict=True):
             group["lr"] = peak * scale
         torch.manual_seed(seed_of_step(self.config.seed, step))
-        optimizer.zero_grad(set_to_none=True)
+        self.model.zero_grad(set_to_none=True)  # torch's optimizers import its compiler for this
         losses, chosen = self._add_gradients(measure=is_logged)
         self.finite_losses.add(step, losses)
         bad_step = self.finite_losses.bad_step(wait=is_logged or step % config.checkpoint_every_steps == 0)

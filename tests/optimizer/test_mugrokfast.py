@@ -623,7 +623,7 @@ def test_torch_compile_takes_a_step_as_one_graph() -> None:
     def history(compiled: bool) -> tuple[dict[str, Tensor], int]:
         model = toy()
         named = [(name, p) for name, p in model.named_parameters() if kind_of(name, p) != "vector"]
-        optimizer = MuGrokfast(named, capturable=True, orthogonalization_dtype=torch.float32)
+        optimizer = MuGrokfast(named, capturable=True)
         step_with(optimizer, model, random_gradients(model, 0))
         step = torch.compile(optimizer.step, fullgraph=True, backend="aot_eager") if compiled else optimizer.step
         for seed in range(1, 4):

@@ -43,7 +43,7 @@ def attempt_at(
     """Train one more attempt of `run` in this process; how it ended."""
     attempt = run.attempt(len(list((run.path / "attempts").glob("*"))) + 1)
     attempt.create()
-    torch.use_deterministic_algorithms(True, warn_only=device.type == "cuda")  # as the worker has it
+    torch.set_deterministic_debug_mode("warn" if device.type == "cuda" else "error")  # as the worker has it
     try:
         return train(run, Reporter(Journal(attempt)), poll, Places(data_dir, cache), device)
     finally:  # a process that dies takes what it is writing with it; this one goes on

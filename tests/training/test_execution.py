@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -562,3 +564,21 @@ def test_no_step_waits_for_a_gpu(flex: bool | None) -> None:
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert losses.bad_step(wait=True) is None
+
+
+def test_a_run_that_compiles_nothing_does_without_the_compiler(tmp_path: Path) -> None:
+    """To import it takes a process a second of CPU time and more, torch itself one and a half; a worker is started for each run."""
+    run = new_run(tmp_path / "run", tiny())
+    assert attempt_at(run, CommandAt(run, "pause", 5)) is Kind.PAUSED
+    code = f"""
+import sys
+sys.modules["torch._dynamo"] = None  # to import it is an error
+from pathlib import Path
+from cognate.rundir import Places, RunDir
+from cognate.worker import run_attempt
+attempt = RunDir(Path({str(run.path)!r})).attempt(2)
+attempt.create()
+print(run_attempt(attempt, Places(None, None), "cpu").value)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == Kind.FINISHED.value, done.stderr
