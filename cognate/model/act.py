@@ -5,8 +5,8 @@ cross-entropy lower by more than `delta`. Nothing but the head learns from it. O
 so it teaches nothing; a model that may think longer than it was trained to judges by what it learned of the earlier ones.
 `halting_depths` turns probabilities into depths.
 
-Source: docs/model.md section 1; the idea is Graves, ACT, arXiv:1603.08983, with the Q-learning halt of TRM (arXiv:2510.04871, fig. 3)
-replaced by this supervised target.
+Source: docs/model.md section 1; the idea is Graves, ACT, arXiv:1603.08983. TRM (arXiv:2510.04871, fig. 3) has a supervised halt as well,
+which asks of a whole answer whether it is correct; this one asks of each token whether more thought would help.
 """
 
 from __future__ import annotations

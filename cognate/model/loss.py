@@ -108,18 +108,19 @@ def places_of(counted: Tensor, fraction: float | None, *, is_static: bool) -> Pl
     counted:  bool [batch, time]
     fraction: how many of them early recursions are scored on, drawn at random; None: all, in order
     """
-    counted = counted.flatten()
-    scored = None if is_static else counted.nonzero()[:, 0]
-    among = len(counted) if scored is None else len(scored)
-    # Drawn on the CPU, so that every device draws alike.
-    choice = torch.arange(among, device="cpu") if fraction is None else torch.randperm(among, device="cpu")
-    choice = to_device(choice, counted.device)
-    if fraction is not None:
-        if is_static:  # the counted ones first
-            choice = choice[counted[choice].logical_not().byte().argsort(stable=True)]
-        choice = choice[: math.ceil(fraction * among)]
-    chosen = choice if scored is None else scored[choice]
-    return Places(scored, shares(at(scored, counted)), choice, chosen, shares(counted[chosen]))
+    counted, share = counted.flatten(), 1.0 if fraction is None else fraction
+    # Of all places and on the CPU, so that whoever draws draws the same ones.
+    order = torch.arange(len(counted), device="cpu") if fraction is None else torch.randperm(len(counted), device="cpu")
+    order = to_device(order, counted.device)
+    if not is_static:
+        scored = counted.nonzero()[:, 0]
+        chosen = order[counted[order]][: math.ceil(share * len(scored))]
+        return Places(scored, shares(counted[scored]), (counted.cumsum(0) - 1)[chosen], chosen, shares(counted[chosen]))
+    if fraction is not None:  # the counted ones first
+        order = order[counted[order].logical_not().byte().argsort(stable=True)]
+    chosen = order[: math.ceil(share * len(counted))]
+    is_drawn = torch.arange(len(chosen), device=counted.device) < (share * counted.sum(dtype=torch.float64)).ceil()
+    return Places(None, shares(counted), chosen, chosen, shares(counted[chosen] & (is_drawn | (fraction is None))))
 
 
 def is_counted(targets: Tensor) -> Tensor:

@@ -110,7 +110,8 @@ class LongTermMemory(nn.Module):
 
     @torch.no_grad()
     def _start_forgetting_slowly(self) -> None:
-        # Horizons from 1/64 to 1/4 of the capacity: most text is shorter than the capacity, and the decay can be learned.
+        # Horizons from 1/64 to 1/4 of the capacity, which the decay's floor shortens a little: most text is shorter than the capacity,
+        # and the decay can be learned.
         horizon = self.capacity * torch.logspace(math.log2(1 / 64), math.log2(1 / 4), self.n_heads, base=2)
         self.gates.weight.zero_()
         self.gates.bias.copy_(torch.cat((torch.log(torch.expm1(1 / horizon)), torch.zeros(self.n_heads))))

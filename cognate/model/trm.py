@@ -6,8 +6,9 @@ x are the backbone's features. Keys and values are computed from x once, only th
 nothing undone for the others, one cache serves all applications, and no recursion can look further than the first.
 
 Source: Jolicoeur-Martineau, Tiny Recursive Models, arXiv:2510.04871, figure 3 and section 4.
-Where we differ: causal, one net of one layer, keys and values from x, the gradient goes through all recursions (bptt="full");
-bptt="last" is the paper's scheme.
+Where we differ: causal, one net of one layer, keys and values from x, the gradient goes through all recursions (bptt="full").
+bptt="last" has the paper's gradient, through the last one, but not its deep supervision (optimizer steps between passes): there the
+losses of earlier recursions teach only the head, and y_0 and z_0 learn nothing.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ def blocks(*lists: list[Tensor], scratch: int) -> Iterator[tuple[list[Tensor], .
         yield (*lists, *(wide_like(lists[0]) for _ in range(scratch)))
         return
     size = max(BLOCK, *(tensor[0].numel() for tensor in lists[0]))
-    memory = torch.empty(scratch, size, dtype=wide_dtype(lists[0][0])).unbind()
+    memory = torch.empty(scratch, size, dtype=wide_dtype(lists[0][0]), device="cpu").unbind()
     for tensors in zip(*lists, strict=True):
         rows = max(1, BLOCK // tensors[0][0].numel())
         for block in zip(*(torch.split(tensor, rows) for tensor in tensors), strict=True):
@@ -49,6 +49,15 @@ def widen(tensors: list[Tensor], scratch: list[Tensor] | None = None) -> list[Te
     wide = wide_like(tensors) if scratch is None else scratch
     torch._foreach_copy_(wide, tensors)
     return wide
+
+
+def laid_out_as(examples: list[Tensor], tensors: list[Tensor]) -> list[Tensor]:
+    """The tensors themselves, or, where one lies otherwise in memory than its example, copies: fused kernels go by the address alone."""
+    if all(tensor.stride() == example.stride() for tensor, example in zip(tensors, examples, strict=True)):
+        return tensors
+    copies = [torch.empty_like(example, dtype=tensor.dtype) for tensor, example in zip(tensors, examples, strict=True)]
+    torch._foreach_copy_(copies, tensors)
+    return copies
 
 
 def narrow(wide: list[Tensor], tensors: list[Tensor]) -> None:

@@ -33,7 +33,7 @@ def check_ranges(options: Mapping[str, float]) -> None:
         if name in {"momentum", "grokfast_alpha", "beta1", "beta2"}:
             if not 0 <= value < 1:
                 raise ValueError(f"{name} is {value}; it must be at least 0 and below 1")
-        elif name in {"qk_clip", "gradient_clip"}:
+        elif name in {"qk_clip", "gradient_clip", "eps"}:
             if not value > 0:
                 raise ValueError(f"{name} is {value}; it must be above 0")
         elif not 0 <= value < math.inf:

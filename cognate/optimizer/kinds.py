@@ -26,9 +26,11 @@ def kind_of(name: str, parameter: Tensor) -> Kind:
     """Which of the three rules moves a parameter."""
     if parameter.ndim != 2:
         return "vector"
-    if _is_embedding(name) or _is_long(parameter.shape) or _is_long(parameter.shape[::-1]):
+    if _is_embedding(name):
         return "embedding"
-    return "vector" if min(parameter.shape) <= 8 else "matrix"
+    if min(parameter.shape) <= 8:
+        return "vector"
+    return "embedding" if _is_long(parameter.shape) or _is_long(parameter.shape[::-1]) else "matrix"
 
 
 def checked_kind(kind: str, name: str, parameter: Tensor) -> Kind:
@@ -69,6 +71,8 @@ def head_gains(groups: Sequence[Group]) -> list[tuple[Tensor, Tensor, int]]:
             if times[each] != 1:
                 raise ValueError(f"{name} needs one {each} for QK-clip, not {times[each]}; rename, or pass qk_clip=math.inf")
         query_gain, key_gain = named[name], named[f"{prefix}key_gain"]
+        if query_gain.shape != key_gain.shape:
+            raise ValueError(f"{name} has shape {[*query_gain.shape]} and its key_gain {[*key_gain.shape]}; pass qk_clip=math.inf")
         if query_gain.requires_grad and key_gain.requires_grad:
             gains.append((query_gain, key_gain, named[f"{prefix}query.weight"].shape[0] // query_gain.numel()))
     return gains

@@ -4,7 +4,7 @@ The equations stand in equations.py, in polar.py and in torch (AdamW). Here they
 
     matrix      momentum, orthogonalised; decays where decay and update agree
     embedding   momentum, normalised by one second moment a token and one a channel
-    vector      AdamW, as are all other shapes and tensors with a side of at most 8
+    vector      AdamW, as are all other shapes and, unless their name says embedding, tensors with a side of at most 8
 
 The order inside a step matters: filter and momentum are linear, orthogonalisation is not and forgets the scale,
 so the filter comes first; decay and clip act on weights. Needs torch only; works on any model with named parameters.
@@ -29,7 +29,7 @@ from torch.nn.utils import get_total_norm
 from torch.optim.adamw import adamw
 
 from cognate.optimizer.base import Optimizer
-from cognate.optimizer.blocks import blocks, narrow, wide_dtype, wide_like, widen
+from cognate.optimizer.blocks import blocks, laid_out_as, narrow, wide_dtype, wide_like, widen
 from cognate.optimizer.checks import check_gradient, check_group, check_new, check_ranges, check_state, named_betas
 from cognate.optimizer.equations import (
     Alive,
@@ -118,7 +118,7 @@ class MuGrokfast(Optimizer):
         qk_clip: the largest attention logit a head's gains may allow, or its projections may have shown
             (observe_logits), above 0; math.inf lets them grow.
         gradient_clip: the largest global gradient norm, above 0; None leaves gradients as they are.
-        betas, eps: of AdamW and of the embedding; 0 <= beta < 1, eps at least 0.
+        betas, eps: of AdamW and of the embedding; 0 <= beta < 1, eps above 0.
         orthogonalization_dtype: None takes bfloat16 where the device multiplies it natively, else float32.
         state_dtype: of slow gradients and momenta, float32 or bfloat16; None takes the parameter's. Second moments are
             never narrower than float32. Averages are computed in float32 and rounded to nearest, so in bfloat16 one stands
@@ -162,18 +162,22 @@ class MuGrokfast(Optimizer):
         check_group(param_group)
         by_kind: dict[Kind, list[tuple[str, Tensor]]] = {"matrix": [], "embedding": [], "vector": []}
         wanted = param_group.get("kind")
-        for name, parameter in check_new(param_group["params"], [each for group in self.param_groups for each in group["params"]]):
+        every = check_new(param_group["params"], [each for group in self.param_groups for each in group["params"]])
+        for name, parameter in every:
             if self._state_dtype is not None and parameter.dtype == torch.float64:
                 raise ValueError(f"{name} is torch.float64, whose state is as wide; state_dtype must be None, not {self._state_dtype}")
             kind = kind_of(name, parameter) if wanted is None else checked_kind(wanted, name, parameter)
             by_kind[kind].append((name, parameter))
         for kind, named in by_kind.items():
             if named:
-                super().add_param_group({"lr": self._learning_rates[kind], **param_group, "params": named, "kind": kind})
+                group = {"lr": self._learning_rates[kind], **param_group, "params": named, "kind": kind}
+                if isinstance(group["lr"], Tensor) and len(named) < len(every):
+                    group["lr"] = group["lr"].clone()  # a scheduler gives each kind a rate of its own, in place
+                super().add_param_group(group)
 
     @property
     def steps(self) -> int:
-        """Updates made, skipped ones not counted. Reading this, or the next two, waits for the device."""
+        """Calls of step() but for skipped_steps. Reading this, or the next two, waits for the device."""
         return int(self._steps)
 
     @property
@@ -254,7 +258,13 @@ class MuGrokfast(Optimizer):
         """
         check_state(state_dict, self.param_groups)
         counters, names = state_dict["counters"], [group["param_names"] for group in self.param_groups]
-        super().load_state_dict(dict(state_dict))
+        received: list[Mapping[str, Any]] = []  # what the user's own hooks, which come first, make of it
+        hook = self.register_load_state_dict_pre_hook(lambda _, state: received.append(state))
+        try:
+            super().load_state_dict(dict(state_dict))
+        finally:
+            hook.remove()
+        [state_dict] = received
         for group, own in zip(self.param_groups, names, strict=True):
             group["param_names"] = own
         for counter, key in ((self._steps, "steps"), (self._skipped_steps, "skipped_steps"), (self._qk_clips, "qk_clips")):
@@ -319,7 +329,7 @@ class MuGrokfast(Optimizer):
         betas, eps = group["betas"], group["eps"]
         for step, channel, *tensors in zip(steps, channels, parameters, gradients, slow, momenta, squares, strict=True):
             step += now.alive
-            if tensors[-1].shape[0] == 1 < tensors[0].shape[0]:  # each token is a column
+            if channel.shape[1] != tensors[0].shape[1]:  # each token is a column
                 tensors = [tensor.mT for tensor in tensors]
             table, *given = ([tensor] for tensor in tensors)
             sums = torch.zeros_like(channel)
@@ -337,15 +347,15 @@ class MuGrokfast(Optimizer):
     def _step_vectors(self, group: Group, parameters: list[Tensor], now: _Now) -> None:
         gradients = now.gradients_of(parameters)
         stored, squares, steps = (self._states(parameters, key) for key in STATE["vector"])
-        filtered = wide_like(parameters)
+        filtered = wide_like(parameters)  # in one piece each, which a parameter need not be
         self._filter(group, gradients, self._slow(group, parameters, gradients), now, filtered)
-        weights, averages = widen(parameters), widen(stored)
+        weights, averages, seconds = (laid_out_as(filtered, widen(each)) for each in (parameters, stored, squares))
         beta1, beta2 = group["betas"]
         adamw(  # the one place where torch.compile breaks its graph
             weights,
             filtered,
             averages,
-            squares,
+            seconds,
             [],
             steps,
             fused=True,
@@ -360,6 +370,7 @@ class MuGrokfast(Optimizer):
         )
         narrow(weights, parameters)
         narrow(averages, stored)
+        narrow(seconds, squares)
 
     def _filter(
         self,

@@ -33,7 +33,8 @@ def orthogonalize(
     """The nearest matrix with all singular values about 1 (the polar factor), by odd polynomials of `update`.
 
     Singular values of at least 1/1000 of the Frobenius norm come out within [0.84, 1.16]; smaller ones grow
-    about a thousandfold and stay below that. Zero stays zero. The scale of `update` does not matter.
+    about a thousandfold and stay below that. Zero stays zero. The scale of `update` does not matter while float32 holds the squares of
+    its elements.
 
     update: [..., rows, columns], any floating dtype
     returns [..., rows, columns] in `dtype`

@@ -17,7 +17,7 @@ from cognate.config import ModelConfig
 from cognate.model import NOT_COUNTED, Cognate
 from cognate.model.attention import block_mask
 from cognate.model.layers import Linear, ternary
-from cognate.model.loss import supervision_shares
+from cognate.model.loss import places_of, supervision_shares
 from cognate.model.memory import Signals
 from cognate.optimizer import MuGrokfast
 
@@ -606,21 +606,41 @@ def test_a_loss_never_waits_for_its_device(small: Build) -> None:
         model.loss(tokens, tokens, tokens, measure=True)
 
 
-def test_where_shapes_are_static_early_recursions_are_scored_on_counted_tokens(small: Build) -> None:
-    """On a GPU nobody knows how many there are. A share drawn from all of them would hold none, where few are counted."""
-    model = small(n_layers=1).train()
-    model._compiled = model._compute
+@pytest.mark.parametrize("n_counted", [0, 1, 2, 9, 10, 32])
+def test_where_shapes_are_static_the_same_tokens_are_scored(small: Build, n_counted: int) -> None:
+    """On a GPU nobody knows how many are counted; the loss is the CPU's all the same, and its share that of the counted ones."""
+    model = small(n_layers=1, supervised_fraction=0.3).train()
     tokens = torch.randint(300, (2, 16))
-    targets = torch.full_like(tokens, NOT_COUNTED)
-    targets[1, 3], targets[1, 9] = 4, 5
-    with torch.no_grad():
-        for seed in range(20):
+    for seed in range(10):
+        torch.manual_seed(seed)
+        targets = torch.full((32,), NOT_COUNTED)
+        targets[torch.randperm(32)[:n_counted]] = torch.randint(300, (n_counted,))
+        losses = []
+        static = copy.deepcopy(model)
+        static._compiled = static._compute
+        for each in (model, static):
             torch.manual_seed(seed)
-            loss = model.loss(tokens, targets, measure=True)
-            assert loss.loss_ce.item() == pytest.approx(model.eval().loss(tokens, targets).loss_ce.item(), rel=1e-5)
-            model.train()
-            assert loss.measurements is not None
-            assert all(value is None or value.isfinite() for value in vars(loss.measurements).values())
+            with torch.no_grad():
+                losses.append(each.loss(tokens, targets.view(2, 16), measure=True))
+        one, other = losses
+        torch.testing.assert_close([other.loss, other.loss_ce, other.loss_act], [one.loss, one.loss_ce, one.loss_act])
+        assert (one.measurements is None) == (n_counted == 0)
+        if one.measurements is not None and other.measurements is not None:
+            for name, value in vars(one.measurements).items():
+                torch.testing.assert_close(vars(other.measurements)[name], value, msg=name)
+
+
+@pytest.mark.parametrize("is_static", [False, True])
+@pytest.mark.parametrize("fraction", [0.25, 0.3, 1.0, None])
+def test_early_recursions_are_scored_on_their_share_of_the_counted_tokens(fraction: float | None, is_static: bool) -> None:
+    counted = torch.rand(4, 50) < 0.3
+    places = places_of(counted, fraction, is_static=is_static)
+    drawn = places.chosen[places.chosen_weights > 0]
+    assert counted.flatten()[drawn].all()
+    assert len(drawn) == len(drawn.unique()) == math.ceil((fraction or 1) * counted.sum().item())
+    torch.testing.assert_close(places.chosen_weights.sum(), torch.tensor(1.0))
+    among = torch.arange(counted.numel()) if places.scored is None else places.scored
+    assert torch.equal(among[places.choice], places.chosen)
 
 
 def test_a_copy_of_a_compiled_model_trains_itself(small: Build) -> None:

@@ -121,6 +121,9 @@ def test_the_shipped_coefficients_go_muons_way(shape: tuple[int, int]) -> None:
         ("head.weight", (4096, 64), "matrix"),
         ("large.weight", (8192, 2048), "matrix"),
         ("gates.weight", (4, 320), "vector"),
+        ("out.weight", (4, 5000), "vector"),
+        ("out.weight", (5000, 1), "vector"),
+        ("embedding.weight", (5000, 1), "embedding"),
         ("act.weight", (1, 320), "vector"),
         ("norm", (320,), "vector"),
         ("scale", (), "vector"),
@@ -261,6 +264,16 @@ def test_a_table_stored_sideways_is_normalised_a_token_at_a_time() -> None:
     torch.testing.assert_close(moved.square().mean(0).sqrt(), torch.full((4097,), 1e-2), rtol=0.05, atol=0)
 
 
+@pytest.mark.parametrize("kind", [None, "embedding"])
+def test_a_long_row_moves(kind: str | None) -> None:
+    """nn.Linear(5000, 1).weight: a vector, or, when told so, one column a token."""
+    row = nn.Parameter(torch.zeros(1, 5000))
+    optimizer = MuGrokfast([{"params": [("out.weight", row)], **({"kind": kind} if kind else {})}], embedding_lr=1e-2, adamw_lr=1e-2)
+    row.grad = torch.randn(1, 5000, generator=torch.Generator().manual_seed(0))
+    optimizer.step()
+    torch.testing.assert_close(row.detach(), -1e-2 * row.grad.sign(), rtol=0.05, atol=0)
+
+
 # --- QK-clip ----------------------------------------------------------------------------------------------
 
 
@@ -316,6 +329,13 @@ def test_a_gain_without_its_siblings_is_refused() -> None:
     """Leaving it unbounded would be a silent fallback."""
     with pytest.raises(ValueError, match=r"attention.query_gain needs one attention.key_gain for QK-clip, not 0"):
         MuGrokfast([("attention.query_gain", nn.Parameter(torch.ones(2)))])
+
+
+def test_gains_of_different_shapes_are_refused() -> None:
+    """Grouped queries: which of the query's heads share a key's is not for us to guess."""
+    gains = [("query_gain", torch.ones(8)), ("key_gain", torch.ones(2)), ("query.weight", torch.ones(16, 16))]
+    with pytest.raises(ValueError, match=r"query_gain has shape \[8\] and its key_gain \[2\]"):
+        MuGrokfast([(name, nn.Parameter(gain)) for name, gain in gains])
 
 
 def test_gains_of_one_name_are_refused() -> None:
@@ -568,6 +588,43 @@ def test_a_loss_in_other_units_trains_the_same(factor: float) -> None:
         torch.testing.assert_close(ours[name], expected[name], rtol=0, atol=1e-6)
 
 
+@both_paths
+def test_a_vector_that_lies_scattered_in_memory_moves_alone(capturable: bool) -> None:
+    """torch's fused AdamW goes by addresses, and would write into what lies between."""
+    matrix, cube = torch.zeros(4, 4), torch.zeros(3, 6, 8)
+    scattered = {
+        "diagonal": nn.Parameter(matrix.diagonal()),
+        "every_other": nn.Parameter(cube[..., ::2]),
+        "turned": nn.Parameter(cube.new_zeros(5, 3).T),
+    }
+    gradients = random_gradients(nn.ParameterDict(scattered), 0)
+    optimizer = MuGrokfast(scattered.items(), adamw_lr=0.1, gradient_clip=None, capturable=capturable)
+    for name, parameter in scattered.items():
+        parameter.grad = gradients[name]
+    optimizer.step()
+    for name, parameter in scattered.items():
+        torch.testing.assert_close(parameter.detach(), -0.1 * gradients[name].sign(), rtol=1e-3, atol=0)
+    assert torch.equal(matrix, matrix.diagonal().diag())
+    assert not cube[..., 1::2].any()
+
+
+def test_a_layout_may_change_between_steps() -> None:
+    """As by model.to(memory_format=torch.channels_last), or by a checkpoint from before that."""
+    moved = []
+    for changes in (False, True):
+        kernel = nn.Parameter(torch.zeros(6, 4, 3, 3))
+        optimizer = MuGrokfast([("kernel", kernel)], adamw_lr=1e-2)
+        for step in range(4):
+            if changes and step == 2:
+                kernel.data = kernel.data.to(memory_format=torch.channels_last)
+            kernel.grad = torch.randn(kernel.shape, generator=torch.Generator().manual_seed(step)).to(
+                memory_format=torch.channels_last if kernel.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
+            )
+            optimizer.step()
+        moved.append(kernel.detach())
+    torch.testing.assert_close(moved[1], moved[0])
+
+
 def test_every_kind_of_parameter_moves() -> None:
     """With the default rates, each tensor changes by more than a hundred-thousandth in the first step."""
     start, moved = weights(toy()), train([random_gradients(toy(), 0, scale=1e-3)])
@@ -711,6 +768,13 @@ def test_a_copy_goes_on_to_the_bit(copied: Callable[[Any], Any]) -> None:
     assert other.state_bytes() == optimizer.state_bytes()
 
 
+def test_a_groups_tensor_rate_is_each_kinds_own() -> None:
+    """A scheduler sets them one by one, in place."""
+    optimizer = MuGrokfast([{"params": nn.Linear(16, 16).named_parameters(), "lr": torch.tensor(1.0)}])
+    torch.optim.lr_scheduler.LambdaLR(optimizer, [lambda _: 0.5, lambda _: 0.1])
+    assert [float(group["lr"]) for group in optimizer.param_groups] == pytest.approx([0.5, 0.1])
+
+
 def test_parameters_without_names_are_refused() -> None:
     """Without names a small embedding would be orthogonalised and gains never clipped, silently."""
     with pytest.raises(TypeError, match=r"pass model.named_parameters\(\)"):
@@ -722,7 +786,7 @@ def test_parameters_without_names_are_refused() -> None:
     [
         {"muon_lr": -1.0}, {"embedding_lr": math.nan}, {"adamw_lr": math.inf}, {"momentum": 1.0}, {"grokfast_alpha": -0.1},
         {"grokfast_lambda": -0.3}, {"grokfast_ramp_steps": -1}, {"weight_decay": -0.1}, {"qk_clip": 0.0}, {"gradient_clip": 0.0},
-        {"betas": (0.9, 1.0)},
+        {"betas": (0.9, 1.0)}, {"eps": 0.0},
     ],
 )  # fmt: skip
 def test_a_number_out_of_range_is_refused(option: dict[str, float]) -> None:
@@ -885,6 +949,21 @@ def test_a_narrow_average_stands_still_where_documented() -> None:
     assert 0.83 < reached.min() < reached.max() < 0.92
     reached = momentum / (weight.grad + 0.3 * slow)
     assert 0.92 < reached.min() < reached.max() < 0.98
+
+
+def test_what_a_hook_makes_of_a_state_is_loaded() -> None:
+    model = toy()
+    optimizer = optimizer_of(model)
+    step_with(optimizer, model, random_gradients(model, 0))
+
+    def forget(_: object, state: dict[str, Any]) -> dict[str, Any]:
+        forgotten = {index: {**each, "momentum": each["momentum"] * 0} for index, each in state["state"].items() if "momentum" in each}
+        return {**state, "state": {**state["state"], **forgotten}}
+
+    optimizer.register_load_state_dict_pre_hook(forget)
+    optimizer.load_state_dict(optimizer.state_dict())
+    assert not any(optimizer.state[parameter]["momentum"].any() for parameter in (model.up.weight, model.embedding.weight))
+    assert optimizer.state[model.norm]["exp_avg"].any()
 
 
 def test_a_wide_checkpoint_loads_into_narrow_state() -> None:
