@@ -18,9 +18,11 @@ from typing import Annotated, cast
 import typer
 import uvicorn
 from fastapi import FastAPI
+from pydantic import ValidationError
+from pydantic_settings import SettingsError
 
 from app.api.protocol import BoundedProtocol, RefusableWebsocket, raise_descriptor_limit
-from app.main import AlreadyServing, create_app, only_server_of
+from app.main import AlreadyServing, UnusableHome, create_app, only_server_of
 from app.services.hub import Hub
 from app.settings import Settings
 from app.store.engine import DamagedDatabase, NewerSchema, migrate
@@ -48,7 +50,7 @@ def serve(
     quickstart: Annotated[bool, typer.Option(help="Launch a quickstart run if there has been none.")] = True,
 ) -> None:
     """Serve the API and the page (COGNATE_HOST, COGNATE_PORT, COGNATE_HOME, COGNATE_DATA_DIR, COGNATE_TOKEN)."""
-    settings = Settings()
+    settings = _settings()
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S", level=logging.WARNING)
     logging.getLogger("app").setLevel(logging.INFO)
     raise_descriptor_limit()
@@ -56,8 +58,12 @@ def serve(
         with only_server_of(settings.home):
             migrate(settings.database)
         service = create_app(settings, quickstart=quickstart)
-    except (AlreadyServing, BadToken, DamagedDatabase, NewerSchema) as error:
+    except (AlreadyServing, BadToken, DamagedDatabase, NewerSchema, UnusableHome) as error:
         sys.exit(f"cognate: {error}")
+    if settings.data_dir is not None and not settings.data_dir.is_dir():
+        logging.getLogger(__name__).warning(
+            "COGNATE_DATA_DIR is %s, where there is no folder: what needs its datasets will fail", settings.data_dir
+        )
     config = uvicorn.Config(
         service,
         host=settings.host,
@@ -72,7 +78,10 @@ def serve(
         timeout_graceful_shutdown=3,
         backlog=ACCEPTED_AT_ONCE,
     )
-    listening = config.bind_socket()  # before any run is touched: a taken port ends it here
+    try:
+        listening = config.bind_socket()  # before any run is touched: a taken port ends it here
+    except SystemExit:  # uvicorn has said why
+        sys.exit(f"cognate: cannot listen on {settings.host}:{settings.port}; set COGNATE_PORT to a port that is free, or to 0 for any")
     # What is accepted inherits these. asyncio leaves Nagle's algorithm on for a socket it did not make: 40 ms an answer.
     listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNACKNOWLEDGED_MS)
@@ -82,7 +91,19 @@ def serve(
     server = _Server(config)
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup leaves it
         signal.signal(signal.SIGHUP, lambda _, frame: server.handle_exit(signal.SIGTERM, frame))
-    server.run(sockets=[listening])
+    with contextlib.suppress(KeyboardInterrupt):  # of a second Ctrl-C, which uvicorn raises again when all is done
+        server.run(sockets=[listening])
+
+
+def _settings() -> Settings:
+    """Of the environment; a mistake ends it with the variable's name."""
+    try:
+        return Settings()
+    except ValidationError as error:
+        told = (f"COGNATE_{str(each['loc'][0]).upper()}: {each['msg']}" for each in error.errors())
+        sys.exit("\n".join(f"cognate: {line}" for line in told))
+    except SettingsError:  # of a variable that holds a list; there is one
+        sys.exit('cognate: COGNATE_ALLOWED_HOSTS: it must be a list in JSON, such as ["example.org"]')
 
 
 class _Server(uvicorn.Server):

@@ -73,6 +73,10 @@ class AlreadyServing(RuntimeError):
     """Another server has this state folder: the database has one writer."""
 
 
+class UnusableHome(RuntimeError):
+    """The state folder cannot be made or written."""
+
+
 def create_app(settings: Settings | None = None, executor: Executor | None = None, *, quickstart: bool = False) -> FastAPI:
     """The application; raises BadToken. `executor` replaces the local one; `quickstart` launches that preset if it never ran."""
     settings = settings or Settings()
@@ -166,9 +170,12 @@ def assemble(settings: Settings, executor: Executor | None, hub: Hub, gate: Gate
 
 @contextmanager
 def only_server_of(home: Path) -> Iterator[None]:
-    """Hold the state folder's lock; raises AlreadyServing. The lock goes with the process, however it ends."""
-    home.mkdir(parents=True, exist_ok=True)
-    lock = os.open(home / "server.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    """Hold the state folder's lock; raises AlreadyServing, UnusableHome. The lock goes with the process, however it ends."""
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        lock = os.open(home / "server.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise UnusableHome(f"the state folder {home} cannot be used: {error.strerror}; set COGNATE_HOME to another one") from error
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:

@@ -449,6 +449,9 @@ def sections() -> dict[str, type[_Section]]:
 
 def _suggest(wrong: str, candidates: Iterable[str]) -> str:
     candidates = list(candidates)
+    if wrong in candidates:  # "training.batch_size" as one key
+        section, _, name = wrong.partition(".")
+        return f"; write it as {{{section!r}: {{{name!r}: ...}}}}".replace("'", '"')
     inside = [name for name in candidates if name.rpartition(".")[2] == wrong]
     near = inside or difflib.get_close_matches(wrong, candidates, n=1)
     return f"; did you mean {near[0]!r}?" if near else ""

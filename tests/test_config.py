@@ -108,6 +108,7 @@ def test_a_fork_cannot_change_the_recipe() -> None:
     [
         ({"training": {"batchsize": 4}}, "training.batchsize", "did you mean 'batch_size'"),
         ({"batch_size": 4}, "batch_size", "did you mean 'training.batch_size'"),
+        ({"training.batch_size": 4}, "training.batch_size", 'write it as {"training": {"batch_size": ...}}'),
         ({"trainig": {}}, "trainig", "did you mean 'training'"),
         ({"training": {"batch_size": 0}}, "training.batch_size", "greater than or equal to 1"),
         ({"training": {"batch_size": "4"}}, "training.batch_size", "integer"),

@@ -76,7 +76,10 @@ def run_page(
     about.add_row("progress", progress_line(run) or "-")
     about.add_row("metrics", ", ".join(f"{key} {number(value)}" for key, value in run["metrics"].items()) or "-")
     about.add_row("created", _clock(run["created_at"]))
+    if origin := run["forked_from"]:
+        about.add_row("forked from", f"{origin['run_id']} at step {origin['step']}")
     about.add_row("tags", ", ".join(run["tags"]) or "-")
+    about.add_row("notes", run["notes"] or "-")
     about.add_row("commands", ", ".join(run["allowed_commands"]) or "-")
     yield about
     for alert in run["alerts"]:

@@ -74,7 +74,7 @@ class History:
     rows: tuple[Row, ...]
     attempts: tuple[Attempt, ...]
     plan: dict[str, Any] | None
-    checkpoints: dict[int, Event]  # as they were told, by step; the newest telling counts
+    checkpoints: dict[int, Event]  # by step, as they were told when they were saved
     warnings: tuple[tuple[int, str], ...] = field(default=())  # attempt, sentence
 
     @property
@@ -121,7 +121,9 @@ def read_history(run: RunDir) -> History:
             elif entry.kind is Kind.PLAN:
                 plan = entry.data
             elif entry.kind is Kind.CHECKPOINT:
-                checkpoints[int(entry.data["step"])] = entry
+                step, before = int(entry.data["step"]), checkpoints.get(int(entry.data["step"]))
+                if before is None or before.data["files"] != entry.data["files"]:  # an attempt tells of the one it begins with again
+                    checkpoints[step] = entry
             elif entry.kind is Kind.WARNING:
                 warnings.append((attempt.number, str(entry.data["message"])))
             elif entry.kind in ENDINGS:

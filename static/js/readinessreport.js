@@ -57,7 +57,7 @@ function part(title, content) {
 }
 
 function projected({ probe, projected: { time, disk }, absent }) {
-  const onDisk = ["disk at most", bytes(disk.total_bytes)];
+  const onDisk = ["disk at most", disk.checkpoints > 0 ? bytes(disk.total_bytes) : NOTHING]; // none where there are no steps to make
   if (probe === null)
     return [
       facts([onDisk]),

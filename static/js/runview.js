@@ -63,7 +63,7 @@ export function showRun(place, id, onStatus, onName) {
     view.querySelector(".facts").hidden = false;
     setText(view.querySelector("h1"), run.name);
     onName(run.name, progressOf(run).ratio);
-    refill(view.querySelector(".about"), [run.preset, run.tags, run.created_at], () => about(run));
+    refill(view.querySelector(".about"), [run.preset, run.tags, run.created_at, run.notes], () => about(run));
     showState(view, run);
     showAlerts(view.querySelector(".alerts"), run.alerts);
     board.expect(run.expected_loss);
@@ -130,8 +130,14 @@ function about(run) {
     element("span", {}, `preset ${run.preset}`),
     ...tags,
     element("span", {}, "created ", timeElement(run.created_at)),
+    run.forked_from && origin(run.forked_from),
     element("code", {}, run.id),
-  ];
+    run.notes && element("span", { class: "notes" }, run.notes),
+  ].filter(Boolean);
+}
+
+function origin({ run_id: id, step }) {
+  return element("span", {}, "forked from ", element("a", { href: `#/runs/${id}` }, id), ` at step ${integer(step)}`);
 }
 
 function showState(view, run) {

@@ -575,6 +575,20 @@ def test_a_fork_goes_on_from_the_checkpoint_with_what_was_changed(page: Page, se
     made = server.get(f"/v1/runs/{page.url.rpartition('/')[2]}")
     assert (made["forked_from"]["run_id"], made["forked_from"]["step"]) == (run_id, 20)
     assert made["config"] == {**made["config"], "training": {**server.get(f"/v1/runs/{run_id}")["config"]["training"], "max_steps": 30}}
+    expect(page.locator(".about")).to_contain_text(f"forked from {run_id} at step 20")
+    page.locator(".about a").click()
+    expect(page.get_by_role("heading", name="the source", exact=True)).to_be_visible()
+
+
+def test_a_refusal_is_seen_wherever_the_page_has_been_scrolled_to(page: Page, server: Server) -> None:
+    open_run(page, server.launch())
+    expect_state(page, "completed")
+    page.route("**/evaluations", lambda route: route.fulfill(status=409, json={"detail": "there is no dataset"}))
+    page.set_viewport_size({"width": 800, "height": 500})
+    page.get_by_role("button", name="Evaluate on 100 items a dataset").click()
+    expect(page.locator("#message")).to_contain_text("there is no dataset")
+    assert page.evaluate("scrollY") > 500
+    expect(page.locator("#message")).to_be_in_viewport()
 
 
 # --- groups and the queue ---------------------------------------------------------------------------------------

@@ -68,6 +68,17 @@ def interrupted(tmp_path: Path) -> RunDir:
     return run
 
 
+def test_a_checkpoint_was_saved_when_it_was_told_first(tmp_path: Path) -> None:
+    """An attempt tells again of the one it goes on from; one that was made anew is another."""
+    other = {"model.safetensors": {"bytes": 2**20, "sha256": "cd" * 32}}
+    saved = {"step": 4, "name": "step_000004", "files": SHA, "kept_steps": [4]}
+    run = run_of(tmp_path / "run", [*began(), (Kind.CHECKPOINT, saved)], [*began(4), (Kind.CHECKPOINT, saved)])
+    journals = [attempt.journal.read_text().splitlines() for attempt in run.attempts()]
+    assert read_history(run).checkpoints[4].at == json.loads(journals[0][-1])["at"] < json.loads(journals[1][-1])["at"]
+    anew = run_of(tmp_path / "anew", [*began(), (Kind.CHECKPOINT, saved)], [*began(), (Kind.CHECKPOINT, {**saved, "files": other})])
+    assert read_history(anew).checkpoints[4].data["files"] == other
+
+
 def test_the_row_of_the_latest_attempt_counts(interrupted: RunDir) -> None:
     history = read_history(interrupted)
     assert [entry.step for entry in history.rows] == list(range(9))

@@ -4,6 +4,7 @@ The worker is tests/fake_worker.py, so that each test is about control and takes
 """
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -214,6 +215,34 @@ def test_a_second_server_on_the_same_state_is_refused(tmp_path: Path) -> None:
         serving(tmp_path),
     ):
         pass
+
+
+@pytest.mark.parametrize(
+    ("variables", "line"),
+    [
+        ({"COGNATE_PORT": "abc"}, "cognate: COGNATE_PORT: Input should be a valid integer"),
+        ({"COGNATE_ON_STALL": "restrt"}, "cognate: COGNATE_ON_STALL: Input should be 'warn' or 'restart'"),
+        ({"COGNATE_ALLOWED_HOSTS": "foo.example"}, 'cognate: COGNATE_ALLOWED_HOSTS: it must be a list in JSON, such as ["example.org"]'),
+        ({"COGNATE_HOME": "/dev/null"}, "cognate: the state folder /dev/null cannot be used: File exists; set COGNATE_HOME to another one"),
+    ],
+    ids=lambda given: next(iter(given)) if isinstance(given, dict) else "",
+)
+def test_a_mistaken_variable_is_told_in_a_line(variables: dict[str, str], line: str, tmp_path: Path) -> None:
+    environment = {**os.environ, "COGNATE_HOME": str(tmp_path), **variables}
+    left = subprocess.run([sys.executable, "-m", "app"], env=environment, capture_output=True, text=True, timeout=60)
+    assert (left.returncode, left.stdout) == (1, "")
+    assert left.stderr.startswith(line)
+    assert left.stderr.count("\n") == 1
+
+
+def test_a_taken_port_is_told_with_the_way_out(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        environment = {**os.environ, "COGNATE_HOME": str(tmp_path), "COGNATE_PORT": str(port)}
+        left = subprocess.run([sys.executable, "-m", "app"], env=environment, capture_output=True, text=True, timeout=60)
+    assert left.returncode == 1
+    assert f"cognate: cannot listen on 127.0.0.1:{port}; set COGNATE_PORT" in left.stderr
+    assert "Traceback" not in left.stderr
 
 
 def test_a_server_that_cannot_read_its_database_says_so_in_a_line(tmp_path: Path) -> None:
