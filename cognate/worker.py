@@ -76,9 +76,11 @@ def run_attempt(attempt: AttemptDir, places: Places, device: str | None, *listen
             torch.cuda.set_device(chosen)  # what names no device, as an event on a stream does, is of this one
         return train(attempt.run, reporter, ControlFile(attempt).poll, places, chosen, read_limits(attempt).rows_at_most)
     except Exception as error:  # the edge of the process: everything is answered here, with a reason
-        print_traceback()
+        reason = explain(error)
+        if reason is not Failure.DATA_MISSING:  # whose words say all there is, also to a person at a terminal
+            print_traceback()
         try:
-            reporter.say(Kind.FAILED, reason=explain(error), detail=f"{type(error).__name__}: {error}"[:2000])
+            reporter.say(Kind.FAILED, reason=reason, detail=f"{type(error).__name__}: {error}"[:2000])
         except OSError as refused:  # the exit code and worker.log are all there is then
             print_traceback()
             if explain(refused) is Failure.DISK_FULL:

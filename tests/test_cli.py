@@ -134,6 +134,7 @@ def test_a_specialist_without_data_fails_and_says_what_to_do() -> None:
     assert done.exit_code == 1
     assert "data_missing" in done.output
     assert "set COGNATE_DATA_DIR" in done.output
+    assert "Traceback" not in done.output
 
 
 def test_the_datasets_are_listed_with_their_counts(data_dir: Path) -> None:

@@ -69,7 +69,7 @@ def plan(
     if config.source == "synthetic" or _has_nothing_real(config, data_dir, cache_dir, known):
         return _plan_synthetic(config, kept)
     if data_dir is not None and not data_dir.is_dir():
-        raise DataMissing(f"the data folder {str(data_dir)!r} does not exist; correct COGNATE_DATA_DIR")
+        raise DataMissing(f"the data folder {str(data_dir)!r} does not exist; correct COGNATE_DATA_DIR, or --data")
     folders = list(files.folders(data_dir, cache_dir).values())
     if known is not None and (before := _look(config, folders, known)).digests == known:
         return _plan_real(config, folders, before, kept)
