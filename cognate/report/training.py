@@ -50,13 +50,7 @@ def training_report(runs: Mapping[str, RunDir], evaluations: Sequence[Mapping[st
         Heading(f"{TITLE}: {', '.join(runs)}", 1),
         Text("Drawn from the journals and checkpoints in the run directories. A dash was not measured."),
         _summary(told),
-        Heading("Loss: expected and measured"),
-        Text(
-            "Measured is the mean of the losses logged in the last quarter of an epoch, and beside it the held-out loss at its end. "
-            "Expected is what the plan hoped for of a specialist at that time; an untrained model has about the natural logarithm of its "
-            "vocabulary's size."
-        ),
-        _expected_losses(told),
+        *_expected_losses([each for each in told if _expected(each)]),
         Heading("Accuracy: expected and measured"),
         Text(
             "Target is what the plan hoped for, forecast what published work on models of this size found. An evaluation counts before "
@@ -120,19 +114,30 @@ def _state(history: History) -> str:
     return "finished" if history.is_finished else _how_ended(history, history.attempts[-1])
 
 
-def _expected_losses(told: Sequence[Told]) -> Table:
+def _expected(told: Told) -> Mapping[int, tuple[float, float]]:
+    """The loss that the plan hoped for, by epoch; of specialists only."""
+    return EXPECTED_LOSS if told.history.config.preset in SPECIALISTS else {}
+
+
+def _expected_losses(told: Sequence[Told]) -> Iterator[Block]:
+    """Of specialists."""
+    if not told:
+        return
+    yield Heading("Loss: expected and measured")
+    yield Text(
+        "Measured is the mean of the losses logged in the last quarter of an epoch, and beside it the held-out loss at its end. "
+        "Expected is what the plan hoped for of a specialist at that time; an untrained model has about the natural logarithm of its "
+        "vocabulary's size."
+    )
     rows: list[list[Cell]] = []
     for number, (low, high) in EXPECTED_LOSS.items():
         for each in told:
-            if each.history.config.preset not in SPECIALISTS:
-                continue
             epoch = next((epoch for epoch in each.epochs if epoch.number == number), None)
             loss = epoch.last_loss if epoch else None
             place = "not reached" if epoch is None else "not over" if not epoch.is_whole else _place(loss, low, high)
             rows.append([str(number), each.name, f"{low:g}-{high:g}", _number(loss), _number(_at_end(epoch, "val_loss")), place])
-    return Table(
-        ("epoch", "run", "expected", "measured", "held out", "measured is"), rows, frozenset({"epoch", "expected", "measured", "held out"})
-    )
+    numbers = frozenset({"epoch", "expected", "measured", "held out"})
+    yield Table(("epoch", "run", "expected", "measured", "held out", "measured is"), rows, numbers)
 
 
 def _place(loss: float | None, low: float, high: float) -> str | None:
@@ -207,7 +212,7 @@ def _why_not(told: Told, dataset: DatasetName) -> str:
 def _curves(told: Sequence[Told]) -> Charts:
     losses = [Line(each.name, _points(each, "loss"), number) for number, each in enumerate(told)]
     losses += [Line(f"{each.name}, held out", _points(each, "val_loss"), number, is_dotted=True) for number, each in enumerate(told)]
-    reached = max((epoch.number for each in told for epoch in each.epochs), default=0)
+    reached = max((epoch.number for each in told if _expected(each) for epoch in each.epochs), default=0)
     bands = [Band(epoch, low, high) for epoch, (low, high) in EXPECTED_LOSS.items() if epoch <= reached]
     charts = [line_chart("Loss", "nats/token", [line for line in losses if line.points], bands)]
     accuracies = [metric.key for metric in METRICS if metric.group == "accuracy"]
@@ -250,7 +255,7 @@ def _epochs(told: Told) -> Table:
         held_out = [_number(before.get("val_loss")), _number(before.get("val_perplexity"), 1)]
         rows.append(["untrained", None, "0", None, None, *held_out, None, None, *(_number(before.get(key), 3) for key in accuracies)])
     for epoch in told.epochs:
-        expected = EXPECTED_LOSS.get(epoch.number)
+        expected = _expected(told).get(epoch.number)
         rows.append(
             [
                 str(epoch.number) if epoch.is_whole else f"{epoch.number} (not over)",

@@ -30,7 +30,8 @@ def a_run(number: int, **more: Any) -> dict[str, Any]:
     """What a service says of a run."""
     config = {"preset": "quickstart", "seed": 7, "training": {"max_steps": 60, "batch_size": 8}}
     return {
-        "id": run_id(number), "name": f"tiny-{number}", "preset": "quickstart", "tags": [], "state": "running", "state_reason": None,
+        "id": run_id(number), "name": f"tiny-{number}", "preset": "quickstart", "tags": [], "notes": None,
+        "forked_from": None, "state": "running", "state_reason": None,
         "state_detail": None, "phase": "training", "allowed_commands": ["pause", "stop", "kill"], "attempt": 1, "queue_position": None,
         "created_at": "2026-01-02T03:04:05+00:00", "metrics": {"loss": 2.5}, "alert_count": 0, "alerts": [], "config": config, "plan": None,
         "progress": {"step": 15, "total_steps": 60, "percent": 25.0, "epoch": 0.25, "tokens_per_s": 1234.5, "eta_s": 83.0},

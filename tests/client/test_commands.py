@@ -245,7 +245,9 @@ def test_the_token_comes_from_the_services_file_too(service: FakeService, tmp_pa
 
 
 def test_show_tells_what_differs_from_the_preset(service: FakeService) -> None:
-    service.have(a_run(1, state="failed", state_reason="oom_cuda", state_detail="asked for 3 [GiB]"))
+    origin = {"run_id": "run_0", "checkpoint_id": "ckpt_0", "step": 10}
+    run = a_run(1, state="failed", state_reason="oom_cuda", state_detail="asked for 3 [GiB]", forked_from=origin, notes="with [care]")
+    service.have(run)
     preset = {"preset": "quickstart", "seed": 7, "training": {"max_steps": 200, "batch_size": 8}}
     service.answers["GET", "/v1/presets"] = (200, {"data": [{"name": "quickstart", "config": preset}]})
     point = {"step": 15, "id": "ckpt_1", "bytes": 3 << 20, "created_at": "2026-01-02T03:04:06+00:00", "removed_at": None}
@@ -259,6 +261,8 @@ def test_show_tells_what_differs_from_the_preset(service: FakeService) -> None:
     service.answers["GET", f"{RUN}/events"] = (200, NOTHING | {"data": happened})
     page = cognate("show", "tiny-1").stdout
     assert "failed: oom_cuda: asked for 3 [GiB]" in page
+    assert "run_0 at step 10" in page
+    assert "with [care]" in page
     assert [line.split() for line in page.splitlines() if "max_steps" in line or "batch_size" in line] == [
         ["training.max_steps", "60", "200"]
     ]

@@ -177,7 +177,11 @@ def test_a_target_within_the_interval_is_undecided(interrupted: RunDir) -> None:
 def test_only_specialists_are_held_against_the_plans_losses(tmp_path: Path) -> None:
     """A quickstart of 512 tokens begins where a specialist is expected after two epochs."""
     run = run_of(tmp_path / "run_1", [*began(), *(row(step, loss=6.0) for step in range(1, 5))], preset="quickstart")
-    assert "8-10" not in to_markdown(training_report({"run": run})).partition("## Accuracy")[0]
+    report = training_report({"run": run})
+    assert "8-10" not in to_markdown(report)
+    assert "Loss: expected and measured" not in to_markdown(report)
+    [curves] = [block for block in report if isinstance(block, Charts)]
+    assert "expected" not in curves.svgs[0]
 
 
 @pytest.mark.parametrize(
