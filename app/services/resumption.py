@@ -16,10 +16,9 @@ from app.store.tables import Run
 DISK_FLOOR_BYTES = 64 << 20  # with less than this left, a worker that says nothing more has been silenced by the full disk
 AFTER_S = 2.0  # and four times as long each further time in a row
 AFTER_MOST_S = 300.0
-# Why a run may have been interrupted without anybody wanting it.
-_LOST = (
-    Reason.SIGNAL, Reason.EXIT_NONZERO, Reason.WORKER_LOST, Reason.HOST_RESTART, Reason.STALLED, Reason.GPU_ERROR, Reason.LAUNCH_FAILED,
-)  # fmt: skip
+# Why a run may have been interrupted without anybody wanting it: for a reason of its own, or one that the next run would meet as well.
+_ITS_OWN = (Reason.SIGNAL, Reason.EXIT_NONZERO, Reason.WORKER_LOST, Reason.HOST_RESTART, Reason.STALLED)
+_LOST = (*_ITS_OWN, Reason.GPU_ERROR, Reason.LAUNCH_FAILED)
 
 
 class Resumption:
@@ -49,11 +48,13 @@ class Resumption:
                     runs.set_state(write, run, advance(State(run.state), Command.RESUME))
 
     def _lost(self) -> None:
-        """Runs whose worker was lost are launched again, later each time, until they have had their number without progress."""
+        """Runs whose worker was lost are launched again, until they have had their number without progress: at once the first time, so that
+        none that waits takes their place, and then later each time."""
         with self._store.read() as session:
             lost = [run for run in runs.in_states(session, [State.INTERRUPTED]) if run.state_reason in _LOST]
         for run in lost:
-            has_waited = self._timers.passed(run.id, f"lost {run.version}") > pause_after(run.auto_resumes)
+            is_first = run.auto_resumes == 0 and run.state_reason in _ITS_OWN
+            has_waited = is_first or self._timers.passed(run.id, f"lost {run.version}") > pause_after(run.auto_resumes)
             if run.auto_resumes < run.auto_resume and has_waited:
                 self._resume(run.id, State.INTERRUPTED, f"attempt {run.auto_resumes + 1} of {run.auto_resume}", run.auto_resumes + 1)
 

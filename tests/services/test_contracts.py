@@ -128,6 +128,17 @@ def test_a_lost_worker_is_replaced_and_the_run_completes(tmp_path: Path) -> None
         assert reasons == [None, None, None, "exit_nonzero", "auto_resume", None, None, None]
 
 
+def test_a_run_whose_worker_is_lost_keeps_its_place(tmp_path: Path) -> None:
+    """One that is nearly done would else wait for all that a whole other run takes."""
+    with serving(tmp_path, *SLOW, auto_resume=1) as client:
+        first, second = launch(client, steps=10_000), launch(client, steps=10_000)
+        wait_for(client, first, "running")
+        os.kill(read_json(RunDir(tmp_path / "runs" / first).attempt(1).started)["pid"], 9)
+        until(lambda: client.get(f"/v1/runs/{first}").json()["attempt"] == 2)
+        assert client.get(f"/v1/runs/{second}").json()["state"] == "queued"
+        assert [event["state"] for event in events(client, second, "state")] == ["queued"]
+
+
 @pytest.mark.usefixtures("_soon")
 def test_a_worker_that_is_lost_again_and_again_is_replaced_so_many_times(tmp_path: Path) -> None:
     with serving(tmp_path, *SLOW, auto_resume=2) as client:
