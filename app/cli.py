@@ -91,8 +91,10 @@ def serve(
     server = _Server(config)
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup leaves it
         signal.signal(signal.SIGHUP, lambda _, frame: server.handle_exit(signal.SIGTERM, frame))
-    with contextlib.suppress(KeyboardInterrupt):  # of a second Ctrl-C, which uvicorn raises again when all is done
+    try:
         server.run(sockets=[listening])
+    except KeyboardInterrupt:  # of a second Ctrl-C, which uvicorn raises again when all is done
+        sys.exit(128 + signal.SIGINT)
 
 
 def _settings() -> Settings:
@@ -123,6 +125,8 @@ class _Server(uvicorn.Server):
         if not self.should_exit:
             with contextlib.suppress(OSError, RuntimeError):  # of a terminal that was closed; of one that was just being written to
                 print("Cognate: saving what is running, then stopping; Ctrl-C again leaves the workers to the next start", flush=True)
+        else:
+            logging.getLogger("uvicorn.error").disabled = True  # it would tell of what is now left undone in tracebacks
         super().handle_exit(sig, frame)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:

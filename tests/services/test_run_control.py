@@ -4,11 +4,15 @@ The worker is tests/fake_worker.py, so that each test is about control and takes
 """
 
 import os
+import re
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import httpx
 import psutil
 import pynvml
 import pytest
@@ -233,6 +237,21 @@ def test_a_mistaken_variable_is_told_in_a_line(variables: dict[str, str], line: 
     assert (left.returncode, left.stdout) == (1, "")
     assert left.stderr.startswith(line)
     assert left.stderr.count("\n") == 1
+
+
+def test_a_second_ctrl_c_leaves_no_traceback(tmp_path: Path) -> None:
+    environment = {**os.environ, "COGNATE_HOME": str(tmp_path), "COGNATE_PORT": "0", "COGNATE_SPARE_WORKER": "false"}
+    command = [sys.executable, "-c", "from app.cli import main; main()", "serve", "--no-quickstart"]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as server:
+        assert server.stdout is not None
+        address = re.findall(r"http://\S+", server.stdout.readline())[0]
+        until(lambda: httpx.get(f"{address}/readyz").status_code == 200)
+        for _ in range(2):
+            server.send_signal(signal.SIGINT)
+            time.sleep(0.1)
+        said, _ = server.communicate(timeout=30)
+    assert said.startswith("Cognate: saving what is running")
+    assert "Traceback" not in said
 
 
 def test_a_taken_port_is_told_with_the_way_out(tmp_path: Path) -> None:
