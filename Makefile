@@ -29,7 +29,7 @@ test: setup ## everything that must hold: linters, types, boundaries, tests
 	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile
 
 test-faults: setup ## every row of docs/reliability.md at its full count (about half an hour)
-	COGNATE_FAULTS_SCALE=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile tests/faults tests/services/test_machine.py tests/api/test_openapi.py -m "faults or not faults"
+	COGNATE_FAULTS_SCALE=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile tests/faults tests/services/test_machine.py tests/api/test_openapi.py tests/test_mirror.py -m "faults or not faults"
 
 test-defects: setup ## whether the tests of model and optimizer find a hundred planted defects (five minutes)
 	$(BIN)/python -m pytest --numprocesses 2 -m defects tests/defects
