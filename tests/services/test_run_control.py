@@ -239,17 +239,27 @@ def test_a_mistaken_variable_is_told_in_a_line(variables: dict[str, str], line: 
     assert left.stderr.count("\n") == 1
 
 
+def is_ready(address: str) -> bool:
+    try:
+        return httpx.get(f"{address}/readyz").status_code == 200
+    except httpx.TransportError:  # it does not listen yet
+        return False
+
+
 def test_a_second_ctrl_c_leaves_no_traceback(tmp_path: Path) -> None:
     environment = {**os.environ, "COGNATE_HOME": str(tmp_path), "COGNATE_PORT": "0", "COGNATE_SPARE_WORKER": "false"}
     command = [sys.executable, "-c", "from app.cli import main; main()", "serve", "--no-quickstart"]
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as server:
         assert server.stdout is not None
         address = re.findall(r"http://\S+", server.stdout.readline())[0]
-        until(lambda: httpx.get(f"{address}/readyz").status_code == 200)
-        for _ in range(2):
-            server.send_signal(signal.SIGINT)
-            time.sleep(0.1)
-        said, _ = server.communicate(timeout=30)
+        try:
+            until(lambda: is_ready(address))
+            for _ in range(2):
+                server.send_signal(signal.SIGINT)
+                time.sleep(0.1)
+            said, _ = server.communicate(timeout=30)
+        finally:
+            server.kill()
     assert said.startswith("Cognate: saving what is running")
     assert "Traceback" not in said
 
