@@ -107,9 +107,8 @@ def _machine(report: dict[str, Any]) -> str:
 
 def _projected(report: dict[str, Any]) -> str:
     probe, disk = report["probe"], report["projected"]["disk"]
-    on_disk = f"Disk: {_gib(disk['total_bytes'])} at most. {_sentence(disk['basis'])}"
-    if not disk["checkpoints"]:
-        on_disk = "Disk: not known, for without data there are no steps to make."
+    most = f"{_gib(disk['total_bytes'])} at most. " if disk["checkpoints"] else ""
+    on_disk = f"Disk: {most}{_sentence(disk['basis'])}"
     if probe is None:
         why = report["absent"].get("probe") or "a step failed, see the findings"
         return f"Time and memory were not measured: {why}.\n\n{on_disk}"

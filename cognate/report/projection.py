@@ -46,14 +46,14 @@ def project_time(plan: Plan, probe: Probe) -> Time:
 def project_disk(plan: Plan, network: Network, training: TrainingConfig, probe: Probe | None) -> Disk:
     held = checkpoints_held(plan, training)
     size = held * network.checkpoint_bytes
+    rows = None if probe is None else row_bytes(plan, training, probe)
     basis = f"{held} checkpoints at a time of {network.checkpoint_bytes / 2**20:.0f} MiB of tensors"
-    if probe is None:
-        rows, basis = None, f"{basis}; without the rows of metrics, of which none was measured"
+    if not held:
+        basis = "not known, for without data there are no steps to make"
+    elif rows is None:
+        basis += "; without the rows of metrics, of which none was measured"
     else:
-        rows, basis = (
-            row_bytes(plan, training, probe),
-            f"{basis}; lines of the journal as long as the probe's, the database counted as large again",
-        )
+        basis += "; lines of the journal as long as the probe's, the database counted as large again"
     total = size + (rows or 0)
     return Disk(held, size, rows, total, total + SPACE_LEFT_BYTES, 2 * total + SPACE_LEFT_BYTES, basis)
 

@@ -1,8 +1,7 @@
 """How steps are carried out on the device at hand: how wide, compiled or not, and how many rows of a batch at a time.
 
-None of it changes what is computed but for rounding, and, of a batch in parts, which tokens early recursions are scored on (decision 10).
-A resumed run goes on as it began wherever it can (`resumed_from`), since
-a bit-identical resume needs the same roundings.
+None of it changes what is computed but for rounding, and, of a batch in parts, which tokens early recursions are scored on (decision
+10). A resumed run goes on as it began wherever it can (`resumed_from`), since a bit-identical resume needs the same roundings.
 """
 
 from __future__ import annotations

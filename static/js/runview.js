@@ -132,8 +132,8 @@ function about(run) {
     element("span", {}, "created ", timeElement(run.created_at)),
     run.forked_from && origin(run.forked_from),
     element("code", {}, run.id),
-    run.notes && element("span", { class: "notes" }, run.notes),
-  ].filter(Boolean);
+    run.notes && element("span", {}, run.notes),
+  ];
 }
 
 function origin({ run_id: id, step }) {

@@ -62,3 +62,5 @@ def test_disk_says_what_it_does_not_count() -> None:
     assert with_rows.total_bytes == with_rows.checkpoints_bytes + (with_rows.rows_bytes or 0) > without.total_bytes
     assert without.rows_bytes is None
     assert "without the rows" in without.basis
+    nothing = project_disk(replace(FACTS.plan, steps_per_epoch=(), total_steps=0), FACTS.network, TRAINING, None)
+    assert (nothing.checkpoints, nothing.basis) == (0, "not known, for without data there are no steps to make")

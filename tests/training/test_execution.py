@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import shutil
 import subprocess
 import sys
@@ -582,3 +583,17 @@ print(run_attempt(attempt, Places(None, None), "cpu").value)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.strip() == Kind.FINISHED.value, done.stderr
+
+
+def test_a_deterministic_run_is_compiled_deterministically() -> None:
+    """Else the compiler chooses kernels by timing them; set_deterministic_debug_mode() does not tell it."""
+    config = importlib.import_module("torch._inductor.config")
+    for mode in ("default", "warn", "error"):
+        config.deterministic = mode == "default"  # type: ignore[attr-defined]
+        try:
+            torch.set_deterministic_debug_mode(mode)
+            execution.compile_as(a_model(), "regions")
+        finally:
+            torch.set_deterministic_debug_mode("default")
+        assert config.deterministic is (mode != "default")
+    config.deterministic = False  # type: ignore[attr-defined]
