@@ -58,7 +58,7 @@ def _apply_polynomials(wide: Tensor, bounds: Tensor, coefficients: Coefficients)
     """wide: [matrix, short side, long side]; bounds: [matrix, 1, 1], what each is divided by; returns the shape of `wide`, contiguous"""
     short, long = wide.shape[1:]
     out = torch.empty(wide.shape, dtype=wide.dtype, device=wide.device)
-    at_once = len(wide) if wide.is_cuda else max(1, AT_ONCE // (short * long))
+    at_once = len(wide) if wide.is_cuda else min(len(wide), max(1, AT_ONCE // (short * long)))
     # Results go where earlier ones were: on the CPU fresh memory made this a third slower for 36 matrices of 320 x 320.
     square, spare = wide.new_empty(2, at_once, short, short), wide.new_empty(at_once, short, long)
     for part, bound, result in zip(*(torch.split(tensor, at_once) for tensor in (wide, bounds, out)), strict=True):
