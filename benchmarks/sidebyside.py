@@ -10,7 +10,7 @@ import os
 import platform
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -35,13 +35,17 @@ class Batch:
 
 @dataclass(frozen=True)
 class Contestant:
-    """A model as its users would train it. `loss` gives a scalar with its graph; `begin` is called before it is first timed."""
+    """A model as its users would train it. `loss` gives a scalar with its graph; `begin` is called before it is first timed.
+
+    rows_at_once: of a batch, forward and backward; None: all
+    """
 
     name: str
     model: nn.Module
     optimizer: torch.optim.Optimizer
     loss: Callable[[Batch, Precision], Tensor]
     begin: Callable[[Precision], object] = lambda _: None
+    rows_at_once: int | None = None
 
 
 @dataclass(frozen=True)
@@ -74,14 +78,24 @@ def step(contestant: Contestant, batch: Batch, precision: Precision) -> Lap:
     device = batch.tokens.device
     _wait(device)
     began = time.perf_counter()
-    loss = contestant.loss(batch, precision)
-    torch.autograd.backward(loss)
+    total = torch.zeros((), device=device)
+    for part in _parts(batch, contestant.rows_at_once):
+        loss = contestant.loss(part, precision) * (len(part.tokens) / len(batch.tokens))
+        torch.autograd.backward(loss)
+        total += loss.detach()
     _wait(device)
     passed = time.perf_counter()
     contestant.optimizer.step()
     contestant.optimizer.zero_grad(set_to_none=True)
     _wait(device)
-    return Lap(passed - began, time.perf_counter() - passed, float(loss.detach()))
+    return Lap(passed - began, time.perf_counter() - passed, float(total))
+
+
+def _parts(batch: Batch, rows: int | None) -> Iterator[Batch]:
+    rows = rows or len(batch.tokens)
+    for start in range(0, len(batch.tokens), rows):
+        documents = None if batch.documents is None else batch.documents[start : start + rows]
+        yield Batch(batch.tokens[start : start + rows], batch.targets[start : start + rows], documents)
 
 
 def count_flops(contestant: Contestant, batch: Batch, precision: Precision) -> int:

@@ -160,7 +160,10 @@ class TrainingConfig(_Section):
     batch_size: int = Field(16, ge=1, le=4096, description="Packed rows in a batch.")
     sequence_length: int = Field(512, ge=16, le=16384, description="Tokens in a packed row.")
     micro_batch_size: int | None = Field(
-        None, ge=1, le=4096, description="Rows of a batch that go through the model at once; empty takes as many as fit into GPU memory."
+        None,
+        ge=1,
+        le=4096,
+        description="Rows of a batch that go through the model at once; empty: as many as fit on a GPU, 4,096 tokens on a CPU.",
     )
     gradient_accumulation: int = Field(1, ge=1, le=1024, description="Batches whose gradients are averaged into one step.")
     epochs: int = Field(10, ge=1, le=10_000, description="Passes over the curriculum.")

@@ -19,7 +19,7 @@ from torch.autograd import DeviceType
 
 from benchmarks import experiments, gpu, levers, rivals, specialists, tasks, train, trials
 from benchmarks.session import Setting
-from benchmarks.sidebyside import Batch, Contestant, Precision, count_flops, describe_machine, race, random_batch
+from benchmarks.sidebyside import Batch, Contestant, Precision, count_flops, describe_machine, race, random_batch, step
 from benchmarks.trials import Book, Outcome, Trial
 from cognate.config import ModelConfig
 from cognate.data.batches import Batch as TrainingBatch
@@ -76,6 +76,25 @@ def test_models_take_turns() -> None:
     laps = race([(a, "fp32"), (b, "fp32"), (a, "bf16")], batch, warmups=1, repeats=2, say=lambda _: None)
     assert calls == ["a fp32", "b fp32", "a bf16"] * 3
     assert [len(kept) for kept in laps] == [2, 2, 2]
+
+
+def test_a_step_in_parts_has_the_loss_and_gradient_of_the_whole() -> None:
+    """Ours takes a large batch in parts, as the worker does."""
+    batch = random_batch(8, 5, 4, packed=True, device=CPU)
+    gradients, seen = [], []
+    for rows in (None, 2):
+        model = nn.Linear(1, 1)
+        nn.init.ones_(model.weight), nn.init.zeros_(model.bias)
+
+        def loss(batch: Batch, _: Precision, model: nn.Linear = model) -> Tensor:
+            seen.append(len(batch.tokens))
+            return model(batch.tokens[:, :1].float()).square().mean()
+
+        optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+        lap = step(Contestant("a", model, optimizer, loss, rows_at_once=rows), batch, "fp32")
+        gradients.append((lap.loss, 1 - model.weight.item()))
+    assert seen == [5, 2, 2, 1]
+    assert gradients[1] == pytest.approx(gradients[0], rel=1e-5)
 
 
 def test_packed_rows_hold_several_documents_and_the_same_tokens() -> None:

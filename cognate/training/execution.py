@@ -33,6 +33,7 @@ NAMES: Mapping[Compiled, str] = {  # for what fails
     "flex": "FlexAttention",
 }
 WORTH_COMPILING = 1000  # steps: compiling takes half a minute to minutes, and saves a fifth of every step
+CPU_TOKENS = 2**12  # at once: 16 rows of 512 took 1.01 to 1.07 times as long as two times 8 (docs/performance.md), and twice the memory
 GIB = 2**30
 
 
@@ -100,7 +101,7 @@ def prepare(
         else:
             compiled = way
             break
-    if rows < training.batch_size:
+    if rows < _enough(training, device):
         say(f"a batch goes through the model in {training.batch_size // rows} parts of {rows} rows, for want of memory for all at once")
     for name, buffer in model.named_buffers():
         buffer.copy_(buffers[name])
@@ -187,13 +188,13 @@ def rows_at_once(
     before: int | None,
     rows_at_most: int | None = None,
 ) -> int:
-    """The largest divisor of the batch size that fits, of `rows_at_most` at most; `before`, if it does."""
+    """The largest divisor of the batch size that fits, on a CPU that pays, of `rows_at_most` at most; `before`, if it does."""
     batch_size = training.batch_size
     most = min(each for each in (batch_size, training.micro_batch_size, rows_at_most) if each is not None)
     if training.micro_batch_size is not None:
         return _divisor(batch_size, most)
     if device.type != "cuda":
-        return _divisor(batch_size, min(before or most, most))
+        return _divisor(batch_size, min(most, before or _enough(training, device)))
     few, more = max(1, most // 8), max(1, most // 4)  # of what is known to be too much, nothing is tried
     if few == more:
         return _divisor(batch_size, most)
@@ -210,6 +211,13 @@ def rows_at_once(
     while rows > fits and not _passes(model, _rows_of(batch, 0, rows), device, state + free // 10, has_dropout=training.dropout > 0):
         rows = _divisor(batch_size, rows // 2)
     return rows
+
+
+def _enough(training: TrainingConfig, device: torch.device) -> int:
+    """Rows beyond which more at once are no faster."""
+    if device.type != "cpu":
+        return training.batch_size
+    return _divisor(training.batch_size, max(1, CPU_TOKENS // training.sequence_length))
 
 
 def _passes(model: Cognate, part: Batch, device: torch.device, reserve: int, *, has_dropout: bool) -> bool:

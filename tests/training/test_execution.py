@@ -215,10 +215,28 @@ def test_what_was_too_much_is_not_tried_again_to_find_out(
     assert measured == tried
 
 
-@pytest.mark.parametrize(("batch_size", "before", "expected"), [(16, 4, 4), (16, None, 16), (6, 4, 3), (4, 16, 4)])
+@pytest.mark.parametrize(("batch_size", "before", "expected"), [(16, 4, 4), (16, None, 8), (16, 16, 16), (6, 4, 3), (4, 16, 4)])
 def test_a_fork_with_another_batch_has_parts_that_divide_it(batch_size: int, before: int | None, expected: int) -> None:
     training = TrainingConfig(batch_size=batch_size)
     assert rows_at_once(torch.nn.Linear(1, 1), a_batch, training, CPU, before) == expected  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "length", "micro", "at_most", "expected"),
+    [(16, 512, None, None, 8), (12, 512, None, None, 6), (16, 128, None, None, 16), (2, 16384, None, None, 1), (16, 512, 16, None, 16),
+     (16, 512, None, 4, 4)],
+)  # fmt: skip
+def test_a_cpu_takes_4096_tokens_at_once(batch_size: int, length: int, micro: int | None, at_most: int | None, expected: int) -> None:
+    """More are no faster there, and take more memory; whoever says how many gets as many."""
+    training = TrainingConfig(batch_size=batch_size, sequence_length=length, micro_batch_size=micro)
+    assert rows_at_once(torch.nn.Linear(1, 1), a_batch, training, CPU, None, at_most) == expected  # type: ignore[arg-type]
+
+
+def test_parts_that_are_no_want_of_memory_are_no_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(execution, "CPU_TOKENS", 2 * 512)
+    said: list[str] = []
+    assert prepare(a_model(), a_batch, TrainingConfig(batch_size=4), CPU, 10, {}, said.append).rows_at_once == 2
+    assert said == []
 
 
 @pytest.fixture(autouse=True)
