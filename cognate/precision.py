@@ -44,12 +44,31 @@ def product_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
     return native_dtype(device) if dtype == torch.bfloat16 else dtype
 
 
+@known_to_compiler
+def attention_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """What attention over such tensors is computed in: as products, but torch's kernel for the CPU is fast in bfloat16 with AMX only."""
+    return torch.float32 if device.type == "cpu" and not _has("amx_bf16") else product_dtype(dtype, device)
+
+
+@known_to_compiler
+def fills_vectors_only_in_convolutions(device: torch.device) -> bool:
+    """Whether float32 products are twice as fast as convolutions (model/products.py)."""
+    return device.type == "cpu" and _has("avx512_f") and _is_amd()
+
+
 @functools.cache
 def _native_dtype(device: torch.device) -> torch.dtype:
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float32
     if device.type == "cpu":
-        can = torch.cpu.get_capabilities()
-        is_amd = bool(can.get("sse4a"))  # which Intel never had; a virtual machine may rename its CPU
-        return torch.bfloat16 if can.get("amx_bf16") or (is_amd and can.get("avx512_bf16")) else torch.float32
+        return torch.bfloat16 if _has("amx_bf16") or (_has("avx512_bf16") and _is_amd()) else torch.float32
     return torch.float32
+
+
+def _is_amd() -> bool:
+    return _has("sse4a")  # which Intel never had; a virtual machine may rename its CPU
+
+
+@functools.cache
+def _has(capability: str) -> bool:
+    return bool(torch.cpu.get_capabilities().get(capability))

@@ -23,7 +23,7 @@ from torch.nn import functional
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from cognate.model.layers import Linear, rms_norm, split_heads
-from cognate.precision import product_dtype
+from cognate.precision import attention_dtype
 
 LONG = 256  # tokens in a row from which the CPU skips what no window shows; shorter ones are as fast in one call
 QUERIES = 64  # in a strip
@@ -116,7 +116,7 @@ def look(segments: Tensor, window: int, head_dim: int, rope_base: float, dtype: 
         return Sight(*turns(position, head_dim, rope_base, dtype), block_mask(segments, window))
     if segments.device.type == "cpu" and len(position) >= LONG:
         mask = partial(_mask, position, position, segments, segments, window, dtype)
-        strips = _strips(segments, window, product_dtype(dtype, segments.device))
+        strips = _strips(segments, window, attention_dtype(dtype, segments.device))
         return Sight(*turns(position, head_dim, rope_base, dtype), mask, strips)
     return Sight(*turns(position, head_dim, rope_base, dtype), _mask(position, position, segments, segments, window, dtype))
 
@@ -235,7 +235,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, sight: Sight) -> Tensor:
     elif sight.strips is not None:
         out = _InStrips.apply(query, key, value, sight.strips)  # type: ignore[no-untyped-call]
     else:
-        wide = product_dtype(query.dtype, query.device)
+        wide = attention_dtype(query.dtype, query.device)
         mask = sight.dense.to(wide)
         out = functional.scaled_dot_product_attention(query.to(wide), key.to(wide), value.to(wide), attn_mask=mask).to(query.dtype)
     return out.transpose(1, 2).flatten(2)

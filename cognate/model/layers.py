@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from cognate.model.products import as_convolution, gradient_of_weight, gradient_of_x, product
 from cognate.precision import product_dtype
 
 EPSILON = 1e-6
@@ -92,7 +93,7 @@ class MLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         weight = self.down.matrix().to(product_dtype(x.dtype, x.device))
         if not torch.is_grad_enabled():
-            return functional.linear(self.up(x).relu_().to(weight.dtype).square_(), weight).to(x.dtype)
+            return product(self.up(x).relu_().to(weight.dtype).square_(), weight).to(x.dtype)
         out: Tensor = _SquaredReLULinear.apply(self.up(x), weight)  # type: ignore[no-untyped-call]
         return out
 
@@ -100,9 +101,9 @@ class MLP(nn.Module):
 def linear(x: Tensor, weight: Tensor) -> Tensor:
     """x W^T in the dtype of x, computed in its product_dtype; x: [..., token, inputs], weight: [outputs, inputs], float32"""
     weight = weight.to(product_dtype(x.dtype, x.device))
-    if x.dtype == weight.dtype:
+    if x.dtype == weight.dtype and not as_convolution(x):
         return functional.linear(x, weight)
-    out: Tensor = _WideLinear.apply(x, weight)  # type: ignore[no-untyped-call]
+    out: Tensor = _Linear.apply(x, weight)  # type: ignore[no-untyped-call]
     return out
 
 
@@ -155,26 +156,26 @@ class _RMSNorm(torch.autograd.Function):
         if weight is None:
             along = torch.linalg.vecdot(gradient, wide)
         else:
-            product = gradient * wide
-            along, to_weight = product @ weight, scale.flatten() @ product.flatten(0, -2)
+            both = gradient * wide
+            along, to_weight = both @ weight, scale.flatten() @ both.flatten(0, -2)
             gradient = gradient * weight
         along, scale = (along / x.size(-1) * scale.square())[..., None], scale[..., None]
         return torch.addcmul(gradient, wide, along, value=-1).mul_(scale).to(x.dtype), to_weight
 
 
-class _WideLinear(torch.autograd.Function):
-    """linear() in a wider dtype than that of x, which is kept for the gradient as narrow as it is."""
+class _Linear(torch.autograd.Function):
+    """linear() by products.py; in a wider dtype than that of x, which is kept for the gradient as narrow as it is."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
         ctx.save_for_backward(x, weight)
-        return functional.linear(x.to(weight.dtype), weight).to(x.dtype)
+        return product(x.to(weight.dtype), weight).to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
         x, weight = ctx.saved_tensors
-        gradient = gradient.to(weight.dtype)
-        return (gradient @ weight).to(x.dtype), gradient.flatten(0, -2).mT @ x.flatten(0, -2).to(weight.dtype)
+        gradient, wide = gradient.to(weight.dtype), x.to(weight.dtype)
+        return gradient_of_x(gradient, wide, weight).to(x.dtype), gradient_of_weight(gradient, wide, weight)
 
 
 class _SquaredReLULinear(torch.autograd.Function):
@@ -184,12 +185,13 @@ class _SquaredReLULinear(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
         rectified = functional.relu(x)
         ctx.save_for_backward(rectified, weight)
-        return functional.linear(rectified.to(weight.dtype).square(), weight).to(x.dtype)
+        return product(rectified.to(weight.dtype).square(), weight).to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
         rectified, weight = ctx.saved_tensors
         gradient = gradient.to(weight.dtype)
-        to_x = ((2 * gradient) @ weight).mul_(rectified).to(rectified.dtype)  # doubled on the narrow side
-        square = rectified.to(weight.dtype).square_()  # in its place where it has that dtype; a second backward pass is then refused
-        return to_x, gradient.flatten(0, -2).mT @ square.flatten(0, -2)
+        wide = rectified.to(weight.dtype)
+        to_x = gradient_of_x(2 * gradient, wide, weight).mul_(wide).to(rectified.dtype)  # doubled on the narrow side
+        square = wide.square_()  # in its place where it has that dtype; a second backward pass is then refused
+        return to_x, gradient_of_weight(gradient, square, weight)

@@ -11,10 +11,13 @@ from cognate.model import cross_entropy
 from cognate.model.cross_entropy import cross_entropy_of, linear_cross_entropy
 
 
-@pytest.fixture(params=[1, 3, 7, 100], ids=lambda rows: f"{rows} rows a chunk")
+@pytest.fixture(params=[(1, 11), (3, 4), (7, 1), (100, 10), (100, 2048)], ids=lambda sizes: f"{sizes[0]} rows, {sizes[1]} tokens")
 def _chunk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cross_entropy, "CHUNK_BYTES", 4 * 11 * request.param)
-    monkeypatch.setattr(cross_entropy, "BLOCK_ELEMENTS", 11 * 2)
+    """Rows and tokens held at once."""
+    rows, tokens = request.param
+    monkeypatch.setattr(cross_entropy, "CHUNK_BYTES", 4 * 11 * rows)
+    monkeypatch.setattr(cross_entropy, "BLOCK", tokens)
+    monkeypatch.setattr(cross_entropy, "SLICE_ELEMENTS", tokens * 2)
 
 
 def problem(scale: float = 1.0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
