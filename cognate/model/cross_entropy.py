@@ -116,7 +116,7 @@ class _Block(NamedTuple):
         """
         # From the logit in float32: in bf16 a probability of 0.998 would be 1 and teach nothing.
         at_target = ((self.at_target - self.largest).exp() - total).to(self.exponentials.dtype)
-        if self.exponentials.is_cuda:  # one kernel with its neighbours when compiled; a scatter is not, where torch is to be deterministic
+        if _on_gpu(self.exponentials):  # one kernel with its neighbours when compiled; a scatter is not, where torch is to be deterministic
             token = torch.arange(self.exponentials.size(1), device=at_target.device)
             return torch.where(token == self.column, at_target, self.exponentials)
         column, inside = _inside(self.column, self.exponentials)
@@ -142,7 +142,7 @@ def _exponentiate(logits: Tensor, targets: Tensor, tokens: slice) -> _Block:
     column, inside = _inside(outside, logits)
     at_target = torch.where(inside, logits.gather(1, column).float(), -torch.inf)
     largest, total = [], []
-    for rows in _slices(len(logits), len(logits) if logits.is_cuda else SLICE_ELEMENTS // logits.size(1)):
+    for rows in _slices(len(logits), len(logits) if _on_gpu(logits) else SLICE_ELEMENTS // logits.size(1)):
         narrow = logits[rows]
         wide = narrow.float()  # the same tensor if it is float32
         largest.append(wide.amax(1, keepdim=True))
@@ -168,13 +168,17 @@ def _join(blocks: Sequence[_Block]) -> _Softmax:
 
 def _blocks(head: Tensor) -> list[slice]:
     """Of the vocabulary."""
-    return _slices(len(head), len(head) if head.is_cuda else BLOCK)
+    return _slices(len(head), len(head) if _on_gpu(head) else BLOCK)
 
 
 def _chunks(hidden: Tensor, weight: Tensor) -> list[slice]:
     """Of rows whose logits are held at once."""
-    held = CUDA_CHUNK_BYTES if hidden.is_cuda else CHUNK_BYTES
+    held = CUDA_CHUNK_BYTES if _on_gpu(hidden) else CHUNK_BYTES
     return _slices(len(hidden), held // (len(weight) * hidden.element_size()))
+
+
+def _on_gpu(tensor: Tensor) -> bool:
+    return tensor.is_cuda
 
 
 def _slices(number: int, length: int) -> list[slice]:

@@ -20,6 +20,12 @@ def _chunk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(cross_entropy, "SLICE_ELEMENTS", tokens * 2)
 
 
+@pytest.fixture(params=[False, True], ids=["as on a CPU", "as on a GPU"])
+def _way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is done there, whatever is here."""
+    monkeypatch.setattr(cross_entropy, "_on_gpu", lambda tensor: request.param)
+
+
 def problem(scale: float = 1.0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """20 rows, width 5, vocabulary 11."""
     torch.manual_seed(0)
@@ -27,7 +33,7 @@ def problem(scale: float = 1.0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return hidden, weight, torch.randint(11, (20,)), torch.rand(20)
 
 
-@pytest.mark.usefixtures("_chunk")
+@pytest.mark.usefixtures("_chunk", "_way")
 @pytest.mark.parametrize("scale", [1.0, 100.0])
 def test_value_and_gradient_are_those_of_the_naive_cross_entropy(scale: float) -> None:
     """Also where probabilities underflow, and under a factor that later code puts on the loss."""
@@ -106,7 +112,7 @@ def test_narrow_gradients_are_those_of_the_rounded_logits(scale: float, bf16_pro
         assert (found.float() - expected).norm() < 0.01 * expected.norm()
 
 
-@pytest.mark.usefixtures("bf16_products")
+@pytest.mark.usefixtures("bf16_products", "_way")
 @pytest.mark.parametrize("probability", [0.3, 0.99, 0.999, 0.9999])
 def test_of_narrow_logits_a_sure_guess_still_learns(probability: float) -> None:
     """In bf16 the probabilities nearest to 1 are 0.996 and 1: what is missing must not be taken from a rounded one.
