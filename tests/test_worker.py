@@ -1,5 +1,7 @@
 """The device a worker is told, and how it computes there."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -37,3 +39,29 @@ def test_what_names_no_device_is_of_the_card_that_was_chosen(
     attempt.create()
     assert worker.run_attempt(attempt, Places(None, None), device) is Kind.FINISHED
     assert current == expected
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="of glibc")
+def test_memory_that_a_step_frees_is_there_for_the_next_one() -> None:
+    """64 MiB, given back and taken again by a worker: no page of them is asked of the kernel twice. Another process asks for all."""
+    asked = []
+    for keep in ("", "worker.keep_freed_memory()"):
+        program = f"""
+import resource, torch
+from cognate import worker
+{keep}
+for _ in range(3):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.empty(2**24).zero_()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+        asked.append(int(subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout))
+    assert 10 * asked[1] < asked[0]  # of 16,384 pages, or of 32 huge ones
+
+
+def test_a_worker_keeps_what_is_freed_before_it_trains(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    monkeypatch.setattr(worker, "keep_freed_memory", lambda: calls.append("keeps"))
+    monkeypatch.setattr(worker, "run_attempt", lambda *_: calls.append("trains") or Kind.FINISHED)
+    assert worker.main(["nowhere"]) == 0
+    assert calls == ["keeps", "trains"]
