@@ -33,7 +33,7 @@ NAMES: Mapping[Compiled, str] = {  # for what fails
     "flex": "FlexAttention",
 }
 WORTH_COMPILING = 1000  # steps: compiling takes half a minute to minutes, and saves a fifth of every step
-CPU_TOKENS = 2**12  # at once: 16 rows of 512 took 1.01 to 1.07 times as long as two times 8 (docs/performance.md), and twice the memory
+CPU_TOKENS = 2**12  # at once: 16 rows of 512 took 1.01 to 1.07 times as long as two times 8 (docs/performance.md), and more memory
 GIB = 2**30
 
 
