@@ -31,7 +31,7 @@ from benchmarks.sidebyside import Batch, Contestant, Precision
 from cognate.config import ModelConfig
 from cognate.model import Cognate
 from cognate.optimizer import MuGrokfast
-from cognate.training.execution import CPU_TOKENS, compile_as, ways_to_compile
+from cognate.training.execution import compile_as, cpu_rows, ways_to_compile
 
 VOCAB_SIZE: Final = 32768
 WIDTH: Final = 320
@@ -71,7 +71,7 @@ def ours(setting: Setting, config: ModelConfig | None = None, name: str = "ours"
         if setting.compiled:  # as the worker does; not before FLOPs are counted, which compiled FlexAttention does not allow
             compile_as(model, ways_to_compile(setting.device, DTYPES[precision])[0])
 
-    rows = max(1, CPU_TOKENS // setting.length) if setting.device.type == "cpu" else None  # as the worker
+    rows = cpu_rows(setting.length) if setting.device.type == "cpu" else None  # as the worker
     return Contestant(name, model, MuGrokfast(model.named_parameters()), loss, begin, rows)
 
 

@@ -119,8 +119,8 @@ class _Block(NamedTuple):
         if _on_gpu(self.exponentials):  # one kernel with its neighbours when compiled; a scatter is not, where torch is to be deterministic
             token = torch.arange(self.exponentials.size(1), device=at_target.device)
             return torch.where(token == self.column, at_target, self.exponentials)
-        column, inside = _inside(self.column, self.exponentials)
-        return self.exponentials.scatter_(1, column, torch.where(inside, at_target, self.exponentials.gather(1, column)))
+        place, inside = _inside(self.column, self.exponentials)
+        return self.exponentials.scatter_(1, place, torch.where(inside, at_target, self.exponentials.gather(1, place)))
 
 
 class _Softmax(NamedTuple):
@@ -138,9 +138,9 @@ class _Softmax(NamedTuple):
 
 def _exponentiate(logits: Tensor, targets: Tensor, tokens: slice) -> _Block:
     """Overwrites the logits, [row, token]; targets: [row], of the whole vocabulary"""
-    outside = targets[:, None] - tokens.start
-    column, inside = _inside(outside, logits)
-    at_target = torch.where(inside, logits.gather(1, column).float(), -torch.inf)
+    column = targets[:, None] - tokens.start
+    place, inside = _inside(column, logits)
+    at_target = torch.where(inside, logits.gather(1, place).float(), -torch.inf)
     largest, total = [], []
     for rows in _slices(len(logits), len(logits) if _on_gpu(logits) else SLICE_ELEMENTS // logits.size(1)):
         narrow = logits[rows]
@@ -148,11 +148,11 @@ def _exponentiate(logits: Tensor, targets: Tensor, tokens: slice) -> _Block:
         largest.append(wide.amax(1, keepdim=True))
         total.append(wide.sub_(largest[-1]).exp_().sum(1, keepdim=True))
         narrow.copy_(wide)
-    return _Block(tokens, logits, torch.cat(largest), torch.cat(total), outside, at_target)
+    return _Block(tokens, logits, torch.cat(largest), torch.cat(total), column, at_target)
 
 
 def _inside(column: Tensor, block: Tensor) -> tuple[Tensor, Tensor]:
-    """Columns that a block, [row, token], has, and whether they are those asked for."""
+    """The column where the block, [row, token], has it and 0 elsewhere; and whether it has."""
     inside = (column >= 0) & (column < block.size(1))
     return torch.where(inside, column, 0), inside
 

@@ -217,7 +217,12 @@ def _enough(training: TrainingConfig, device: torch.device) -> int:
     """Rows beyond which more at once are no faster."""
     if device.type != "cpu":
         return training.batch_size
-    return _divisor(training.batch_size, max(1, CPU_TOKENS // training.sequence_length))
+    return _divisor(training.batch_size, cpu_rows(training.sequence_length))
+
+
+def cpu_rows(length: int) -> int:
+    """Rows of so many tokens that a CPU takes at once."""
+    return max(1, CPU_TOKENS // length)
 
 
 def _passes(model: Cognate, part: Batch, device: torch.device, reserve: int, *, has_dropout: bool) -> bool:

@@ -58,6 +58,15 @@ def test_without_a_gradient_the_value_is_the_same() -> None:
     assert not each.requires_grad
 
 
+def test_a_second_backward_pass_is_refused_not_wrong() -> None:
+    """The first one scales the gradients in their place."""
+    hidden, weight, targets, row_weights = problem()
+    total, _ = linear_cross_entropy(hidden, weight, targets, row_weights)
+    (0.5 * total).backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        total.backward()
+
+
 def test_frozen_weights_get_no_gradient_and_cost_none() -> None:
     hidden, weight, targets, row_weights = problem()
     expected = torch.autograd.grad(linear_cross_entropy(hidden, weight, targets, row_weights)[0], hidden)
