@@ -33,15 +33,15 @@ def test_a_cpu_computes_as_it_is_fastest(
     assert precision.native_dtype(cpu) is dtype
     assert precision.attention_dtype(torch.bfloat16, cpu) is of_attention
     assert precision.attention_dtype(torch.float32, cpu) is torch.float32
-    assert precision.fills_vectors_only_in_convolutions(cpu) is convolves
-    assert not precision.fills_vectors_only_in_convolutions(torch.device("cuda"))
+    assert precision.fills_vectors_only_by_onednn(cpu) is convolves
+    assert not precision.fills_vectors_only_by_onednn(torch.device("cuda"))
 
 
 def test_the_compiler_takes_the_choice_as_a_constant() -> None:
     """It cannot trace the question what a CPU can do."""
 
     def chosen(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        x = x + 1 if precision.fills_vectors_only_in_convolutions(x.device) else x
+        x = x + 1 if precision.fills_vectors_only_by_onednn(x.device) else x
         products = x.to(precision.product_dtype(torch.bfloat16, x.device)) + x.to(precision.native_dtype(x.device))
         return products, x.to(precision.attention_dtype(torch.bfloat16, x.device))
 

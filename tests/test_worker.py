@@ -45,7 +45,7 @@ def test_what_names_no_device_is_of_the_card_that_was_chosen(
 def test_memory_that_a_step_frees_is_there_for_the_next_one() -> None:
     """128 MiB given back, 64 of them taken again: a worker asks the kernel for no page of them twice, another process for all.
 
-    Half of what was free, since whatever a thread takes in between may come out of it: a block of just the same size found no room at times.
+    Half of what was free, since whatever is taken in between may come out of it: a block of just the same size found no room at times.
     """
     asked = []
     for keep in ("", "worker.keep_freed_memory()"):

@@ -23,7 +23,7 @@ from cognate.model.act import HaltingHead, halting_loss, halting_targets
 from cognate.model.attention import Sight, has_flex, look, segment
 from cognate.model.cross_entropy import cross_entropy_of, linear_cross_entropy
 from cognate.model.generate import generate, stream
-from cognate.model.layers import Compilable, Linear, drop, rms_norm
+from cognate.model.layers import Compilable, Linear, drop, linear, rms_norm
 from cognate.model.loss import Loss, Made, Places, at, is_counted, measurements_of, places_of, shares, supervision_shares
 from cognate.model.mag import Backbone, Reading, Watch, watch
 from cognate.model.memory import Chunks, cut
@@ -90,7 +90,7 @@ class Cognate(nn.Module):
     def logits(self, answers: Tensor) -> Tensor:
         """[..., width] to [..., vocabulary], float32"""
         dtype = product_dtype(answers.dtype, answers.device)
-        return functional.linear(answers.to(dtype), self.embedding.weight.to(dtype)).float()
+        return linear(answers.to(dtype), self.embedding.weight).float()
 
     @torch.no_grad()
     def extend(

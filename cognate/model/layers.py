@@ -101,6 +101,8 @@ class MLP(nn.Module):
 def linear(x: Tensor, weight: Tensor) -> Tensor:
     """x W^T in the dtype of x, computed in its product_dtype; x: [..., token, inputs], weight: [outputs, inputs], float32"""
     weight = weight.to(product_dtype(x.dtype, x.device))
+    if not torch.is_grad_enabled():
+        return product(x.to(weight.dtype), weight).to(x.dtype)
     if x.dtype == weight.dtype and not as_convolution(x):
         return functional.linear(x, weight)
     out: Tensor = _Linear.apply(x, weight)  # type: ignore[no-untyped-call]

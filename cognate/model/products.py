@@ -3,23 +3,35 @@
 torch leaves float32 products on a CPU to MKL, which fills half of an AMD's AVX512 vectors; its convolutions go to oneDNN, which fills
 them. With a kernel of one pixel a convolution is the same product. Measured on two cores of an AMD EPYC (Zen 5), GFLOP/s of MKL / of
 this, x of [2048, 320] and 2,048 outputs: 170 to 210 / 484, the gradient of x 220 / 482, that of W 208 / 356. In bfloat16 both are oneDNN.
+
+A convolution of few rows torch makes by MKL as well, which then reads W with 14 GB/s of the 54 that the memory gives. Without a
+gradient there is the product that torch.compile calls in inference: 40 GB/s, of one row 187 / 66 us, of 16 239 / 131, of 64 515 / 250.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from cognate.precision import fills_vectors_only_in_convolutions
+from cognate.precision import fills_vectors_only_by_onednn
 
-ROWS = 128  # from which a convolution pays; with fewer torch makes it by MKL as well
+ROWS = 128  # from which a convolution pays
+
+# Torch's own, of no public name; the arguments after x and W say: no bias, nothing else to do.
+_OF_FEW_ROWS: Callable[..., Tensor] | None = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
 
 
 def product(x: Tensor, weight: Tensor, out: Tensor | None = None) -> Tensor:
     """x W^T, [..., outputs]; x: [..., inputs], weight: [outputs, inputs], of one dtype; in `out`, of x's rows, where it can be"""
     if not as_convolution(x):
-        return functional.linear(x, weight) if out is None else torch.mm(x, weight.mT, out=out)
+        if out is not None:
+            return torch.mm(x, weight.mT, out=out)
+        if _is_for_onednn(x) and _OF_FEW_ROWS is not None and not torch.compiler.is_compiling():  # there it wants a constant for W
+            return _OF_FEW_ROWS(x, weight, None, "none", [], "")
+        return functional.linear(x, weight)
     return functional.conv2d(_as_image(x), _as_kernel(weight)).permute(0, 2, 3, 1).reshape(*x.shape[:-1], len(weight))
 
 
@@ -53,7 +65,11 @@ def add_gradient_of_weight(total: Tensor, gradient: Tensor, x: Tensor, *, is_fir
 
 def as_convolution(x: Tensor) -> bool:
     """Whether a product with this x is made as a convolution."""
-    return x.dtype == torch.float32 and x.numel() >= ROWS * x.size(-1) and fills_vectors_only_in_convolutions(x.device)
+    return x.numel() >= ROWS * x.size(-1) and _is_for_onednn(x)
+
+
+def _is_for_onednn(x: Tensor) -> bool:
+    return x.dtype == torch.float32 and fills_vectors_only_by_onednn(x.device)
 
 
 def _as_image(x: Tensor) -> Tensor:

@@ -16,19 +16,19 @@ from cognate.model.layers import MLP, Linear
 @pytest.fixture(params=[False, True], ids=["as a product", "as a convolution"])
 def convolves(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
     """Whatever this machine does better."""
-    monkeypatch.setattr(products, "fills_vectors_only_in_convolutions", lambda device: request.param)
+    monkeypatch.setattr(products, "fills_vectors_only_by_onednn", lambda device: request.param)
     return bool(request.param)
 
 
-class Convolutions(torch.utils._python_dispatch.TorchDispatchMode):
-    """Counts them."""
+class Operations(torch.utils._python_dispatch.TorchDispatchMode):
+    """Counts those with a name like this."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str) -> None:
         super().__init__()
-        self.n = 0
+        self.name, self.n = name, 0
 
     def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.n += "convolution" in str(operation)
+        self.n += self.name in str(operation)
         return operation(*args, **(kwargs or {}))
 
 
@@ -43,7 +43,7 @@ def test_a_product_and_its_gradients_are_torchs(convolves: bool, shape: tuple[in
     x, weight = x.requires_grad_(), weight.requires_grad_()
     expected = functional.linear(x, weight)
     to_x, to_weight = torch.autograd.grad(expected, (x, weight), gradient)
-    with torch.no_grad(), Convolutions() as counted:
+    with torch.no_grad(), Operations("convolution") as counted:
         found = products.product(x, weight)
         found_to_x, found_to_weight = products.gradient_of_x(gradient, x, weight), products.gradient_of_weight(gradient, x, weight)
     assert counted.n == 3 * convolves
@@ -66,11 +66,34 @@ def test_a_gradient_is_added_to_others() -> None:
 
 @pytest.mark.parametrize(("rows", "dtype"), [(127, torch.float32), (128, torch.bfloat16), (128, torch.float64)])
 def test_few_rows_and_other_dtypes_are_no_convolution(rows: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(products, "fills_vectors_only_in_convolutions", lambda device: True)
+    monkeypatch.setattr(products, "fills_vectors_only_by_onednn", lambda device: True)
     x, weight = torch.randn(rows, 24, dtype=dtype), torch.randn(16, 24, dtype=dtype)
-    with Convolutions() as counted:
-        assert torch.equal(products.product(x, weight), functional.linear(x, weight))
+    with Operations("convolution") as counted:
+        torch.testing.assert_close(products.product(x, weight), functional.linear(x, weight))
     assert counted.n == 0
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="a torch without oneDNN")
+@pytest.mark.parametrize("shape", [(24,), (1, 24), (3, 5, 24)])
+@pytest.mark.parametrize("is_dense", [True, False])
+def test_few_rows_are_made_by_onednn_where_no_gradient_is_wanted(
+    shape: tuple[int, ...], is_dense: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, layer = torch.randn(shape), Linear(24, 16)
+    if not is_dense:
+        x, layer.weight.data = x.repeat_interleave(2, -1)[..., ::2], layer.weight.data.T.contiguous().T
+    expected = functional.linear(x, layer.weight)
+    monkeypatch.setattr(products, "fills_vectors_only_by_onednn", lambda device: True)
+    with Operations("mkldnn") as counted:
+        found = layer(x)  # with one
+        assert counted.n == 0
+        with torch.no_grad():
+            torch.testing.assert_close(layer(x), expected.detach())
+    assert counted.n == 1
+    assert torch.equal(found, expected)
+    monkeypatch.setattr(products, "_OF_FEW_ROWS", None)  # elsewhere
+    with torch.no_grad():
+        assert torch.equal(layer(x), functional.linear(x, layer.weight))
 
 
 @pytest.mark.parametrize("layer", [Linear(24, 16), MLP(24, 40)])
@@ -80,9 +103,9 @@ def test_layers_convolve_forward_and_backward(layer: torch.nn.Module, monkeypatc
         torch.nn.init.normal_(parameter)
     x, results = torch.randn(2, 70, 24), []
     for convolves in (False, True):
-        monkeypatch.setattr(products, "fills_vectors_only_in_convolutions", lambda device, convolves=convolves: convolves)
+        monkeypatch.setattr(products, "fills_vectors_only_by_onednn", lambda device, convolves=convolves: convolves)
         given = x.clone().requires_grad_()
-        with Convolutions() as counted:
+        with Operations("convolution") as counted:
             out: Tensor = layer(given)
             results.append((out, *torch.autograd.grad(out.square().sum(), (given, *layer.parameters()))))
             with torch.no_grad():
@@ -93,11 +116,13 @@ def test_layers_convolve_forward_and_backward(layer: torch.nn.Module, monkeypatc
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # the compiler instantiates autograd functions
-def test_compiled_layers_convolve_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(products, "fills_vectors_only_in_convolutions", lambda device: True)
+@pytest.mark.parametrize("rows", [140, 6])
+def test_compiled_layers_convolve_too(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not of few rows; those compile all the same."""
+    monkeypatch.setattr(products, "fills_vectors_only_by_onednn", lambda device: True)
     layer = MLP(24, 40)
     torch.nn.init.normal_(layer.down.weight)
-    x, results = torch.randn(2, 70, 24), []
+    x, results = torch.randn(2, rows // 2, 24), []
     for made in (layer, torch.compile(layer, fullgraph=True, dynamic=False)):
         for _ in ("compiled", "run"):
             given = x.clone().requires_grad_()
@@ -105,5 +130,6 @@ def test_compiled_layers_convolve_too(monkeypatch: pytest.MonkeyPatch) -> None:
                 out: Tensor = made(given)
                 gradients = torch.autograd.grad(out.square().sum(), (given, *layer.parameters()))
         results.append((out, *gradients))
-        assert sum(event.count for event in profile.key_averages() if event.key == "aten::convolution_backward") == 4
+        convolved = sum(event.count for event in profile.key_averages() if event.key == "aten::convolution_backward")
+        assert convolved == (4 if rows >= 128 else 0)
     torch.testing.assert_close(results[1], results[0], rtol=1e-4, atol=1e-3)
