@@ -29,6 +29,7 @@ from rich.table import Table
 from benchmarks.sidebyside import describe_machine
 from cognate.config import resolve
 from cognate.model import Cognate
+from cognate.precision import use_whole_vectors
 from cognate.training.checkpoint import load_model
 
 Way = TypeVar("Way")
@@ -53,6 +54,7 @@ def main() -> None:
     else:
         models = {preset: (new_model(preset), torch.randint(512, (options.length,))) for preset in ("reasoning", "speed")}
     table = Table("model", "batch", "way", "ms a step", "ms a token", "times recomputing", "recursions")
+    use_whole_vectors(device)  # as `cognate generate`
     for model, _ in models.values():
         model.to(device).eval()
     for batch in options.batch:

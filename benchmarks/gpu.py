@@ -244,7 +244,7 @@ PARTS: dict[str, Part] = {
     "budget": Part(budget, 300),
     "suite": Part(suite, 480),
     "ways": Part(ways, 420),
-    "rivals": Part(other("benchmarks.train", "--compile", "--no-peak", "--batch", "32", "--precision", "bf16"), 300),
+    "rivals": Part(other("benchmarks.train", "--compile", "--batch", "32", "--precision", "bf16"), 300),
 }
 
 

@@ -31,7 +31,9 @@ from benchmarks.sidebyside import Batch, Contestant, Precision
 from cognate.config import ModelConfig
 from cognate.model import Cognate
 from cognate.optimizer import MuGrokfast
+from cognate.precision import use_whole_vectors
 from cognate.training.execution import compile_as, cpu_rows, ways_to_compile
+from cognate.worker import keep_freed_memory
 
 VOCAB_SIZE: Final = 32768
 WIDTH: Final = 320
@@ -67,8 +69,10 @@ def ours(setting: Setting, config: ModelConfig | None = None, name: str = "ours"
         value: Tensor = model.loss(batch.tokens, batch.targets, batch.documents).loss
         return value
 
-    def begin(precision: Precision) -> None:
-        if setting.compiled:  # as the worker does; not before FLOPs are counted, which compiled FlexAttention does not allow
+    def begin(precision: Precision) -> None:  # as the worker does
+        keep_freed_memory()
+        use_whole_vectors(setting.device)
+        if setting.compiled:  # not before FLOPs are counted, which compiled FlexAttention does not allow
             compile_as(model, ways_to_compile(setting.device, DTYPES[precision])[0])
 
     rows = cpu_rows(setting.length) if setting.device.type == "cpu" else None  # as the worker

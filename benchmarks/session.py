@@ -18,7 +18,8 @@ from cognate.data.batches import Batch as Rows
 from cognate.data.batches import TrainingBatches
 from cognate.data.corpus import load_corpus
 from cognate.model import Cognate
-from cognate.model.attention import block_mask, segment
+from cognate.model.sight import block_mask, segment
+from cognate.precision import use_whole_vectors
 from cognate.training.execution import activation_dtype, parts, prepare, strictly, ways_to_compile
 from cognate.training.loop import build_optimizer
 from cognate.worker import make_deterministic
@@ -45,6 +46,7 @@ class Session:
 
     def __init__(self, setting: Setting, config: RunConfig) -> None:
         make_deterministic(setting.device)
+        use_whole_vectors(setting.device)
         gc.collect()  # of a session before this one, whose memory would count as taken
         self._config, self._device = config, setting.device
         self.said: list[str] = []

@@ -1,19 +1,26 @@
 """Measuring models side by side: in turns, so that whatever else the machine does slows all of them alike.
 
+Each is in a process of its own, as its users have it, and waits there until it is its turn. In one process they would share malloc's
+heap, and what one takes for its memory would follow from the holes the others leave: by that alone a step of x-transformers took from
+1.0 to 1.8 s (docs/performance.md).
+
 A time from here means little on its own; the ratio of two from one call to `race` holds. FLOPs are counted, not estimated.
 Imports torch, and none of the models: rivals.py builds the contestants, train.py asks the questions.
 """
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import platform
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +42,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Contestant:
-    """A model as its users would train it. `loss` gives a scalar with its graph; `begin` is called before it is first timed.
+    """A model as its users would train it. `loss` gives a scalar with its graph; `begin` is called in its process before the first step.
 
     rows_at_once: of a batch, forward and backward; None: all
     """
@@ -57,17 +64,73 @@ class Lap:
     loss: float
 
 
-def race(
-    entries: Sequence[tuple[Contestant, Precision]], batch: Batch, *, warmups: int, repeats: int, say: Callable[[str], None]
-) -> list[list[Lap]]:
-    """`repeats` laps of every entry, in the order A B C A B C ..., after `warmups` such rounds that are not kept."""
-    laps: list[list[Lap]] = [[] for _ in entries]
-    for contestant, precision in entries:
-        contestant.begin(precision)
+class Seat:
+    """A process with one contestant, which steps when it is told to. Where the process dies, whoever asks it gets a SeatLost.
+
+    contestant: makes it there; to be pickled, as the rest
+    """
+
+    def __init__(self, name: str, contestant: Callable[[], Contestant], batch: Callable[[], Batch], precision: Precision) -> None:
+        self._name = name
+        context = multiprocessing.get_context("spawn")
+        self._here, there = context.Pipe()
+        self._process = context.Process(target=_serve, args=(there, contestant, batch, precision), daemon=True)
+        self._process.start()
+        there.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._here.close()
+        self._process.join()
+
+    def lap(self) -> Lap:
+        """A step right after another, as in training: memory that lay idle while others had their turn comes slowly from a virtual
+        machine's host."""
+        self._ask("step")
+        lap = self._ask("step")
+        assert isinstance(lap, Lap)
+        return lap
+
+    def peak(self) -> int:
+        """Bytes at the highest point so far: of the process on a CPU, of torch's tensors on CUDA."""
+        return int(self._ask("peak"))
+
+    def _ask(self, question: str) -> Any:
+        try:
+            self._here.send(question)
+            return self._here.recv()
+        except (EOFError, OSError) as error:
+            self._process.join()
+            raise SeatLost(f"the process of {self._name} ended with exit code {self._process.exitcode}") from error
+
+
+class SeatLost(RuntimeError):
+    """A process has ended; by a signal, most likely there was no memory left."""
+
+
+def _serve(asked: Connection, contestant: Callable[[], Contestant], batch: Callable[[], Batch], precision: Precision) -> None:
+    own, given = contestant(), batch()
+    own.begin(precision)
+    answers: dict[str, Callable[[], object]] = {
+        "step": partial(step, own, given, precision),
+        "peak": partial(peak_memory, given.tokens.device),
+    }
+    try:
+        while True:
+            asked.send(answers[asked.recv()]())
+    except (EOFError, KeyboardInterrupt):  # nobody asks any more
+        return
+
+
+def race(steps: Sequence[Callable[[], Lap]], *, warmups: int, repeats: int, say: Callable[[str], None]) -> list[list[Lap]]:
+    """`repeats` laps of each, in the order A B C A B C ..., after `warmups` such rounds that are not kept."""
+    laps: list[list[Lap]] = [[] for _ in steps]
     for number in range(warmups + repeats):
         say(f"warm-up {number + 1} of {warmups}" if number < warmups else f"round {number - warmups + 1} of {repeats}")
-        for kept, (contestant, precision) in zip(laps, entries, strict=True):
-            lap = step(contestant, batch, precision)
+        for kept, each in zip(laps, steps, strict=True):
+            lap = each()
             if number >= warmups:
                 kept.append(lap)
     return laps
@@ -119,13 +182,10 @@ def flops_by_kind(contestant: Contestant, batch: Batch, precision: Precision) ->
     return attention, sum(by_operation.values()) - attention
 
 
-def peak_memory(contestant: Contestant, batch: Batch, precision: Precision, steps: int = 3) -> int:
-    """Bytes at the highest point of `steps` steps: of the process on a CPU, of torch's tensors on CUDA. Wants a fresh process."""
-    contestant.begin(precision)
-    for _ in range(steps):
-        step(contestant, batch, precision)
-    if batch.tokens.is_cuda:
-        return torch.cuda.max_memory_allocated(batch.tokens.device)
+def peak_memory(device: torch.device) -> int:
+    """Bytes at this process' highest point: all of it on a CPU, torch's tensors on CUDA."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
     # Not getrusage's: that one remembers what the parent held when it started this process.
     return _kib(Path("/proc/self/status").read_text(), "VmHWM") * 1024
 

@@ -3,9 +3,10 @@
     make bench-train ARGS="--precision bf16 --repeats 9"
     make bench-train ARGS="--batch 16 --repeats 1 --json results.jsonl"     # peak memory at 16 x 512
 
-All models are in one process and step in turns (sidebyside.py); each one's peak memory comes from a process of its own. Who takes
-part, and how each was set up, is in rivals.py. Ours gets the same tokens packed as documents, as in real use; rivals have no packing.
+Each model is in a process of its own, and they step in turns (sidebyside.py), at one precision after the other. Who takes part, and how
+each was set up, is in rivals.py. Ours gets the same tokens packed as documents, as in real use; rivals have no packing.
 FLOP/s are those of forward and backward over their time; the optimizer's work is not counted, and its time is a column of its own.
+"fastest" is the ratio of the fastest steps: who takes memory anew in each step is at times slowed by the machine, who keeps it is not.
 """
 
 from __future__ import annotations
@@ -18,12 +19,13 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import median
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 # Before torch loads, for the reason in cognate/worker.py.
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
@@ -33,7 +35,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.rivals import BASELINE, CONTESTANTS, PACKAGES, VOCAB_SIZE, Builder, RivalMissing, Setting
-from benchmarks.sidebyside import Batch, Contestant, Lap, Precision, count_flops, describe_machine, peak_memory, race, random_batch
+from benchmarks.sidebyside import Batch, Contestant, Lap, Precision, Seat, SeatLost, count_flops, describe_machine, race, random_batch
 
 ROOT = Path(__file__).resolve().parents[1]
 _say = functools.partial(print, file=sys.stderr, flush=True)
@@ -52,7 +54,6 @@ class Options:
     device: str = "cpu"
     compiled: bool = False
     plain: bool = False
-    peak: bool = True
     only: tuple[str, ...] = tuple(CONTESTANTS)
 
 
@@ -70,11 +71,12 @@ class Figures:
     optimizer_ms: float
     flops_per_token: float
     flops_per_s: float
-    peak_bytes: int | None
+    peak_bytes: int
     loss_first: float | None  # None: not a finite number
     loss_last: float | None
     losses_are_finite: bool
     tokens_per_s_ratio: float | None = None  # to the baseline at the same precision
+    fastest_ratio: float | None = None  # the same of the fastest steps
     flops_per_s_ratio: float | None = None
 
 
@@ -84,15 +86,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.threads:
         torch.set_num_threads(options.threads)
     try:
-        if parsed.peak_of:
-            print(_peak_here(options, parsed.peak_of))
-            return 0
         code = _code()  # before, not after: these are the files that were imported
         figures = measure(options)
-    except RivalMissing as error:
+    except (RivalMissing, SeatLost) as error:
         sys.exit(str(error))
     machine = describe_machine(torch.device(options.device))
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 170)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 180)
     console.print(table(figures, options))
     console.print(", ".join(f"{name} {value}" for name, value in {**machine, "code": code}.items()))
     if parsed.json:
@@ -103,21 +102,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def measure(options: Options, builders: Mapping[str, Builder] = CONTESTANTS, vocab_size: int = VOCAB_SIZE) -> list[Figures]:
     """Figures of every model that is asked for, at every precision, with their ratios to the baseline's."""
-    batch = _batch(options, vocab_size)
-    contestants = [builders[name](_setting(options)) for name in options.only]
-    entries = [(contestant, precision) for precision in options.precisions for contestant in contestants]
-    _say(f"{len(contestants)} models at {options.batch} x {options.length}; counting FLOPs")
-    flops = [count_flops(contestant, batch, precision) for contestant, precision in entries]
-    laps = race(entries, batch, warmups=options.warmups, repeats=options.repeats, say=_say)
-    found = [
-        _figures(contestant, precision, flops_of_entry, laps_of_entry, options)
-        for (contestant, precision), flops_of_entry, laps_of_entry in zip(entries, flops, laps, strict=True)
-    ]
-    del contestants, entries  # their memory is for the processes that follow
-    if options.peak:
-        _say("peak memory, each model in a process of its own")
-        found = [replace(each, peak_bytes=_peak_elsewhere(options, each.model, each.precision)) for each in found]
+    make_batch = functools.partial(_batch, options, vocab_size)
+    found = []
+    for precision in options.precisions:
+        _say(f"{len(options.only)} models at {options.batch} x {options.length} in {precision}; counting FLOPs")
+        costs = [_cost(builders[name], options, make_batch(), precision) for name in options.only]
+        with ExitStack() as seats:
+            taken = [
+                seats.enter_context(Seat(name, functools.partial(_seated, builders[name], options), make_batch, precision))
+                for name in options.only
+            ]
+            laps = race([seat.lap for seat in taken], warmups=options.warmups, repeats=options.repeats, say=_say)
+            peaks = [seat.peak() for seat in taken]
+        found += [_figures(*each, precision, options) for each in zip(options.only, costs, laps, peaks, strict=True)]
     return compare(found)
+
+
+def _seated(build: Builder, options: Options) -> Contestant:
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    return build(_setting(options))
 
 
 def compare(figures: Sequence[Figures]) -> list[Figures]:
@@ -127,6 +131,7 @@ def compare(figures: Sequence[Figures]) -> list[Figures]:
         replace(
             each,
             tokens_per_s_ratio=each.tokens_per_s / base[each.precision].tokens_per_s,
+            fastest_ratio=base[each.precision].step_ms_min / each.step_ms_min,
             flops_per_s_ratio=each.flops_per_s / base[each.precision].flops_per_s,
         )
         if each.precision in base
@@ -142,7 +147,7 @@ def table(figures: Sequence[Figures], options: Options) -> Table:
     shown = Table(title=title, title_justify="left")
     shown.add_column("model", no_wrap=True)
     shown.add_column("precision")
-    for name in ("parameters", "tokens/s", "ratio", "step ms", "min ms", "fwd+bwd ms", "optimizer ms"):
+    for name in ("parameters", "tokens/s", "ratio", "fastest", "step ms", "min ms", "fwd+bwd ms", "optimizer ms"):
         shown.add_column(name, justify="right")
     for name in ("MFLOP/token", "GFLOP/s", "ratio", "peak MiB", "loss"):
         shown.add_column(name, justify="right")
@@ -153,6 +158,7 @@ def table(figures: Sequence[Figures], options: Options) -> Table:
             f"{each.parameters:,}",
             f"{each.tokens_per_s:,.0f}",
             _ratio(each.tokens_per_s_ratio),
+            _ratio(each.fastest_ratio),
             f"{each.step_ms:,.0f}",
             f"{each.step_ms_min:,.0f}",
             f"{each.passes_ms:,.0f}",
@@ -160,7 +166,7 @@ def table(figures: Sequence[Figures], options: Options) -> Table:
             f"{each.flops_per_token / 1e6:,.1f}",
             f"{each.flops_per_s / 1e9:,.1f}",
             _ratio(each.flops_per_s_ratio),
-            "-" if each.peak_bytes is None else f"{each.peak_bytes / 2**20:,.0f}",
+            f"{each.peak_bytes / 2**20:,.0f}",
             f"{each.loss_first:.2f} > {each.loss_last:.2f}" if each.losses_are_finite else "not finite",
         )
     return shown
@@ -178,42 +184,38 @@ def json_lines(figures: Sequence[Figures], options: Options, machine: Mapping[st
     return [json.dumps({**common, **asdict(each)}, allow_nan=False) for each in figures]
 
 
-def _figures(contestant: Contestant, precision: Precision, flops: int, laps: Sequence[Lap], options: Options) -> Figures:
+class Cost(NamedTuple):
+    """flops: of a step, forward and backward"""
+
+    parameters: int
+    flops: int
+
+
+def _cost(build: Builder, options: Options, batch: Batch, precision: Precision) -> Cost:
+    contestant = build(_setting(options))
+    return Cost(sum(parameter.numel() for parameter in contestant.model.parameters()), count_flops(contestant, batch, precision))
+
+
+def _figures(name: str, cost: Cost, laps: Sequence[Lap], peak_bytes: int, precision: Precision, options: Options) -> Figures:
     tokens = options.batch * options.length
     steps_s = [lap.passes_s + lap.optimizer_s for lap in laps]
     passes_s = median(lap.passes_s for lap in laps)
     return Figures(
-        model=contestant.name,
+        model=name,
         precision=precision,
-        parameters=sum(parameter.numel() for parameter in contestant.model.parameters()),
+        parameters=cost.parameters,
         tokens_per_s=tokens / median(steps_s),
         step_ms=1e3 * median(steps_s),
         step_ms_min=1e3 * min(steps_s),
         passes_ms=1e3 * passes_s,
         optimizer_ms=1e3 * median(lap.optimizer_s for lap in laps),
-        flops_per_token=flops / tokens,
-        flops_per_s=flops / passes_s,
-        peak_bytes=None,
+        flops_per_token=cost.flops / tokens,
+        flops_per_s=cost.flops / passes_s,
+        peak_bytes=peak_bytes,
         loss_first=_finite(laps[0].loss),
         loss_last=_finite(laps[-1].loss),
         losses_are_finite=all(math.isfinite(lap.loss) for lap in laps),
     )
-
-
-def _peak_elsewhere(options: Options, name: str, precision: Precision) -> int | None:
-    """_peak_here in a fresh process; None, and a word, where that one failed: the times that are already measured are kept."""
-    command = [sys.executable, "-m", "benchmarks.train", "--peak-of", name, "--precision", precision, "--device", options.device]
-    command += ["--batch", str(options.batch), "--length", str(options.length), "--threads", str(torch.get_num_threads())]
-    command += ["--plain"] * options.plain + ["--compile"] * options.compiled
-    try:
-        return int(subprocess.check_output(command, cwd=ROOT, text=True).split()[-1])
-    except (OSError, subprocess.CalledProcessError) as error:  # most likely out of memory
-        _say(f"no peak memory of {name} in {precision}: {error}")
-        return None
-
-
-def _peak_here(options: Options, name: str) -> int:
-    return peak_memory(CONTESTANTS[name](_setting(options)), _batch(options, VOCAB_SIZE), options.precisions[0])
 
 
 def _setting(options: Options) -> Setting:
@@ -234,10 +236,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--compile", action="store_true", help="torch.compile for all")
     parser.add_argument("--plain", action="store_true", help="ours too gets one document a row")
-    parser.add_argument("--no-peak", action="store_true", help="leave out peak memory and its processes")
     parser.add_argument("--only", nargs="+", choices=list(CONTESTANTS), metavar="NAME", help=f"of {', '.join(CONTESTANTS)}")
     parser.add_argument("--json", type=Path, metavar="FILE", help="append a JSON line a model and precision")
-    parser.add_argument("--peak-of", choices=list(CONTESTANTS), help=argparse.SUPPRESS)
     return parser
 
 
@@ -251,7 +251,6 @@ def _options(parsed: argparse.Namespace) -> Options:
         device=parsed.device,
         compiled=parsed.compile,
         plain=parsed.plain,
-        peak=not parsed.no_peak,
         only=tuple(parsed.only or CONTESTANTS),
     )
 

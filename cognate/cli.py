@@ -31,6 +31,7 @@ from cognate.data.files import DataUnreadable, has_any
 from cognate.data.tokenizer import Tokenizer
 from cognate.events import Event, Kind, spelled
 from cognate.model.generate import NewToken, seed_of_row
+from cognate.precision import use_whole_vectors
 from cognate.report.cli import app as reports
 from cognate.report.cli import show_diversity
 from cognate.report.diversity import measure_runs
@@ -117,6 +118,7 @@ def generate(
         model, tokenizer = load_model(_checkpoint_in(checkpoint))
     except CorruptCheckpoint as error:
         raise typer.BadParameter(visible(str(error), sys.stderr)) from error
+    use_whole_vectors(model.embedding.weight.device)
     for number, text in enumerate(prompt or _lines_of_input()):
         if any("\udc80" <= letter <= "\udcff" for letter in text):  # os.fsdecode, of bytes that are none
             raise typer.BadParameter("the prompt is not UTF-8")

@@ -6,7 +6,7 @@ Measured on two cores, torch 2.13: products of [2048, 320] and [320, 2048], and 
 |---|---|---|
 | Intel Xeon with AMX | 76 ms | 224 ms |
 | Intel Xeon with AVX512-BF16 alone | 168 GFLOP/s, 865 ms | 269 GFLOP/s, 371 ms |
-| AMD EPYC (Zen 5) with AVX512-BF16 | 800 GFLOP/s, 134 ms | 209 GFLOP/s (484 as model/products.py makes them), 367 ms |
+| AMD EPYC (Zen 5) with AVX512-BF16 | 800 GFLOP/s, 134 ms | 209 GFLOP/s (490 after use_whole_vectors), 367 ms |
 """
 
 from __future__ import annotations
@@ -50,10 +50,35 @@ def attention_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "cpu" and not _has("amx_bf16") else product_dtype(dtype, device)
 
 
-@known_to_compiler
-def fills_vectors_only_by_onednn(device: torch.device) -> bool:
-    """Whether float32 products are two to three times as fast by oneDNN as by MKL, which torch leaves them to (model/products.py)."""
-    return device.type == "cpu" and _has("avx512_f") and _is_amd()
+def use_whole_vectors(device: torch.device) -> None:
+    """Have this process, where it computes on an AMD CPU, multiply float32 by oneDNN: MKL fills half of its AVX512 vectors (decision 13).
+
+    torch's switch for that is the one that lets oneDNN round to bfloat16 what it multiplies. It does where there is AMX, and here it is
+    seen not to; otherwise nothing changes. torch.get_float32_matmul_precision() raises from then on.
+    """
+    global _by_onednn
+    if _by_onednn or device.type != "cpu" or not (_has("avx512_f") and _is_amd()) or _has("amx_bf16"):
+        return
+    products = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    before, products.fp32_precision = products.fp32_precision, "bf16"
+    _by_onednn = not _rounds()
+    if not _by_onednn:
+        products.fp32_precision = before
+
+
+_by_onednn = False
+
+
+def multiplies_by_onednn(device: torch.device) -> bool:
+    """Whether float32 products there go to oneDNN, whose kernels for one thing and another differ from what is fast otherwise."""
+    return device.type == "cpu" and _by_onednn
+
+
+def _rounds() -> bool:
+    """Whether float32 products are not of float32."""
+    fine = torch.full((4, 128, 128), 1 + 2**-20)
+    same = torch.eye(128).expand(4, -1, -1)
+    return not all(torch.equal(x @ y, fine[: len(x)] if x.ndim == 3 else fine[0]) for x, y in ((fine, same), (fine[0], same[0])))
 
 
 @functools.cache

@@ -27,6 +27,7 @@ from cognate.data.files import DataMissing, DataUnreadable
 from cognate.events import EXIT_DISK_FULL, Failure, Kind
 from cognate.model import Cognate
 from cognate.optimizer import MuGrokfast
+from cognate.precision import use_whole_vectors
 from cognate.rundir import AttemptDir, Journal, Places, read_limits
 from cognate.training.control import ControlFile
 from cognate.training.inputs import DataChanged
@@ -85,6 +86,7 @@ def run_attempt(attempt: AttemptDir, places: Places, device: str | None, *listen
     try:
         chosen = choose_device(attempt.run.config().training.device if device is None else device)
         make_deterministic(chosen)
+        use_whole_vectors(chosen)
         if chosen.index is not None and chosen.type == "cuda":
             torch.cuda.set_device(chosen)  # what names no device, as an event on a stream does, is of this one
         return train(attempt.run, reporter, ControlFile(attempt).poll, places, chosen, read_limits(attempt).rows_at_most)

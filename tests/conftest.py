@@ -20,6 +20,14 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored under a shel
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # so under nohup
 
 
+def pytest_sessionstart() -> None:
+    import torch
+
+    from cognate.precision import use_whole_vectors
+
+    use_whole_vectors(torch.device("cpu"))  # as a worker: what is computed here and there must be the same
+
+
 @pytest.fixture(autouse=True)
 def _device() -> Iterator[None]:
     """COGNATE_TEST_DEVICE=cuda: what a test makes without naming a device is made there (benchmarks/gpu.py)."""

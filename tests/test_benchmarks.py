@@ -5,8 +5,11 @@ from __future__ import annotations
 import io
 import json
 import math
+import os
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,11 +22,11 @@ from torch.autograd import DeviceType
 
 from benchmarks import experiments, gpu, levers, rivals, specialists, tasks, train, trials
 from benchmarks.session import Setting
-from benchmarks.sidebyside import Batch, Contestant, Precision, count_flops, describe_machine, race, random_batch, step
+from benchmarks.sidebyside import Batch, Contestant, Lap, Precision, Seat, SeatLost, count_flops, describe_machine, race, random_batch, step
 from benchmarks.trials import Book, Outcome, Trial
 from cognate.config import ModelConfig
 from cognate.data.batches import Batch as TrainingBatch
-from cognate.model import NOT_COUNTED, Cognate
+from cognate.model import NOT_COUNTED, Cognate, sight
 from tests.data.data_folders import write_folder
 
 CPU = torch.device("cpu")
@@ -33,8 +36,9 @@ TINY = ModelConfig(
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_the_flop_counter_sees_every_product_forward_and_backward(precision: Precision) -> None:
+def test_the_flop_counter_sees_every_product_forward_and_backward(precision: Precision, monkeypatch: pytest.MonkeyPatch) -> None:
     """MLP, head and attention have backward passes of their own: a counter blind to one would flatter or slander us."""
+    monkeypatch.setattr(sight, "multiplies_by_onednn", lambda _: False)  # rows are short: one call for all pairs
     contestant = rivals.ours(rivals.Setting(128, CPU), TINY)
     counted = count_flops(contestant, random_batch(TINY.vocab_size, 2, 128, packed=True, device=CPU), precision)
     assert counted == pytest.approx(analytic_flops(TINY, 2, 128), rel=0.01)
@@ -62,20 +66,59 @@ def test_models_take_turns() -> None:
     """A B A B, not A A B B: a neighbour's load must fall on all alike."""
     calls: list[str] = []
 
-    def contestant(name: str) -> Contestant:
-        model = nn.Linear(1, 1)
+    def lap_of(name: str) -> Callable[[], Lap]:
+        def lap() -> Lap:
+            calls.append(name)
+            return Lap(len(calls), 0.0, 0.0)
 
-        def loss(batch: Batch, precision: Precision) -> Tensor:
-            calls.append(f"{name} {precision}")
-            return model(batch.tokens[:, :1].float()).sum()
+        return lap
 
-        return Contestant(name, model, torch.optim.SGD(model.parameters(), lr=0.0), loss)
+    laps = race([lap_of("a"), lap_of("b")], warmups=1, repeats=2, say=lambda _: None)
+    assert calls == ["a", "b"] * 3
+    assert [[lap.passes_s for lap in kept] for kept in laps] == [[3, 5], [4, 6]]
 
-    a, b = contestant("a"), contestant("b")
-    batch = random_batch(8, 2, 4, packed=False, device=CPU)
-    laps = race([(a, "fp32"), (b, "fp32"), (a, "bf16")], batch, warmups=1, repeats=2, say=lambda _: None)
-    assert calls == ["a fp32", "b fp32", "a bf16"] * 3
-    assert [len(kept) for kept in laps] == [2, 2, 2]
+
+def counting_contestant(begun: Path) -> Contestant:
+    """Its loss counts its steps, downwards from 0; it begins by saying who it is."""
+    model = nn.Linear(1, 1)
+    nn.init.zeros_(model.bias)
+
+    def loss(batch: Batch, precision: Precision) -> Tensor:
+        return model.bias.sum()
+
+    def begin(precision: Precision) -> None:
+        begun.write_text(f"{os.getpid()} {precision}")
+
+    return Contestant("counting", model, torch.optim.SGD([model.bias], lr=1.0), loss, begin)
+
+
+def small_batch() -> Batch:
+    return random_batch(8, 2, 4, packed=False, device=CPU)
+
+
+def dying_contestant() -> Contestant:
+    os._exit(3)
+
+
+def test_a_contestant_steps_in_a_process_of_its_own(tmp_path: Path) -> None:
+    """As its users have it; what is timed is a step right after another one."""
+    begun = tmp_path / "begun"
+    with Seat("counting", partial(counting_contestant, begun), small_batch, "bf16") as seat:
+        laps = [seat.lap(), seat.lap()]
+        pid, precision = begun.read_text().split()
+        assert (int(pid) != os.getpid(), precision) == (True, "bf16")
+        assert [lap.loss for lap in laps] == [-1, -3]
+        resident = int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
+        assert resident <= seat.peak() < 4 * resident
+    assert not Path(f"/proc/{pid}").exists()
+
+
+def test_a_contestant_that_dies_is_named() -> None:
+    with (
+        Seat("dying", dying_contestant, small_batch, "fp32") as seat,
+        pytest.raises(SeatLost, match="the process of dying ended with exit code 3"),
+    ):
+        seat.lap()
 
 
 def test_a_step_in_parts_has_the_loss_and_gradient_of_the_whole() -> None:
@@ -110,16 +153,13 @@ def test_packed_rows_hold_several_documents_and_the_same_tokens() -> None:
 
 @pytest.fixture(scope="module")
 def options() -> train.Options:
-    return train.Options(batch=2, length=64, repeats=2, peak=False, only=("ours", "small"))
+    return train.Options(batch=2, length=64, repeats=2, only=("ours", rivals.BASELINE))
 
 
 @pytest.fixture(scope="module")
 def figures(options: train.Options) -> list[train.Figures]:
     small = TINY.model_copy(update={"trm": False, "act": False})
-    builders = {
-        "ours": lambda setting: rivals.ours(setting, TINY),
-        "small": lambda setting: rivals.ours(setting, small, rivals.BASELINE),
-    }
+    builders = {"ours": partial(rivals.ours, config=TINY), rivals.BASELINE: partial(rivals.ours, config=small)}
     return train.measure(options, builders, TINY.vocab_size)
 
 
@@ -139,6 +179,7 @@ def test_ratios_are_to_the_baseline_at_the_same_precision(figures: list[train.Fi
     """bf16 against fp32 would compare two machines' worth of difference."""
     for ours, base in zip(figures[::2], figures[1::2], strict=True):
         assert ours.tokens_per_s_ratio == ours.tokens_per_s / base.tokens_per_s
+        assert ours.fastest_ratio == base.step_ms_min / ours.step_ms_min
         assert ours.flops_per_s_ratio == ours.flops_per_s / base.flops_per_s
         assert base.tokens_per_s_ratio == 1
 
@@ -146,7 +187,7 @@ def test_ratios_are_to_the_baseline_at_the_same_precision(figures: list[train.Fi
 def test_without_the_baseline_there_are_no_ratios(figures: list[train.Figures]) -> None:
     """--only ours is a measurement too."""
     alone = [each for each in figures if each.model != rivals.BASELINE]
-    cleared = [replace(each, tokens_per_s_ratio=None, flops_per_s_ratio=None) for each in alone]
+    cleared = [replace(each, tokens_per_s_ratio=None, fastest_ratio=None, flops_per_s_ratio=None) for each in alone]
     assert train.compare(cleared) == cleared
 
 

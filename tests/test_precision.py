@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import pytest
 import torch
 
 from cognate import precision
 
+PRODUCTS = torch.backends.mkldnn.matmul
+
 
 @pytest.mark.parametrize(
-    ("features", "dtype", "of_attention", "convolves"),
+    ("features", "dtype", "of_attention", "by_onednn"),
     [
         ({"avx512_f": True, "avx512_bf16": True, "amx_bf16": True}, torch.bfloat16, torch.bfloat16, False),
         ({"avx512_f": True, "avx512_bf16": True, "amx_bf16": False}, torch.float32, torch.float32, False),
@@ -20,11 +25,11 @@ from cognate import precision
     ],
 )
 def test_a_cpu_computes_as_it_is_fastest(
-    features: dict[str, bool], dtype: torch.dtype, of_attention: torch.dtype, convolves: bool, monkeypatch: pytest.MonkeyPatch
+    features: dict[str, bool], dtype: torch.dtype, of_attention: torch.dtype, by_onednn: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """AVX512-BF16 without AMX makes products slower on an Intel, 168 GFLOP/s to 269, and faster on an AMD (sse4a), 800 to 209.
 
-    Attention is faster in bf16 with AMX alone. An AMD's AVX512 is used whole in convolutions.
+    Attention is faster in bf16 with AMX alone. An AMD's AVX512 is used whole by oneDNN.
     """
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: features)
     for name in ("_native_dtype", "_has"):
@@ -33,15 +38,51 @@ def test_a_cpu_computes_as_it_is_fastest(
     assert precision.native_dtype(cpu) is dtype
     assert precision.attention_dtype(torch.bfloat16, cpu) is of_attention
     assert precision.attention_dtype(torch.float32, cpu) is torch.float32
-    assert precision.fills_vectors_only_by_onednn(cpu) is convolves
-    assert not precision.fills_vectors_only_by_onednn(torch.device("cuda"))
+    with switched_back(monkeypatch):
+        monkeypatch.setattr(precision, "_rounds", lambda: False)  # as on such a machine
+        precision.use_whole_vectors(torch.device("cuda"))
+        assert not precision.multiplies_by_onednn(cpu)
+        precision.use_whole_vectors(cpu)
+        assert precision.multiplies_by_onednn(cpu) is by_onednn
+        assert not precision.multiplies_by_onednn(torch.device("cuda"))
+        assert (PRODUCTS.fp32_precision == "bf16") is by_onednn
+
+
+@contextmanager
+def switched_back(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """torch as it begins, and afterwards as it was."""
+    before, PRODUCTS.fp32_precision = PRODUCTS.fp32_precision, "none"
+    monkeypatch.setattr(precision, "_by_onednn", False)
+    try:
+        yield
+    finally:
+        PRODUCTS.fp32_precision = before
+
+
+def test_products_that_would_be_rounded_stay_where_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The switch is the one that allows it; should a later oneDNN do it without AMX, nothing is switched."""
+    monkeypatch.setattr(precision, "_has", lambda capability: capability in {"avx512_f", "sse4a"})
+    with switched_back(monkeypatch):
+        matmul = torch.Tensor.__matmul__
+        monkeypatch.setattr(torch.Tensor, "__matmul__", lambda x, y: matmul(x.bfloat16().float(), y))
+        precision.use_whole_vectors(torch.device("cpu"))
+        assert not precision.multiplies_by_onednn(torch.device("cpu"))
+        assert PRODUCTS.fp32_precision == "none"
+
+
+def test_products_are_as_exact_as_they_were() -> None:
+    """Of every shape that a model has, whoever makes them here."""
+    precision.use_whole_vectors(torch.device("cpu"))
+    for shape in ((1, 320), (33, 320), (512, 320), (4, 64, 64), (3, 100, 32)):
+        x, y = torch.randn(shape), torch.randn(*shape[:-2], shape[-1], 257)
+        exact = x.double() @ y.double()
+        assert (x @ y - exact).norm() < 1e-6 * exact.norm()
 
 
 def test_the_compiler_takes_the_choice_as_a_constant() -> None:
     """It cannot trace the question what a CPU can do."""
 
     def chosen(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        x = x + 1 if precision.fills_vectors_only_by_onednn(x.device) else x
         products = x.to(precision.product_dtype(torch.bfloat16, x.device)) + x.to(precision.native_dtype(x.device))
         return products, x.to(precision.attention_dtype(torch.bfloat16, x.device))
 

@@ -20,13 +20,13 @@ from torch.nn import functional
 
 from cognate.config import ModelConfig
 from cognate.model.act import HaltingHead, halting_loss, halting_targets
-from cognate.model.attention import Sight, has_flex, look, segment
 from cognate.model.cross_entropy import cross_entropy_of, linear_cross_entropy
 from cognate.model.generate import generate, stream
 from cognate.model.layers import Compilable, Linear, drop, linear, rms_norm
 from cognate.model.loss import Loss, Made, Places, at, is_counted, measurements_of, places_of, shares, supervision_shares
 from cognate.model.mag import Backbone, Reading, Watch, watch
 from cognate.model.memory import Chunks, cut
+from cognate.model.sight import Sight, has_flex, look, segment
 from cognate.model.state import State, look_back
 from cognate.model.trm import Recursion, Thought
 from cognate.precision import product_dtype

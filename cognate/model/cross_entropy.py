@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from cognate.model.products import add_gradient_of_weight, gradient_of_x, product
 from cognate.precision import product_dtype
 
 CHUNK_BYTES = 2**26  # logits held at once; fewer, larger chunks mean fewer passes over the head's gradient
@@ -50,7 +49,7 @@ def cross_entropy_of(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     head = weight.to(hidden.dtype)
     each = torch.empty(len(hidden), device=hidden.device)
     for rows in _chunks(hidden, weight):
-        each[rows] = _join([_exponentiate(product(hidden[rows], head[tokens]), targets[rows], tokens) for tokens in _blocks(head)]).losses
+        each[rows] = _join([_exponentiate(hidden[rows] @ head[tokens].mT, targets[rows], tokens) for tokens in _blocks(head)]).losses
     return each
 
 
@@ -69,7 +68,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             states, blocks = hidden[rows], []
             for tokens in _blocks(head):
                 out = room.flatten()[len(states) * tokens.start : len(states) * tokens.stop].view(len(states), -1)
-                blocks.append(_exponentiate(product(states, head[tokens], out=out), targets[rows], tokens))
+                blocks.append(_exponentiate(torch.mm(states, head[tokens].mT, out=out), targets[rows], tokens))
             softmax = _join(blocks)
             each[rows] = softmax.losses
             # The factor of a row goes onto the narrow side of each product.
@@ -77,8 +76,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
             for number, block in enumerate(blocks):
                 scale, part = scales[:, number, None], head[block.tokens]
                 gradient = block.gradient(softmax.total / softmax.shares[:, number, None])
-                to_hidden[rows] += gradient_of_x(gradient, states, part) * scale
-                add_gradient_of_weight(to_weight[block.tokens], gradient, states * scale, is_first=rows.start == 0)
+                to_hidden[rows] += (gradient @ part) * scale
+                _add_product(to_weight[block.tokens], gradient.mT, states * scale, is_first=rows.start == 0)
         if not len(hidden):
             to_weight.zero_()
         ctx.save_for_backward(to_hidden.to(narrow), to_weight)
@@ -164,6 +163,16 @@ def _join(blocks: Sequence[_Block]) -> _Softmax:
     total = (shares * torch.cat([block.total for block in blocks], 1)).sum(1, keepdim=True)
     at_target = torch.cat([block.at_target for block in blocks], 1).amax(1, keepdim=True)
     return _Softmax((largest_of_all + total.log() - at_target)[:, 0], shares, total)
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor, *, is_first: bool) -> None:
+    """total += left @ right, without a second tensor of that size where it can be; `total` may hold anything if `is_first`."""
+    if total.dtype == left.dtype:
+        torch.addmm(total, left, right, beta=0 if is_first else 1, out=total)
+    elif is_first:
+        total.copy_(left @ right)
+    else:
+        total += left @ right
 
 
 def _blocks(head: Tensor) -> list[slice]:

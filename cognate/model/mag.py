@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cognate.config import ModelConfig
-from cognate.model.attention import Attention, Sight, Window, attend
+from cognate.model.attention import Attention, Window, attend
 from cognate.model.layers import MLP, Compilable, RMSNorm, region, rms_norm
 from cognate.model.memory import Chunks, LongTermMemory, Signals, cut, hold, observe
+from cognate.model.sight import Sight
 
 
 class Recollection(NamedTuple):

@@ -68,7 +68,7 @@ class Chunks:
 def cut(segments: Tensor, length: int) -> Chunks:
     """The Chunks of a batch.
 
-    segments: [batch or 1, time], the number of each token's document (attention.segment)
+    segments: [batch or 1, time], the number of each token's document (sight.segment)
     """
     length = min(length, segments.size(1))
     starts = functional.pad(segments[:, 1:] != segments[:, :-1], (1, 0))

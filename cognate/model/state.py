@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from cognate.config import ModelConfig
-from cognate.model.attention import Sight, Slots, Window, additive, turns
+from cognate.model.attention import Window
 from cognate.model.mag import Past
+from cognate.model.sight import Sight, Slots, additive, turns
 
 
 @dataclass

@@ -21,8 +21,9 @@ import torch
 from torch import Tensor, nn
 
 from cognate.config import ModelConfig
-from cognate.model.attention import Sight, Window, attend, rotate
+from cognate.model.attention import Window, attend, rotate
 from cognate.model.layers import MLP, Compilable, Linear, RMSNorm, region, rms_norm, split_heads
+from cognate.model.sight import Sight
 
 
 class Thought(NamedTuple):

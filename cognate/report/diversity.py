@@ -16,6 +16,7 @@ from cognate.data.rows import SYNTHETIC_SEED
 from cognate.evaluation.diversity import Member, Text, diversity
 from cognate.evaluation.suite import sample_items
 from cognate.jobdir import JobContext, JobFailed
+from cognate.precision import use_whole_vectors
 from cognate.report.history import NothingSaved, best
 from cognate.rundir import CorruptCheckpoint, Places, RunDir, file_digest, read_json
 from cognate.training.checkpoint import load_model, weights_file
@@ -31,6 +32,7 @@ def measure_runs(
     say: Callable[[str, float | None], None] = lambda sentence, fraction: None,
 ) -> dict[str, Any]:
     """The report as plain JSON. Raises NothingSaved, CorruptCheckpoint or DataUnreadable."""
+    use_whole_vectors(device)
     configs = [run.config() for run in runs]
     members, described, files = [], [], []
     for run, config in zip(runs, configs, strict=True):

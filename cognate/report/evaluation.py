@@ -19,6 +19,7 @@ from cognate.evaluation.referee import RefereeMissing, referee
 from cognate.evaluation.scoring import Batching
 from cognate.evaluation.tasks import Model
 from cognate.jobdir import JobContext, JobFailed
+from cognate.precision import use_whole_vectors
 from cognate.rundir import CorruptCheckpoint, Places, file_digest, read_json
 from cognate.training.checkpoint import load_model, weights_file
 
@@ -47,6 +48,7 @@ def evaluate_checkpoint(
     with_overlap: count the items that share 13 words in a row with the training text
     with_referee: let lm-evaluation-harness measure the same items
     """
+    use_whole_vectors(device)
     # All that is needed of the checkpoint is read now: a run at work may remove it before its figures are there.
     net, tokenizer = load_model(folder)
     config, state = parse(read_json(folder / "config.json")), read_json(folder / "state.json")

@@ -22,6 +22,7 @@ from cognate.config import RunConfig, parse
 from cognate.events import Failure
 from cognate.jobdir import JobContext
 from cognate.metrics import METRICS
+from cognate.precision import use_whole_vectors
 from cognate.report.facts import Facts
 from cognate.report.machine import GPU_IS_BUSY, look_around
 from cognate.report.network import count
@@ -61,6 +62,7 @@ def readiness(
     if device.type == "cuda" and not torch.cuda.is_available():
         device = torch.device("cpu")  # the verdict says so
     make_deterministic(device)  # as a worker computes
+    use_whole_vectors(device)
     machine = look_around(config, device, wandb, gpu_is_busy=gpu_is_busy)
     material = make_plan(config, places, lambda sentence: say(sentence, 0.1))
     facts = Facts(machine, material.plan, count(config), shutil.disk_usage(_existing(runs_dir)).free)

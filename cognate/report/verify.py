@@ -29,6 +29,7 @@ from torch import Tensor
 from cognate.config import SPECIALISTS, ConfigError, parse
 from cognate.data.tokenizer import Tokenizer
 from cognate.model import Cognate
+from cognate.precision import use_whole_vectors
 from cognate.rundir import MANIFEST, digest_of_manifest
 
 FOLDER: Final = "cognate-phase1"
@@ -85,6 +86,7 @@ def verify_in_new_process(path: Path) -> dict[str, Any]:
 @torch.no_grad()
 def logits_of(model: Cognate, tokens: Sequence[int]) -> Tensor:
     """What the model says comes after the tokens: float32 [vocabulary], on the CPU."""
+    use_whole_vectors(next(model.parameters()).device)  # the bits of both sides depend on it
     logits: Tensor = model(torch.tensor([list(tokens)])).logits[0, -1]
     return logits.clone()
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from cognate.config import RunConfig, TrainingConfig
 from cognate.data.batches import IGNORED, Batch
 from cognate.model import Cognate, Loss
-from cognate.model.attention import has_flex
+from cognate.model.sight import has_flex
 from cognate.precision import native_dtype
 from cognate.transfer import to_device
 

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 from cognate.config import ModelConfig
-from cognate.model import Cognate, attention
-from cognate.model.attention import Attention, Sight, attend, block_mask, has_flex, look, rotate, segment
+from cognate.model import Cognate
+from cognate.model.attention import Attention, attend, rotate
+from cognate.model.sight import KEYS, LONG, QUERIES, Sight, block_mask, has_flex, look, segment
 
 
 def sight_of(segments: torch.Tensor, window: int = 4, head_dim: int = 4, *, flex: bool = False) -> Sight:
@@ -24,13 +25,19 @@ def _skip_without_strips() -> None:
         pytest.skip("attention in strips is the CPU's")
 
 
-@pytest.fixture(name="_in_strips")
-def in_strips() -> Iterator[None]:
-    """Rows of any length count as long."""
+@pytest.fixture(name="_in_strips", params=["by SDPA's kernel", "by products"])
+def in_strips(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Rows of any length, and either way, whatever this machine does better."""
     _skip_without_strips()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(attention, "LONG", 1)
+        patch.setattr("cognate.model.sight.LONG", 1)
+        multiply(patch, multiplies=request.param == "by products")
         yield
+
+
+def multiply(patch: pytest.MonkeyPatch, *, multiplies: bool) -> None:
+    for module in ("sight", "attention"):
+        patch.setattr(f"cognate.model.{module}.multiplies_by_onednn", lambda _: multiplies)
 
 
 def test_documents_are_numbered_by_their_runs() -> None:
@@ -91,17 +98,21 @@ def test_a_strip_needs_no_key_before_its_window() -> None:
     assert ranges == [(0, 64), (0, 64), (64, 128), (0, 128), (128, 192), (64, 192), (192, 200), (128, 200)]
 
 
-def test_only_long_rows_go_in_strips() -> None:
+@pytest.mark.parametrize("multiplies", [False, True])
+def test_only_long_rows_go_in_strips_unless_they_are_multiplied(multiplies: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     _skip_without_strips()
-    strips = [sight_of(torch.zeros(1, time, dtype=torch.long)).strips for time in (attention.LONG - 1, attention.LONG)]
-    assert [each is None for each in strips] == [True, False]
+    multiply(monkeypatch, multiplies=multiplies)
+    strips = [sight_of(torch.zeros(1, time, dtype=torch.long)).strips for time in (LONG - 1, LONG)]
+    assert [each is None for each in strips] == [not multiplies, False]
 
 
-def test_a_row_is_rounded_alike_in_any_company() -> None:
+@pytest.mark.parametrize("multiplies", [False, True])
+def test_a_row_is_rounded_alike_in_any_company(multiplies: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     _skip_without_strips()
-    query, key, value = torch.randn(3, 2, attention.LONG, 2, 8).unbind()
-    segments = segment((torch.rand(2, attention.LONG) < 0.02).cumsum(1))
-    both, alone = (attend(query[:n], key[:n], value[:n], sight_of(segments[:n], 100, 8)) for n in (2, 1))
+    multiply(monkeypatch, multiplies=multiplies)
+    query, key, value = torch.randn(3, 2, LONG, 2, 8).bfloat16().unbind()
+    segments = segment((torch.rand(2, LONG) < 0.02).cumsum(1))
+    both, alone = (attend(query[:n], key[:n], value[:n], look(segments[:n], 100, 8, 10_000.0, torch.bfloat16)) for n in (2, 1))
     assert torch.equal(both[:1], alone)
 
 
@@ -113,11 +124,11 @@ def test_long_rows_are_trained_without_a_mask_of_all_pairs(monkeypatch: pytest.M
         raise AssertionError("a mask of all pairs was made")
 
     monkeypatch.setattr(Sight, "dense", property(refuse))
-    time, window = 4 * attention.LONG, 64
+    time, window = 4 * LONG, 64
     sight = sight_of(torch.zeros(2, time, dtype=torch.long), window)
     assert sight.strips is not None
     pairs = sum(strip.mask.numel() for strip in sight.strips)
-    assert pairs <= 2 * time * (window + attention.QUERIES + attention.KEYS)
+    assert pairs <= 2 * time * (window + QUERIES + KEYS)
     model = Cognate(ModelConfig(vocab_size=258, d_model=32, n_layers=1, n_heads=2, d_ff=32, trm_d_ff=32, window=window))
     tokens = torch.randint(0, 96, (2, time))
     loss = model.loss(tokens, tokens.roll(-1, 1), torch.zeros_like(tokens)).loss
@@ -133,8 +144,9 @@ def test_one_row_of_segments_may_speak_for_all_rows() -> None:
     torch.testing.assert_close(shared, own, atol=2e-5, rtol=1e-4)
 
 
-def test_narrow_attention_is_computed_in_the_faster_dtype(bf16_products: torch.dtype) -> None:
+def test_narrow_attention_is_computed_in_the_faster_dtype(bf16_products: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows too short for strips, and what is read on with a cache, take one call."""
+    multiply(monkeypatch, multiplies=False)
     sight = look(torch.zeros(1, 20, dtype=torch.long), 8, 16, 10_000.0, torch.bfloat16)
     parts = [torch.randn(1, 20, 2, 16).bfloat16() for _ in range(3)]
     assert sight.strips is None
@@ -144,17 +156,24 @@ def test_narrow_attention_is_computed_in_the_faster_dtype(bf16_products: torch.d
     assert torch.equal(out, wide.bfloat16())
 
 
-@pytest.mark.usefixtures("_in_strips", "bf16_products")
-def test_narrow_gradients_are_as_close_to_the_truth_in_strips() -> None:
+@pytest.mark.parametrize("multiplies", [False, True])
+def test_narrow_attention_in_strips_is_as_close_to_the_truth(multiplies: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As torch's kernel over all pairs in bfloat16: its gradients, too."""
+    _skip_without_strips()
+    multiply(monkeypatch, multiplies=multiplies)
     sights = [look(torch.zeros(1, 300, dtype=torch.long), 256, 64, 10_000.0, dtype) for dtype in (torch.bfloat16, torch.float32)]
     parts = [torch.randn(1, 300, 2, 64).bfloat16() for _ in range(3)]
     weights = torch.randn(1, 300, 128)
 
-    def gradients(sight: Sight) -> list[torch.Tensor]:
+    def made(sight: Sight, *, narrow: bool = True) -> list[torch.Tensor]:
         inputs = [part.to(sight.cosine.dtype).requires_grad_() for part in parts]
-        return list(torch.autograd.grad((attend(*inputs, sight).float() * weights).sum(), inputs))
+        with pytest.MonkeyPatch.context() as patch:
+            if narrow:
+                patch.setattr("cognate.model.attention.attention_dtype", lambda *_: torch.bfloat16)
+            out = attend(*inputs, sight).float()
+        return [out, *torch.autograd.grad((out * weights).sum(), inputs)]
 
-    for ours, usual, true in zip(gradients(sights[0]), gradients(whole(sights[0])), gradients(whole(sights[1])), strict=True):
+    for ours, usual, true in zip(made(sights[0]), made(whole(sights[0])), made(whole(sights[1]), narrow=False), strict=True):
         assert (ours - true).norm() < 1.5 * (usual - true).norm() < 0.01 * true.norm()
 
 

@@ -15,10 +15,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from cognate.config import ModelConfig
 from cognate.model import NOT_COUNTED, Cognate
-from cognate.model.attention import block_mask
 from cognate.model.layers import Linear, ternary
 from cognate.model.loss import places_of, supervision_shares
 from cognate.model.memory import Signals
+from cognate.model.sight import block_mask
 from cognate.optimizer import MuGrokfast
 
 Build = Callable[..., Cognate]

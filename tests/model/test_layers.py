@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from cognate.model import layers
 from cognate.model.layers import MLP, Linear, rms_norm, ternary
 
 
@@ -105,3 +106,24 @@ def test_the_gradient_goes_straight_through() -> None:
     torch.testing.assert_close(layer.weight.grad, rounded.grad)
     assert layer.weight.grad.ne(0).all()
     assert layer.weight.dtype == torch.float32
+
+
+@pytest.mark.skipif(layers._IN_INFERENCE is None, reason="a torch without oneDNN")
+@pytest.mark.parametrize("shape", [(24,), (1, 24), (3, 5, 24)])
+@pytest.mark.parametrize("is_dense", [True, False])
+def test_without_a_gradient_products_are_those_of_inference(
+    shape: tuple[int, ...], is_dense: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where oneDNN multiplies; of the same value, also of what does not lie one after the other, and nowhere else."""
+    x, mlp = torch.randn(shape), MLP(24, 16)
+    nn.init.normal_(mlp.down.weight)
+    if not is_dense:
+        x, mlp.up.weight.data = x.repeat_interleave(2, -1)[..., ::2], mlp.up.weight.data.T.contiguous().T
+    for by_onednn in (True, False):
+        monkeypatch.setattr(layers, "multiplies_by_onednn", lambda _, by_onednn=by_onednn: by_onednn)
+        with torch.profiler.profile() as profile:
+            expected = mlp(x)
+            with torch.no_grad():
+                torch.testing.assert_close(mlp(x), expected.detach())
+        called = [event.count for event in profile.key_averages() if event.key == "mkldnn::_linear_pointwise"]
+        assert called == [2] * by_onednn

@@ -4,10 +4,10 @@ import torch
 from torch import Tensor
 
 from cognate.config import ModelConfig
-from cognate.model.attention import look
 from cognate.model.layers import rms_norm
 from cognate.model.mag import Backbone, Gate, watch
 from cognate.model.memory import Signals, cut, step
+from cognate.model.sight import look
 
 
 def binary_entropy(g: Tensor) -> Tensor:

@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from cognate.model.act import EMA_DECAY, HaltingHead, halting_depths, halting_targets
-from cognate.model.attention import look, segment
 from cognate.model.memory import Signals, cut, observe, scan, step, usage
+from cognate.model.sight import look, segment
 
 TIGHT = {"rtol": 1e-10, "atol": 1e-10}
 FLOAT32 = torch.finfo(torch.float32)
@@ -326,7 +326,7 @@ def documents(draw: st.DrawFn) -> list[list[int]]:
 @given(documents(), st.integers(1, 16), st.sampled_from([torch.float32, torch.bfloat16]))
 def test_a_query_sees_the_last_keys_of_its_own_run_of_ids(rows: list[list[int]], window: int, dtype: torch.dtype) -> None:
     """Element by element from the ids themselves: not ahead, less than `window` behind, and no other id in between."""
-    mask = look(segment(torch.tensor(rows)), window, 4, 1e4, dtype).mask
+    mask = look(segment(torch.tensor(rows)), window, 4, 1e4, dtype).dense
     expected = [
         [[[0.0 if 0 <= i - j < window and len(set(row[j : i + 1])) == 1 else -math.inf for j in range(len(row))] for i in range(len(row))]]
         for row in rows

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from cognate.config import ModelConfig
-from cognate.model.attention import Sight, look
 from cognate.model.layers import rms_norm
+from cognate.model.sight import Sight, look
 from cognate.model.trm import Recursion
 
 CONFIG = ModelConfig(d_model=16, n_heads=2, trm_d_ff=24, recursions=4, micro_steps=3)

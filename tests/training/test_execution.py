@@ -22,7 +22,7 @@ from cognate.config import TrainingConfig, resolve
 from cognate.data.batches import IGNORED, Batch
 from cognate.events import Kind
 from cognate.model import Cognate, Loss, layers
-from cognate.model.attention import has_flex
+from cognate.model.sight import has_flex
 from cognate.optimizer import MuGrokfast
 from cognate.training import execution
 from cognate.training.execution import FiniteLosses, parts, prepare, rows_at_once
