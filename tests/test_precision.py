@@ -70,6 +70,17 @@ def test_products_that_would_be_rounded_stay_where_they_were(monkeypatch: pytest
         assert PRODUCTS.fp32_precision == "none"
 
 
+def test_small_products_are_mkls_and_the_switch_is_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    with switched_back(monkeypatch):
+        for is_on, setting in ((False, "none"), (True, "bf16")):
+            monkeypatch.setattr(precision, "_by_onednn", is_on)
+            PRODUCTS.fp32_precision = setting
+            with pytest.raises(ZeroDivisionError), precision.small_products():
+                assert PRODUCTS.fp32_precision == "none"
+                raise ZeroDivisionError
+            assert PRODUCTS.fp32_precision == setting
+
+
 def test_products_are_as_exact_as_they_were() -> None:
     """Of every shape that a model has, whoever makes them here."""
     precision.use_whole_vectors(torch.device("cpu"))

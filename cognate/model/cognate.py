@@ -10,6 +10,7 @@ Source: docs/model.md section 1.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -29,7 +30,7 @@ from cognate.model.memory import Chunks, cut
 from cognate.model.sight import Sight, has_flex, look, segment
 from cognate.model.state import State, look_back
 from cognate.model.trm import Recursion, Thought
-from cognate.precision import product_dtype
+from cognate.precision import product_dtype, small_products
 from cognate.transfer import to_device
 
 PIECE = 512  # tokens that extend() reads at once
@@ -90,7 +91,8 @@ class Cognate(nn.Module):
     def logits(self, answers: Tensor) -> Tensor:
         """[..., width] to [..., vocabulary], float32"""
         dtype = product_dtype(answers.dtype, answers.device)
-        return linear(answers.to(dtype), self.embedding.weight).float()
+        with nullcontext() if torch.is_grad_enabled() else small_products():
+            return linear(answers.to(dtype), self.embedding.weight).float()
 
     @torch.no_grad()
     def extend(
@@ -122,10 +124,11 @@ class Cognate(nn.Module):
             _check_lengths(lengths, time)
         limit = self.config.recursions if recursions is None else recursions
         pieces = []
-        for first in range(0, time, PIECE):  # what is read at once takes a mask that grows with its square
-            piece = tokens[:, first : first + PIECE]
-            own = None if lengths is None else (lengths - first).clamp(0, piece.size(1))
-            pieces.append(self._read(piece, state, own, limit, adaptive=adaptive))
+        with small_products():
+            for first in range(0, time, PIECE):  # what is read at once takes a mask that grows with its square
+                piece = tokens[:, first : first + PIECE]
+                own = None if lengths is None else (lengths - first).clamp(0, piece.size(1))
+                pieces.append(self._read(piece, state, own, limit, adaptive=adaptive))
         answers, depths = pieces[0] if len(pieces) == 1 else map(partial(torch.cat, dim=1), zip(*pieces, strict=True))
         return Continuation(answers, depths, state)
 
