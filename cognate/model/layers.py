@@ -188,7 +188,7 @@ class _WideLinear(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
         x, weight = ctx.saved_tensors
         gradient = gradient.to(weight.dtype)
-        return (gradient @ weight).to(x.dtype), gradient_of_weight(gradient, x.to(weight.dtype))
+        return (gradient @ weight).to(x.dtype), _gradient_of_weight(gradient, x.to(weight.dtype))
 
 
 class _SquaredReLULinear(torch.autograd.Function):
@@ -207,9 +207,9 @@ class _SquaredReLULinear(torch.autograd.Function):
         wide = rectified.to(weight.dtype)
         to_x = ((2 * gradient) @ weight).mul_(wide).to(rectified.dtype)  # doubled on the narrow side
         square = wide.square_()  # in its place where it has that dtype; a second backward pass is then refused
-        return to_x, gradient_of_weight(gradient, square)
+        return to_x, _gradient_of_weight(gradient, square)
 
 
-def gradient_of_weight(gradient: Tensor, x: Tensor) -> Tensor:
+def _gradient_of_weight(gradient: Tensor, x: Tensor) -> Tensor:
     """That of x W^T, [outputs, inputs]; gradient: [..., outputs], x: [..., inputs]"""
     return gradient.flatten(0, -2).mT @ x.flatten(0, -2)
