@@ -61,6 +61,7 @@ Builder = Callable[[Setting], Contestant]
 
 
 def ours(setting: Setting, config: ModelConfig | None = None, name: str = "ours") -> Contestant:
+    use_whole_vectors(setting.device)
     torch.manual_seed(0)
     model = Cognate(config or ModelConfig()).to(setting.device)
 
@@ -71,7 +72,6 @@ def ours(setting: Setting, config: ModelConfig | None = None, name: str = "ours"
 
     def begin(precision: Precision) -> None:  # as the worker does
         keep_freed_memory()
-        use_whole_vectors(setting.device)
         if setting.compiled:  # not before FLOPs are counted, which compiled FlexAttention does not allow
             compile_as(model, ways_to_compile(setting.device, DTYPES[precision])[0])
 

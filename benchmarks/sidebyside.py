@@ -170,8 +170,8 @@ def flops_by_kind(contestant: Contestant, batch: Batch, precision: Precision) ->
     """Those of attention, and the others.
 
     Attention is counted by the shapes a kernel is called with. A causal kernel called on whole rows counts every query with every
-    key, though it skips up to half of them; so does ours on the CPU in rows shorter than 1,024, masked, and beyond that it counts
-    the blocks that it computes.
+    key, though it skips up to half of them; so does ours on the CPU in one call for all pairs, masked; in strips it counts
+    their blocks. Where attention is made by products, they are among the others.
     """
     # Compiled code hides its products from the counter.
     with torch.compiler.set_stance("force_eager"), FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION) as counter:

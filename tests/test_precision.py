@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
 
 from cognate import precision
+from cognate.config import resolve
+from cognate.model import Cognate
+from cognate.report import diversity, evaluation, readiness, verify
+from cognate.rundir import Places
 
 PRODUCTS = torch.backends.mkldnn.matmul
 
@@ -70,12 +76,12 @@ def test_products_that_would_be_rounded_stay_where_they_were(monkeypatch: pytest
         assert PRODUCTS.fp32_precision == "none"
 
 
-def test_small_products_are_mkls_and_the_switch_is_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_small_is_multiplied_as_torch_comes(monkeypatch: pytest.MonkeyPatch) -> None:
     with switched_back(monkeypatch):
         for is_on, setting in ((False, "none"), (True, "bf16")):
             monkeypatch.setattr(precision, "_by_onednn", is_on)
             PRODUCTS.fp32_precision = setting
-            with pytest.raises(ZeroDivisionError), precision.small_products():
+            with pytest.raises(ZeroDivisionError), precision.as_torch_comes():
                 assert PRODUCTS.fp32_precision == "none"
                 raise ZeroDivisionError
             assert PRODUCTS.fp32_precision == setting
@@ -86,8 +92,40 @@ def test_products_are_as_exact_as_they_were() -> None:
     precision.use_whole_vectors(torch.device("cpu"))
     for shape in ((1, 320), (33, 320), (512, 320), (4, 64, 64), (3, 100, 32)):
         x, y = torch.randn(shape), torch.randn(*shape[:-2], shape[-1], 257)
-        exact = x.double() @ y.double()
-        assert (x @ y - exact).norm() < 1e-6 * exact.norm()
+        exact, made = x.double() @ y.double(), [x @ y]
+        if x.ndim == 2 and precision.product_of_inference is not None:
+            made.append(precision.product_of_inference(x, y.T.contiguous(), None, "none", [], ""))
+        for each in made:
+            assert (each - exact).norm() < 1e-6 * exact.norm()
+
+
+class Switched(Exception):
+    """For this device."""
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize(
+    ("module", "begin"),
+    [
+        (evaluation, lambda device: evaluation.evaluate_checkpoint(Path("none"), Places(None, None), device)),
+        (diversity, lambda device: diversity.measure_runs([], Places(None, None), device)),
+        (readiness, lambda device: readiness.readiness(resolve("quickstart"), Places(None, None), Path("none"), device)),
+        (verify, lambda device: verify.logits_of(Cognate(resolve("quickstart").model).to(device), [1])),
+    ],
+)
+def test_whoever_computes_uses_whole_vectors(
+    module: ModuleType, begin: Callable[[torch.device], object], device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before anything else; else what one process finds, another does not."""
+
+    def switch(device: torch.device) -> None:
+        raise Switched(device.type)
+
+    monkeypatch.setattr(module, "use_whole_vectors", switch)
+    if module is readiness:
+        monkeypatch.setattr(readiness, "make_deterministic", lambda _: None)
+    with pytest.raises(Switched, match=device):
+        begin(torch.device(device))
 
 
 def test_the_compiler_takes_the_choice_as_a_constant() -> None:

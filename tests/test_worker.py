@@ -32,13 +32,16 @@ def test_what_names_no_device_is_of_the_card_that_was_chosen(
 ) -> None:
     """An event, recorded on another card's stream, would tell nothing of a loss on this one."""
     current: list[str] = []
+    switched: list[torch.device] = []
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: current.append(str(device)))
     monkeypatch.setattr(worker, "make_deterministic", lambda _: None)
+    monkeypatch.setattr(worker, "use_whole_vectors", switched.append)
     monkeypatch.setattr(worker, "train", lambda *_: Kind.FINISHED)
     attempt = new_run(tmp_path / "run", tiny()).attempt(1)
     attempt.create()
     assert worker.run_attempt(attempt, Places(None, None), device) is Kind.FINISHED
     assert current == expected
+    assert switched == [torch.device(device)]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="of glibc")

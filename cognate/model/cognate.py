@@ -30,7 +30,7 @@ from cognate.model.memory import Chunks, cut
 from cognate.model.sight import Sight, has_flex, look, segment
 from cognate.model.state import State, look_back
 from cognate.model.trm import Recursion, Thought
-from cognate.precision import product_dtype, small_products
+from cognate.precision import as_torch_comes, product_dtype
 from cognate.transfer import to_device
 
 PIECE = 512  # tokens that extend() reads at once
@@ -91,7 +91,7 @@ class Cognate(nn.Module):
     def logits(self, answers: Tensor) -> Tensor:
         """[..., width] to [..., vocabulary], float32"""
         dtype = product_dtype(answers.dtype, answers.device)
-        with nullcontext() if torch.is_grad_enabled() else small_products():
+        with nullcontext() if torch.is_grad_enabled() else as_torch_comes():
             return linear(answers.to(dtype), self.embedding.weight).float()
 
     @torch.no_grad()
@@ -124,7 +124,7 @@ class Cognate(nn.Module):
             _check_lengths(lengths, time)
         limit = self.config.recursions if recursions is None else recursions
         pieces = []
-        with small_products():
+        with as_torch_comes():
             for first in range(0, time, PIECE):  # what is read at once takes a mask that grows with its square
                 piece = tokens[:, first : first + PIECE]
                 own = None if lengths is None else (lengths - first).clamp(0, piece.size(1))

@@ -2,7 +2,7 @@
 
 `stream` yields tokens as they come, `generate` collects them; both are methods of Cognate. A row that has stopped costs nothing
 more, and what a row says depends on its prompt, its number and the seed, not on who else is in the batch: bit for bit so only as far
-as the kernels round alike in any company, which in bfloat16 they do not.
+as the kernels round alike in any company: in bfloat16 they do not, and a single row is at times rounded otherwise than one of many.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ class Sight:
     cosine, sine: [batch or absent, time, 1, head_dim/2], in the dtype of the activations
     mask:         [batch or 1, 1, query, key], 0 where the query sees the key, -inf elsewhere; same dtype; or FlexAttention's own;
                   or, with strips, what makes it for the few who need it: it grows with the square of the rows' length
-    strips:       which keys which queries need; on the CPU, when long rows begin here
+    strips:       which keys which queries need; on the CPU, where rows begin here and looking at all keys is slower
     slots:        where the tokens go in a Window, when they continue earlier ones
     """
 
@@ -54,7 +54,7 @@ class Strip(NamedTuple):
     """Up to QUERIES queries in a row, and the keys that hold all they may see.
 
     queries, keys: positions in the row
-    mask:          [batch or 1, 1, query, key], as in Sight, in the dtype that attention is computed in
+    mask:          [batch or 1, 1, query, key], as in Sight, in the dtype that scores are computed in
     """
 
     queries: slice

@@ -108,7 +108,7 @@ def test_the_gradient_goes_straight_through() -> None:
     assert layer.weight.dtype == torch.float32
 
 
-@pytest.mark.skipif(layers._IN_INFERENCE is None, reason="a torch without oneDNN")
+@pytest.mark.skipif(layers.product_of_inference is None, reason="a torch without oneDNN")
 @pytest.mark.parametrize("shape", [(24,), (1, 24), (3, 5, 24)])
 @pytest.mark.parametrize("is_dense", [True, False])
 def test_without_a_gradient_products_are_those_of_inference(
