@@ -1,10 +1,11 @@
 """How fast Cognate trains beside its rivals: `make bench-train`, or python -m benchmarks.train.
 
     make bench-train ARGS="--precision bf16 --repeats 9"
-    make bench-train ARGS="--batch 16 --repeats 1 --json results.jsonl"     # peak memory at 16 x 512
+    make bench-train ARGS="--batch 16 --repeats 1 --only ours ours-compiled --json results.jsonl"     # peak memory at 16 x 512
 
-Each model is in a process of its own, and they step in turns (sidebyside.py), at one precision after the other. Who takes part, and how
-each was set up, is in rivals.py. Ours gets the same tokens packed as documents, as in real use; rivals have no packing.
+Each model is in a process of its own, and they step in turns (sidebyside.py), at one precision after the other. Who waits holds its
+memory: of large batches, all want more at once than one after the other would. Who takes part, and how each was set up, is in
+rivals.py. Ours gets the same tokens packed as documents, as in real use; rivals have no packing.
 FLOP/s are those of forward and backward over their time; the optimizer's work is not counted, and its time is a column of its own.
 "fastest" is the ratio of the fastest steps: who takes memory anew in each step is at times slowed by the machine, who keeps it is not.
 """

@@ -60,14 +60,15 @@ def use_whole_vectors(device: torch.device) -> None:
     global _by_onednn
     if _by_onednn or device.type != "cpu" or not (_has("avx512_f") and _is_amd()) or _has("amx_bf16"):
         return
-    # Said aloud, though it is so anyway: FlexAttention's compiler asks the function that raises where nothing is said.
-    torch.backends.cuda.matmul.fp32_precision = "ieee"
     _PRODUCTS.fp32_precision = "bf16"
     try:
         _by_onednn = not _rounds()
     finally:
         if not _by_onednn:
             _PRODUCTS.fp32_precision = "none"
+    if _by_onednn and torch.backends.cuda.matmul.fp32_precision == "none":
+        # Said aloud, though it is so anyway: FlexAttention's compiler asks the function that raises where nothing is said.
+        torch.backends.cuda.matmul.fp32_precision = "ieee"
 
 
 _by_onednn = False

@@ -109,7 +109,7 @@ def test_a_contestant_steps_in_a_process_of_its_own(tmp_path: Path) -> None:
         assert (int(pid) != os.getpid(), precision) == (True, "bf16")
         assert [lap.loss for lap in laps] == [-1, -3]
         resident = int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
-        assert resident <= seat.peak() < 4 * resident
+        assert 0.9 * resident < seat.peak() < 4 * resident  # the kernel counts in steps
     assert not Path(f"/proc/{pid}").exists()
 
 

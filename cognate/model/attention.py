@@ -93,10 +93,10 @@ def attend(query: Tensor, key: Tensor, value: Tensor, sight: Sight) -> Tensor:
     elif sight.strips is not None:
         if multiplies_by_onednn(query.device):
             dtype = product_dtype(query.dtype, query.device)
-            out = _Multiplied.apply(query.to(dtype), key.to(dtype), value.to(dtype), sight.strips)  # type: ignore[no-untyped-call]
+            out = _ByProducts.apply(query.to(dtype), key.to(dtype), value.to(dtype), sight.strips)  # type: ignore[no-untyped-call]
             out = out.to(query.dtype)
         else:
-            out = _InStrips.apply(query, key, value, sight.strips)  # type: ignore[no-untyped-call]
+            out = _ByKernel.apply(query, key, value, sight.strips)  # type: ignore[no-untyped-call]
     else:
         wide = attention_dtype(query.dtype, query.device)
         mask = sight.dense.to(wide)
@@ -137,7 +137,7 @@ def _turn(x: Tensor, cosine: Tensor, sine: Tensor, sign: int) -> Tensor:
     return out
 
 
-class _InStrips(torch.autograd.Function):
+class _ByKernel(torch.autograd.Function):
     """Attention strip by strip, by the kernel that SDPA calls on the CPU; autograd would fill up each strip's gradients with zeros.
 
     Measured on two cores without AMX, forward and backward, ms of masked SDPA / of this, window 256: fp32 4 x 320 9.5 / 8.3,
@@ -178,7 +178,7 @@ _KERNEL = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _KERNEL_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
-class _Multiplied(torch.autograd.Function):
+class _ByProducts(torch.autograd.Function):
     """Attention strip by strip, by products; the probabilities are kept for the gradient, in the dtype of the queries.
 
     SDPA's kernel multiplies pieces too small for oneDNN. Scores and the gradient of the probabilities are float32 in any case. Measured on
